@@ -1,0 +1,294 @@
+"""Recipes: YAML in, strict typed settings out. An unknown key is an error that names the nearest known one.
+
+A recipe is one stage, or a list of `stages` that inherit everything else written at the top. Overrides from the command
+line (`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from relgrad.types import RelgradError
+
+
+class Strict(BaseModel):
+    """Base of all settings: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Component(BaseModel):
+    """A section that names a `kind`; the rest is checked by that kind's own Settings when it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every key but `kind` (and a reward's `weight` and `name`, which the recipe reads itself)."""
+        return dict(self.model_extra or {})
+
+
+class RewardComponent(Component):
+    weight: float = 1.0
+    name: str | None = None
+
+
+class Grpo(Strict):
+    """The GRPO loop. Names, meanings and defaults are TRL's where TRL has them.
+
+    One generation batch = `num_prompts` prompts x `num_generations` completions, used for `num_iterations` passes of
+    `steps_per_generation` optimizer steps each.
+    """
+
+    steps: int = Field(100, ge=1, description="optimizer steps")
+    num_prompts: int = Field(8, ge=1, description="prompts per generation batch")
+    num_generations: int = Field(8, description="completions per prompt (the group)")
+    num_iterations: int = Field(1, ge=1)
+    steps_per_generation: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-6, gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = Field(1.0, gt=0)
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce"] = "dapo"
+    epsilon: float = Field(0.2, gt=0)
+    epsilon_high: float | None = Field(None, gt=0)
+    delta: float | None = None
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    beta: float = Field(0.0, ge=0)
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
+    use_bias_correction_kl: bool = True
+    entropy_coef: float = 0.0
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    leave_one_out: bool = False
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    mask_truncated_completions: bool = False
+    max_resamples: int = Field(0, ge=0, description="DAPO: how often groups without spread are replaced per batch")
+    importance_sampling_cap: float = Field(2.0, gt=0, description="cap of TIS weights for another engine's log-probs")
+    micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
+    reward_timeout: float = Field(60.0, gt=0, description="seconds one group may take to be rewarded")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Grpo:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations={self.num_generations}: a group needs at least 2 completions to compare; 8 is usual"
+            )
+        if (self.num_prompts * self.num_generations) % self.steps_per_generation:
+            raise ValueError(
+                f"steps_per_generation={self.steps_per_generation} must divide num_prompts x num_generations = "
+                f"{self.num_prompts * self.num_generations}"
+            )
+        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
+            raise ValueError(
+                f"delta={self.delta} must exceed 1 + epsilon_high = {1 + (self.epsilon_high or self.epsilon)}: "
+                "below that the ordinary clip already acts first"
+            )
+        if self.kl_estimator != "k3" and not self.beta:
+            raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0; set beta or drop it")
+        return self
+
+
+class Sft(Strict):
+    """The supervised loop: completion-only cross-entropy, mean over the target tokens of the whole optimizer step."""
+
+    steps: int = Field(100, ge=1)
+    batch_size: int = Field(16, ge=1, description="examples per optimizer step")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="pieces one optimizer step's batch is computed in")
+    learning_rate: float = Field(2e-5, gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = Field(1.0, gt=0)
+    completion_column: str = "completion"
+
+    @model_validator(mode="after")
+    def _legal(self) -> Sft:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} must divide batch_size={self.batch_size}"
+            )
+        return self
+
+
+class Evaluation(Strict):
+    """Held-out evaluation: before the first step, every `every` steps (0: never in between) and after the last."""
+
+    every: int = Field(0, ge=0)
+    num_prompts: int = Field(100, ge=1)
+    num_generations: int = Field(4, ge=1)
+    seed: int = 1234
+
+
+class Checkpointing(Strict):
+    """Written every `every` steps (0: only at the end); the newest `keep` stay, and the best by held-out score."""
+
+    every: int = Field(50, ge=0)
+    keep: int = Field(2, ge=1)
+
+
+class Stage(Strict):
+    """One stage: what it trains (`policy`), on what (`task`), how (`grpo` or `sft`)."""
+
+    name: str
+    stage: Literal["grpo", "sft"] = "grpo"
+    seed: int = 0
+    out: Path = Path("runs")
+    policy: Component
+    task: Component
+    rewards: tuple[RewardComponent, ...] = ()
+    grpo: Grpo = Grpo()
+    sft: Sft = Sft()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpointing = Checkpointing()
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    @model_validator(mode="after")
+    def _legal(self) -> Stage:
+        if self.stage == "grpo" and not self.rewards:
+            raise ValueError("rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`")
+        return self
+
+
+class Recipe(Strict):
+    """All stages of one experiment, in order."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key.sub=value` overrides. Raises RelgradError with every problem in one message."""
+    path = Path(path)
+    if not path.is_file():
+        raise RelgradError(f"no recipe {str(path)!r} (working directory {Path.cwd()}); recipes/ holds the built-in ones")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RelgradError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise RelgradError(f"{path}: a recipe is a mapping of settings, got {type(raw).__name__}")
+    raw.setdefault("name", path.stem)
+    return parse_recipe(raw, overrides, source=str(path))
+
+
+def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+    """A recipe from plain data."""
+    data = _numbers(copy.deepcopy(dict(raw)))
+    shared_overrides, stage_overrides = _split(overrides)
+    bodies = data.pop("stages", None) or [{}]
+    stages = []
+    for number, body in enumerate(bodies):
+        merged = _merge(data, body)
+        for key, value in [*shared_overrides, *stage_overrides.get(number, ())]:
+            _assign(merged, key, value)
+        try:
+            stages.append(Stage.model_validate(merged))
+        except ValidationError as error:
+            where = f"{source}, stage {number + 1}" if len(bodies) > 1 else source
+            raise RelgradError(f"{where}:\n{explain(error, Stage)}") from None
+    if unknown := set(stage_overrides) - set(range(len(bodies))):
+        raise RelgradError(f"override for stages.{min(unknown)}: the recipe has stages 0 to {len(bodies) - 1}")
+    return Recipe(name=str(data["name"]), stages=tuple(stages))
+
+
+def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:
+    """The kind's own Settings from a recipe section; RelgradError names the section on a bad key or value."""
+    try:
+        return model.model_validate(component.options)
+    except ValidationError as error:
+        raise RelgradError(f"{where} (kind {component.kind!r}):\n{explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line per problem: the key's path, what was received, and for an unknown key the nearest known one."""
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(p) for p in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            lines.append(f"  {path}: unknown key.{hint} Known here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {path}: missing; this key is required")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            received = "" if isinstance(problem["input"], dict) else f" (received {problem['input']!r})"
+            lines.append(f"  {path or 'here'}: {message}{received}")
+    return "\n".join(lines)
+
+
+def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return sorted(model.model_fields)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text; a recipe's author means the number."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _split(overrides: Iterable[str]) -> tuple[list[tuple[list[str], Any]], dict[int, list[tuple[list[str], Any]]]]:
+    shared: list[tuple[list[str], Any]] = []
+    by_stage: dict[int, list[tuple[list[str], Any]]] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RelgradError(f"override {text!r}: write key.sub=value, for example grpo.steps=50")
+        parts = key.strip().split(".")
+        parsed = _numbers(yaml.safe_load(value))
+        if parts[0] == "stages" and len(parts) > 2 and parts[1].isdigit():
+            by_stage.setdefault(int(parts[1]), []).append((parts[2:], parsed))
+        else:
+            shared.append((parts, parsed))
+    return shared, by_stage
+
+
+def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
+    target: Any = data
+    for part in path[:-1]:
+        target = target[int(part)] if isinstance(target, list) else target.setdefault(part, {})
+        if not isinstance(target, (dict, list)):
+            raise RelgradError(f"override {'.'.join(path)}: {part!r} is a plain value, it has no keys inside")
+    if isinstance(target, list):
+        target[int(path[-1])] = value
+    else:
+        target[path[-1]] = value
+
+
+def _merge(base: Any, top: Any) -> Any:
+    """`top` over `base`, section by section; a section that names another `kind` replaces the old one whole."""
+    if isinstance(base, dict) and isinstance(top, dict):
+        if "kind" in top and top["kind"] != base.get("kind"):
+            return copy.deepcopy(top)
+        return {k: _merge(base[k], top[k]) if k in base and k in top else copy.deepcopy((top if k in top else base)[k])
+                for k in {**base, **top}}
+    return copy.deepcopy(top)

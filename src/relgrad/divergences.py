@@ -1,0 +1,39 @@
+r"""Divergence of the policy from its reference, from samples or exactly. Pure; nats.
+
+With Delta = log pi - log pi_ref at a decision drawn from pi (Schulman 2020, "Approximating KL divergence"):
+
+    k1 = Delta                  unbiased for KL(pi || pi_ref); as a loss term its expected gradient is zero, so it belongs in the reward
+    k2 = Delta^2 / 2            its gradient is that of KL(pi || pi_ref) on policy
+    k3 = exp(-Delta) - 1 + Delta  non-negative, low variance; its plain gradient is that of KL(pi_ref || pi). Times the importance
+                                ratio (DeepSeek-V3.2; TRL `use_bias_correction_kl`) it is that of KL(pi || pi_ref)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def k1(logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """log pi - log pi_ref, any shape. Assumes decisions drawn from pi. Use it in the reward, detached."""
+    return logp - reference_logp
+
+
+def k2(logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """(log pi - log pi_ref)^2 / 2, any shape."""
+    return (logp - reference_logp).square() / 2
+
+
+def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
+    """exp(log pi_ref - log pi) - 1 + log pi - log pi_ref, any shape; >= 0, 0 exactly at equality."""
+    delta = reference_logp - logp
+    return torch.expm1(delta) - delta
+
+
+def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last axis of two normalised log-distributions; entries with p = 0 contribute 0.
+
+    An entry with p > 0 and q = 0 gives inf: the reference cannot draw what the policy can.
+    """
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(-1)

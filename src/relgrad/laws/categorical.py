@@ -1,0 +1,90 @@
+r"""The categorical law: softmax with temperature, top-k and top-p, sampled and scored by one definition.
+
+    p = softmax(z / tau),   S = support(p; top_k, top_p),   pi(v) = p(v) 1[v in S] / sum_{u in S} p(u)
+
+`top_p` keeps the shortest prefix of the descending probabilities whose mass reaches top_p (Holtzman et al. 2020,
+arXiv:1904.09751); `top_k` the k most probable entries; with both, top_k first. Ties are broken by the lower index.
+A truncated support moves with the parameters, so it is recorded when the decision is drawn and held fixed in every
+later score: then the importance ratio is a ratio of two probabilities on the same set (likelihoods, section 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Temperature > 0, top_k >= 0 (0: all), 0 < top_p <= 1 (1: all)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature={self.temperature}: must be > 0. At 0 the law is deterministic and has no policy gradient."
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: must be >= 0 (0 keeps every entry)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1] (1 keeps every entry)")
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1
+
+    def support(self, logits_NV: Tensor) -> Tensor:
+        """bool [N, V]: True for the entries the law can draw; all True without truncation."""
+        if not self.truncates:
+            return torch.ones_like(logits_NV, dtype=torch.bool)
+        scaled_NV = logits_NV.float() / self.temperature
+        sorted_NV, order_NV = torch.sort(scaled_NV, dim=-1, descending=True, stable=True)
+        keep_NV = torch.ones_like(sorted_NV, dtype=torch.bool)
+        if self.top_k > 0:
+            keep_NV[:, self.top_k :] = False
+        if self.top_p < 1:
+            probs_NV = torch.softmax(sorted_NV.masked_fill(~keep_NV, -torch.inf), dim=-1)
+            keep_NV &= probs_NV.cumsum(-1) - probs_NV < self.top_p
+        return torch.zeros_like(keep_NV).scatter_(-1, order_NV, keep_NV)
+
+
+def log_probs(logits_NV: Tensor, law: Truncation, support_NV: Tensor | None = None) -> Tensor:
+    """float32 [N, V]: log pi of every entry, -inf outside the support.
+
+    `support_NV` is the support recorded at sampling time; without it, the law's own at these logits.
+    """
+    scaled_NV = logits_NV.float() / law.temperature
+    if law.truncates:
+        support_NV = law.support(logits_NV) if support_NV is None else support_NV
+        scaled_NV = scaled_NV.masked_fill(~support_NV, -torch.inf)
+    return torch.log_softmax(scaled_NV, dim=-1)
+
+
+def sample(
+    logits_NV: Tensor, law: Truncation, generator: torch.Generator | None = None, uniform_N: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Draw one entry per row by inverting the cumulative distribution: one uniform number per row, not one per entry.
+
+    Returns (token_N int64, logp_N float32 nats, support_NV bool or None where nothing is truncated). The uniform
+    numbers come from `generator`, or are given as `uniform_N` in [0, 1).
+    """
+    scaled_NV = logits_NV.float() / law.temperature
+    support_NV = law.support(logits_NV) if law.truncates else None
+    if support_NV is not None:
+        scaled_NV = scaled_NV.masked_fill(~support_NV, -torch.inf)
+    if uniform_N is None:
+        uniform_N = torch.rand(logits_NV.shape[0], generator=generator, device=logits_NV.device)
+    top_N = scaled_NV.amax(-1)
+    mass_NV = (scaled_NV - top_N[:, None]).exp_()
+    cumulative_NV = mass_NV.cumsum(-1)
+    total_N = cumulative_NV[:, -1]
+    # strictly below the total, so that the first entry whose cumulative mass exceeds it exists and has mass itself
+    point_N = torch.minimum(uniform_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
+    token_N = torch.searchsorted(cumulative_NV, point_N[:, None], right=True)[:, 0]
+    logp_N = scaled_NV.gather(-1, token_N[:, None])[:, 0] - top_N - mass_NV.sum(-1).log()
+    return token_N, logp_N, support_NV

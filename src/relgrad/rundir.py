@@ -1,0 +1,116 @@
+"""The run folder: `runs/<name>/<stage>/`, plain files that outlive the process. Standard library only.
+
+    recipe.yaml              the resolved recipe of this stage; the run can be repeated from it
+    environment.json         versions, hardware, git commit, command line
+    metrics.jsonl            one object per optimizer step: {"step": 3, "time": 1763…, "reward": …, …}; NaN is null
+    samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why
+    evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval), n, per_prompt, samples
+    warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
+    checkpoints/step_N/      see checkpoint.py
+    report.html              see report/
+
+Whole files are written to a neighbour and renamed; lines are appended and flushed. After a kill a torn last line may
+remain: readers skip it, and `rewind` cuts everything after the step that training resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+LINES_BY_STEP = ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either the old or the new content, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(neighbour, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(neighbour, path)
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` for JSON; non-finite floats become null."""
+    write_atomic(path, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity replaced by None, so that the file is JSON for every reader."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; nothing where it is absent; a torn last line is skipped."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+class RunDir:
+    """One stage's folder. Creating the object creates nothing; the first write does."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add one line to `name` (for example "metrics.jsonl") and flush it to the system."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
+
+    def write_samples(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Write all completions of one step."""
+        lines = "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in records)
+        write_atomic(self.samples_path(step), lines)
+
+    def samples_path(self, step: int) -> Path:
+        return self.root / "samples" / f"step_{step:06d}.jsonl"
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """All objects of a JSONL file in the folder."""
+        return list(read_lines(self.root / name))
+
+    def samples(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(step, completions) in the order of steps."""
+        for path in sorted((self.root / "samples").glob("step_*.jsonl")):
+            yield int(path.stem.removeprefix("step_")), list(read_lines(path))
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after `step`, as if the process had stopped right there."""
+        for name in LINES_BY_STEP:
+            path = self.root / name
+            if path.exists():
+                kept = [r for r in read_lines(path) if r["step"] <= step]
+                write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+        for path in (self.root / "samples").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove the folder with everything in it."""
+        shutil.rmtree(self.root, ignore_errors=True)
