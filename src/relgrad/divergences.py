@@ -2,10 +2,12 @@ r"""Divergence of the policy from its reference, from samples or exactly. Pure; 
 
 With Delta = log pi - log pi_ref at a decision drawn from pi (Schulman 2020, "Approximating KL divergence"):
 
-    k1 = Delta                  unbiased for KL(pi || pi_ref); as a loss term its expected gradient is zero, so it belongs in the reward
-    k2 = Delta^2 / 2            its gradient is that of KL(pi || pi_ref) on policy
-    k3 = exp(-Delta) - 1 + Delta  non-negative, low variance; its plain gradient is that of KL(pi_ref || pi). Times the importance
-                                ratio (DeepSeek-V3.2; TRL `use_bias_correction_kl`) it is that of KL(pi || pi_ref)
+    k1 = Delta                    unbiased for KL(pi || pi_ref); as a loss term its expected gradient is zero, so it
+                                  belongs in the reward
+    k2 = Delta^2 / 2              biased; its gradient is that of KL(pi || pi_ref) on policy
+    k3 = exp(-Delta) - 1 + Delta  unbiased, non-negative, low variance; its plain gradient is that of KL(pi_ref || pi).
+                                  Times the importance ratio (DeepSeek-V3.2; TRL `use_bias_correction_kl`) it is that
+                                  of KL(pi || pi_ref)
 """
 
 from __future__ import annotations
@@ -36,4 +38,6 @@ def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     An entry with p > 0 and q = 0 gives inf: the reference cannot draw what the policy can.
     """
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(-1)
+    # the branch not taken may be -inf - -inf: chosen before the product, its gradient is 0 and not 0 * nan
+    log_ratio = torch.where(p > 0, log_p - log_q, torch.zeros_like(p))
+    return (p * log_ratio).sum(-1)

@@ -1,0 +1,199 @@
+"""One forward pass for a whole group: the prompt is computed once, every completion attends to it.
+
+Any Hugging Face decoder that calls the library's attention interface can run on one flat row of tokens without padding
+
+    [prompt 1][prompt 2] ... [completion 1.1][completion 1.2] ... [completion 2.1] ...      position ids restart per row
+
+because everything but attention acts on single tokens. Attention itself is replaced by `attend` of a *layout* object that
+travels as a keyword argument through the model: prompts attend causally to themselves; a completion to its prompt and,
+causally, to itself. Keys and values of a prompt exist once, and so do their gradients.
+
+    PackedLayout   scoring: prompts and completions at once, differentiable
+    decode.py      generation: prefill, then one token per row and step against a shared, static cache
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ATTENTION = "relgrad_shared_prompt"
+
+
+class Layout(Protocol):
+    """Says how the tokens of one flat row attend to each other."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """query [1, heads, N, D], key and value [1, kv_heads, N, D] -> [1, N, heads, D]."""
+        ...
+
+
+def register_attention() -> None:
+    """Offer `ATTENTION` to transformers. Without a layout it is plain SDPA, so generate() and saving work as ever."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def forward(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        layout: Layout | None = kwargs.pop("relgrad_layout", None)
+        if layout is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        return layout.attend(module.layer_idx, query, key, value, scale), None
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+def hidden_states(decoder: torch.nn.Module, token_N: Tensor, position_N: Tensor, layout: Layout) -> Tensor:
+    """Final hidden states [N, H] of one flat row of tokens under a layout."""
+    # a ready-made 4-D mask is passed through untouched; the layout replaces it
+    no_mask = torch.empty(1, 1, 1, 1, device=token_N.device)
+    output = decoder(
+        input_ids=token_N[None],
+        position_ids=position_N[None],
+        attention_mask=no_mask,
+        use_cache=False,
+        relgrad_layout=layout,
+    )
+    return output.last_hidden_state[0]
+
+
+class Ragged:
+    """Rows of different lengths that lie end to end in a flat tensor, and their padded [rows, width] form.
+
+    Rows of equal length need no copy at all; others are moved by index, forward and backward without accumulation.
+    """
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = list(lengths)
+        self.rows, self.width, self.total = len(self.lengths), max(self.lengths, default=0), sum(self.lengths)
+        self.uniform = self.total == self.rows * self.width
+        length_R = torch.tensor(self.lengths, dtype=torch.int64)
+        inside = torch.arange(self.width)[None] < length_R[:, None]
+        self.inside = inside.to(device)
+        self.slot = inside.flatten().nonzero()[:, 0].to(device)
+        self.position = torch.arange(self.width).expand(self.rows, -1)[inside].to(device)
+
+    def pad(self, flat: Tensor) -> Tensor:
+        """[heads, total, D] -> [rows, heads, width, D], zeros in the padding."""
+        padded = flat if self.uniform else _Scatter.apply(flat, self.slot, self.rows * self.width)
+        return padded.unflatten(1, (self.rows, self.width)).transpose(0, 1)
+
+    def flatten(self, padded: Tensor) -> Tensor:
+        """[rows, heads, width, D] -> [total, heads, D]."""
+        flat = padded.transpose(1, 2).flatten(0, 1)
+        return flat if self.uniform else _Gather.apply(flat, self.slot)
+
+
+class _Scatter(torch.autograd.Function):
+    """[heads, total, D] -> [heads, size, D]: put entry i at slot[i]; the slots are distinct."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, slot: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(slot)
+        return flat.new_zeros(flat.shape[0], size, flat.shape[2]).index_copy_(1, slot, flat)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(1, ctx.saved_tensors[0]), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """[size, heads, D] -> [total, heads, D]: take slot[i] as entry i; the slots are distinct."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(slot)
+        ctx.size = padded.shape[0]
+        return padded.index_select(0, slot)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.size, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+class PackedLayout:
+    """Prompts first, completions after, for scoring.
+
+    prompt_lengths      tokens of each prompt
+    completion_lengths  tokens of each completion row; 0 is allowed (a row scored at its prompt's last token only)
+    row_prompt          which prompt each completion row continues; rows of one prompt are neighbours
+    """
+
+    def __init__(
+        self,
+        prompt_lengths: Sequence[int],
+        completion_lengths: Sequence[int],
+        row_prompt: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.prompts = Ragged(prompt_lengths, device)
+        self.completions = Ragged(completion_lengths, device)
+        self.row_prompt = torch.tensor(list(row_prompt), dtype=torch.int64, device=device)
+        starts = torch.tensor(list(prompt_lengths), dtype=torch.int64, device=device)[self.row_prompt]
+        offsets = starts.repeat_interleave(torch.tensor(list(completion_lengths), dtype=torch.int64, device=device))
+        self.position_N = torch.cat([self.prompts.position, offsets + self.completions.position])
+        width = self.completions.width
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        visible = self.prompts.inside[self.row_prompt][:, None, None, :].expand(-1, 1, width, -1)
+        own = causal.expand(len(self.row_prompt), 1, width, width)
+        # prompts of one length share one mask
+        self.visible = torch.cat([visible, own], -1)[: 1 if self.prompts.uniform else None]
+        per_prompt = torch.bincount(self.row_prompt, minlength=self.prompts.rows)
+        self.group = int(per_prompt[0]) if len(per_prompt) and bool((per_prompt == per_prompt[0]).all()) else 0
+        self._bias: Tensor | None = None
+
+    def bias(self, like: Tensor) -> Tensor:
+        """The mask of the completions as an additive one in the model's dtype, made once per forward."""
+        if self._bias is None or self._bias.dtype != like.dtype:
+            zero = torch.zeros(self.visible.shape, dtype=like.dtype, device=like.device)
+            self._bias = zero.masked_fill(~self.visible, torch.finfo(like.dtype).min)
+        return self._bias
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Scaled dot-product attention of the whole flat row; see `Layout`."""
+        repeats = query.shape[1] // key.shape[1]
+        border = self.prompts.total
+        q, k, v = query[0], key[0], value[0]
+        prompt_k, prompt_v = self.prompts.pad(k[:, :border]), self.prompts.pad(v[:, :border])
+        # prompts are padded on the right, so the causal mask alone keeps padding out of every real query
+        prompt_out = F.scaled_dot_product_attention(
+            self.prompts.pad(q[:, :border]),
+            _repeat_heads(prompt_k, repeats),
+            _repeat_heads(prompt_v, repeats),
+            is_causal=True,
+            scale=scale,
+        )
+        outputs = [self.prompts.flatten(prompt_out)]
+        if self.completions.total:
+            own_k, own_v = self.completions.pad(k[:, border:]), self.completions.pad(v[:, border:])
+            own_out = F.scaled_dot_product_attention(
+                self.completions.pad(q[:, border:]),
+                _repeat_heads(torch.cat([self._per_row(prompt_k), own_k], 2), repeats),
+                _repeat_heads(torch.cat([self._per_row(prompt_v), own_v], 2), repeats),
+                attn_mask=self.bias(q),
+                scale=scale,
+            )
+            outputs.append(self.completions.flatten(own_out))
+        return torch.cat(outputs)[None]
+
+    def _per_row(self, prompt: Tensor) -> Tensor:
+        """[prompts, ...] -> [rows, ...]; a plain expansion where all groups are of one size."""
+        if self.group:
+            return prompt[:, None].expand(-1, self.group, *prompt.shape[1:]).flatten(0, 1)
+        return prompt.index_select(0, self.row_prompt)
+
+
+def _repeat_heads(x: Tensor, repeats: int) -> Tensor:
+    """[rows, kv_heads, width, D] -> [rows, kv_heads * repeats, width, D] (grouped-query attention)."""
+    if repeats == 1:
+        return x
+    rows, heads, width, size = x.shape
+    return x[:, :, None].expand(-1, -1, repeats, -1, -1).reshape(rows, heads * repeats, width, size)

@@ -1,0 +1,163 @@
+"""For architectures that do not run on the shared-prompt attention: transformers' own generate() and forward, same law.
+
+A probe decides, once, at loading time: it runs two prompts with two completions each through both ways and compares
+the log-probabilities. What it finds is said, never silently worked around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from relgrad.laws import categorical, tiled
+from relgrad.models import shared_prompt
+from relgrad.models.decode import Generated
+from relgrad.types import CellScores, RelgradError, Rollouts
+
+if TYPE_CHECKING:
+    from relgrad.policies.autoregressive import AutoregressivePolicy
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
+"""Largest difference in log-probability (nats) that rounding explains, by the weights' dtype."""
+
+
+def choose_engine(model: Any, wanted: str) -> tuple[str, str]:
+    """("shared" or "transformers", why). Raises RelgradError when "shared" is insisted on and the probe fails."""
+    if wanted == "transformers":
+        return "transformers", "asked for"
+    before = model.config._attn_implementation
+    shared_prompt.register_attention()
+    try:
+        model.set_attn_implementation(shared_prompt.ATTENTION)
+        error = _probe(model)
+        reason = f"log-probs differ by {error:.2g} nats" if error > TOLERANCE[model.dtype] else ""
+    except Exception as problem:  # any failure of a foreign architecture means the same: it cannot run here
+        reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+    if not reason:
+        return "shared", "probe passed"
+    model.set_attn_implementation(before)
+    if wanted == "shared":
+        raise RelgradError(
+            f"engine='shared': {type(model).__name__} does not run on the shared-prompt attention ({reason}); "
+            "use engine: auto or transformers"
+        )
+    return "transformers", f"{type(model).__name__} does not run on the shared-prompt attention ({reason})"
+
+
+@torch.no_grad()
+def _probe(model: Any) -> float:
+    """Largest difference in log-prob between the packed and the plain forward, on random tokens."""
+    device = next(model.parameters()).device
+    draw = torch.Generator().manual_seed(0)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    prompts = [torch.randint(0, vocabulary, (n,), generator=draw).to(device) for n in (5, 3)]
+    rows = [torch.randint(0, vocabulary, (n,), generator=draw).to(device) for n in (2, 4, 3, 1)]
+    layout = shared_prompt.PackedLayout([5, 3], [2, 4, 3, 1], [0, 0, 1, 1], device)
+    hidden = shared_prompt.hidden_states(model.get_decoder(), torch.cat(prompts + rows), layout.position_N, layout)
+    layer = model.get_output_embeddings()
+    head = tiled.Head(layer.weight, getattr(layer, "bias", None))
+    packed = torch.log_softmax(tiled.logits(hidden[8:], head), -1)
+    plain = [
+        torch.log_softmax(model(torch.cat([prompts[i // 2], row])[None]).logits[0, -len(row) :].to(packed.dtype), -1)
+        for i, row in enumerate(rows)
+    ]
+    return float((packed - torch.cat(plain)).abs().max())
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prompts: Sequence[Tensor],
+    per_prompt: int,
+    *,
+    law: categorical.Truncation,
+    limit: int,
+    eos_ids: Tensor,
+    uniform_BT: Tensor,
+) -> Generated:
+    """As decode.generate, through `model.generate()`: a logits processor draws the token by our law and leaves no choice."""
+    from transformers import LogitsProcessorList
+
+    device = prompts[0].device
+    repeated = [p for p in prompts for _ in range(per_prompt)]
+    longest = max(len(p) for p in prompts)
+    pad = int(eos_ids[0])
+    ids = torch.stack([torch.cat([p.new_full((longest - len(p),), pad), p]) for p in repeated])
+    lengths = torch.tensor([len(p) for p in repeated], device=device)
+    attention = (torch.arange(longest, device=device)[None] >= longest - lengths[:, None]).long()
+    drawn: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def draw(_: Tensor, scores: Tensor) -> Tensor:
+        token, logp, support = categorical.sample(scores, law, uniform_N=uniform_BT[:, len(drawn)])
+        drawn.append((token, logp, support))
+        return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
+
+    model.generate(
+        ids, attention_mask=attention, max_new_tokens=limit, do_sample=False, num_beams=1, pad_token_id=pad,
+        eos_token_id=eos_ids.tolist(), logits_processor=LogitsProcessorList([draw]),
+        temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
+    )  # fmt: skip
+    token_BT = torch.stack([t for t, _, _ in drawn], 1)
+    is_end = torch.isin(token_BT, eos_ids)
+    ended_B = is_end.any(1)
+    length_B = torch.where(ended_B, is_end.int().argmax(1) + 1, token_BT.shape[1])
+    inside = torch.arange(token_BT.shape[1], device=device)[None] < length_B[:, None]
+    support = None
+    if law.truncates:
+        allowed_BTV = torch.stack([s for _, _, s in drawn if s is not None], 1)
+        support = tiled.Support.pack(allowed_BTV[inside])
+    logp_BT = torch.stack([p for _, p, _ in drawn], 1).float().masked_fill(~inside, 0.0)
+    return Generated(token_BT.masked_fill(~inside, 0), logp_BT, length_B, ended_B, support)
+
+
+def score(
+    policy: AutoregressivePolicy,
+    rollouts: Rollouts,
+    cells_N2: Tensor,
+    *,
+    entropy: bool = False,
+    reference_kl: bool = False,
+    temperature: float | None = None,
+) -> CellScores:
+    """As AutoregressivePolicy.score: one right-padded batch, the model's own logits at the chosen cells only."""
+    row_N, step_N = cells_N2[:, 0], cells_N2[:, 1]
+    law = policy.truncation
+    if temperature is not None:
+        law = categorical.Truncation(temperature)
+    support_NV = None
+    if "support_index" in rollouts.trace and law.truncates:
+        cell_of_BT = (rollouts.mask_BT.flatten().cumsum(0) - 1).view_as(rollouts.mask_BT)
+        support = tiled.Support(rollouts.trace["support_offset"], rollouts.trace["support_index"])
+        vocabulary = policy.causal_lm.get_output_embeddings().weight.shape[0]
+        support_NV = support.take(cell_of_BT[row_N, step_N]).dense(0, len(row_N), vocabulary).to(policy.device)
+    target_N1 = rollouts.trace["token_BT"][row_N, step_N].long().to(policy.device)[:, None]
+    log_p_NV = categorical.log_probs(_logits(policy, rollouts, row_N, step_N), law, support_NV)
+    finite_NV = log_p_NV.masked_fill(log_p_NV == -torch.inf, 0.0)
+    entropy_N = -(log_p_NV.exp() * finite_NV).sum(-1) if entropy else None
+    kl_N = None
+    if reference_kl:
+        with torch.no_grad(), policy.reference():
+            log_q_NV = categorical.log_probs(_logits(policy, rollouts, row_N, step_N), law, support_NV)
+        kl_N = (log_p_NV.exp() * (finite_NV - log_q_NV.masked_fill(log_p_NV == -torch.inf, 0.0))).sum(-1)
+    return CellScores(log_p_NV.gather(-1, target_N1)[:, 0], entropy_N, kl_N)
+
+
+def _logits(policy: AutoregressivePolicy, rollouts: Rollouts, row_N: Tensor, step_N: Tensor) -> Tensor:
+    """Logits [N, V] that predict decision (row, step), from one padded forward over the rows concerned."""
+    trace = rollouts.trace
+    rows, index_N = row_N.unique(return_inverse=True)
+    prompts = trace["prompt_ids"].long().split(trace["prompt_length_G"].tolist())
+    row_prompts = [prompts[g] for g in rollouts.group_B[rows].tolist()]
+    full = [
+        torch.cat([p, trace["token_BT"][b, : int(trace["length_B"][b]) - 1].long()])
+        for p, b in zip(row_prompts, rows.tolist(), strict=True)
+    ]
+    ids = pad_sequence(full, batch_first=True).to(policy.device)
+    attention = pad_sequence([torch.ones_like(f) for f in full], batch_first=True).to(policy.device)
+    logits_BLV = policy.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+    at_N = torch.tensor([len(p) for p in row_prompts])[index_N] + step_N - 1
+    return logits_BLV[index_N.to(policy.device), at_N.to(policy.device)]

@@ -1,0 +1,231 @@
+"""The page: everything read from the run folder, made into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from relgrad.diagnose import diagnose
+from relgrad.report.charts import evaluation_chart, plain, stage_charts
+from relgrad.report.read import StageFiles, read_stage, shorten, stage_folders
+from relgrad.rundir import finite, write_atomic
+
+MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
+TASK_KEYS = ("path", "dataset", "name", "file")
+SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high")
+VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
+
+
+def write_report(run: Path) -> Path:
+    """Render `run` (a stage folder, or a run folder with stage folders inside) into its report.html; returns its path.
+
+    The file is written atomically, works offline and contains every script it uses. Files that are missing or empty are
+    named on the page. Raises FileNotFoundError where `run` is not a folder.
+    """
+    run = Path(run)
+    stages = [read_stage(folder) for folder in stage_folders(run)]
+    path = run / "report.html"
+    write_atomic(path, render(run.resolve().name, stages))
+    return path
+
+
+def render(name: str, stages: Sequence[StageFiles]) -> str:
+    """The HTML text. Jinja escapes every value; scripts run only by their hash (see the page's security policy)."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    scripts = [_script(get_plotlyjs()), _script(_asset("report.js"))]
+    environment = Environment(
+        loader=PackageLoader("relgrad", "report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = number
+    views = [stage_view(number, stage) for number, stage in enumerate(stages)]
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        stages=views,
+        payload=finite({"stages": [view["data"] for view in views]}),
+        css=Markup(_asset("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        written=_when(datetime.now(UTC).timestamp()),
+    )
+
+
+def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
+    """Everything the template shows of one stage; `data` is what the script draws."""
+    charts, others = stage_charts(stage.metrics, stage.recipe)
+    scores = held_out(stage.evaluations)
+    data = {
+        "evaluation": plain([evaluation_chart(stage.evaluations)]) if scores else [],
+        "charts": plain(charts),
+        "others": plain(others),
+        "samples": [{"step": step, "records": records} for step, records in stage.samples],
+    }
+    return {
+        "id": f"stage-{number}",
+        "name": stage.name,
+        "kind": stage.kind,
+        "facts": header_facts(stage),
+        "status": status(stage),
+        "missing": stage.missing,
+        "warnings": all_warnings(stage),
+        "scores": scores,
+        "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
+        "comparison": before_after(stage.evaluations),
+        "recipe": stage.recipe_text,
+        "environment": list(flatten(stage.environment)),
+        "sample_steps": stage.sample_steps,
+        "shown_steps": len(stage.samples),
+        "other_count": len(others),
+        "data": data,
+    }
+
+
+def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
+    """(label, value) pairs for the head of the stage; what is unknown is left out."""
+    policy, task = _mapping(stage.recipe.get("policy")), _mapping(stage.recipe.get("task"))
+    flat = dict(flatten(stage.environment))
+    source = _first_word(*(task.get(k) for k in TASK_KEYS))
+    times = [float(r["time"]) for r in stage.metrics if isinstance(r.get("time"), (int, float))]
+    versions = [f"{k} {v}" for k in VERSION_KEYS if (v := _by_last_part(flat, k))]
+    hardware = [v for k, v in flat.items() if v and k.split(" · ")[0] == "hardware"]
+    facts = [
+        ("Policy", _first_word(policy.get("kind"))),
+        ("Model", _first_word(*(policy.get(k) for k in MODEL_KEYS))),
+        ("Task", " · ".join(filter(None, [_first_word(task.get("kind")), source]))),
+        ("Started", _when(times[0]) if times else ""),
+        ("Duration", _duration(times[-1] - times[0]) if len(times) > 1 else ""),
+        ("Hardware", ", ".join(hardware)),
+        ("Versions", ", ".join(versions)),
+    ]  # fmt: skip
+    return [(label, value) for label, value in facts if value]
+
+
+def status(stage: StageFiles) -> dict[str, Any]:
+    """How far the stage came: text, share done (None where the recipe does not say) and whether it is complete."""
+    reached = max((int(r.get("step", 0)) for r in [*stage.metrics, *stage.evaluations]), default=0)
+    steps = _mapping(stage.recipe.get(stage.kind)).get("steps")
+    if not stage.metrics:
+        return {"text": "no steps recorded", "done": False}
+    if not isinstance(steps, int):
+        return {"text": f"step {reached:,}", "done": False}
+    done = reached >= steps
+    return {"text": f"complete, {steps:,} steps" if done else f"step {reached:,} of {steps:,}", "done": done}
+
+
+def held_out(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per evaluation name: its records, the first, and the last (None while there is only one)."""
+    rows = []
+    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
+        records = [score_figures(e) for e in evaluations if str(e.get("name", "score")) == name]
+        last = records[-1] if len(records) > 1 else None
+        rows.append({"name": name, "records": records, "first": records[0], "last": last})
+    return rows
+
+
+def score_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table shows of one evaluation; None for what it does not have."""
+    figures = {key: evaluation.get(key) for key in SCORE_KEYS}
+    passed = _mapping(evaluation.get("pass_at_k"))
+    return figures | {"pass_at_k": ", ".join(f"{k}: {number(v)}" for k, v in passed.items())}
+
+
+def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Prompts that the first and the last evaluation of a name share, each with its completions before and after."""
+    pairs = []
+    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
+        records = [e for e in evaluations if str(e.get("name", "score")) == name and e.get("samples")]
+        if len(records) < 2:
+            continue
+        before, after = _by_prompt(records[0]["samples"]), _by_prompt(records[-1]["samples"])
+        for prompt in before:
+            if prompt in after:
+                pairs.append({"name": name, "prompt": prompt, "before": before[prompt], "after": after[prompt],
+                              "steps": (records[0].get("step"), records[-1].get("step"))})  # fmt: skip
+    return pairs
+
+
+def all_warnings(stage: StageFiles) -> list[dict[str, Any]]:
+    """Warnings that hold at the last step, then those printed during the run that hold no longer; one per name."""
+    first: dict[str, dict[str, Any]] = {}
+    for live in stage.live_warnings:
+        first.setdefault(str(live.get("name", "")), live)
+    shown = []
+    for warning in diagnose(stage.metrics, stage.recipe):
+        begun = first.pop(warning.name, {}).get("step", warning.step)
+        when = "at the last step" if begun == warning.step else f"at the last step, first at step {begun}"
+        shown.append({**vars(warning), "when": when})
+    for name, live in first.items():
+        when = f"at step {live.get('step')}, not at the end"
+        shown.append({"severity": "warning", "evidence": "", "advice": "", **live, "name": name, "when": when})
+    return shown
+
+
+def flatten(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
+    """("versions · torch", "2.13") for every leaf of nested mappings; lists become one line."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path} · {key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        yield path, " ".join(str(v) for v in value)
+    elif value is not None:
+        yield path, str(value)
+
+
+def number(value: Any, signed: bool = False) -> str:
+    """Four significant digits, a true minus sign, a dash for what is not a number; `signed` writes the plus."""
+    if not isinstance(value, (int, float)):
+        return "–"
+    text = f"{value:+.4g}" if signed else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _by_prompt(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        entry = {"completion": shorten(sample.get("completion", "")), "score": sample.get("score")}
+        grouped.setdefault(shorten(sample.get("prompt", "")), []).append(entry)
+    return grouped
+
+
+def _asset(name: str) -> str:
+    return resources.files("relgrad.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> str:
+    """`text` as the HTML parser will hand it to the script engine, so that its hash fits."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first_word(*values: Any) -> str:
+    """The first value that is a non-empty string, or ""."""
+    return next((v for v in values if isinstance(v, str) and v), "")
+
+
+def _by_last_part(flat: Mapping[str, str], name: str) -> str:
+    return next((v for k, v in flat.items() if k.split(" · ")[-1] == name), "")
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

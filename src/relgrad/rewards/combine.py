@@ -1,0 +1,205 @@
+"""All rewards of a recipe as one: every reward is called once per group, and what fails is a value, never a zero.
+
+- An exception, or a call that outlasts the time-out, leaves that group's completions *unscored* by that reward: NaN in
+  the table, the reason in `why`. So do None, NaN and infinities, completion by completion.
+- A mistake in the recipe or in the reward's shape (a column that is not there, the wrong number of values, a value
+  that is no number) raises RelgradError: it would not go away by itself.
+- A batch in which nothing was scored at all raises RelgradError with the first reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relgrad import registry
+from relgrad.config import RewardComponent, settings_of
+from relgrad.protocols import Reward
+from relgrad.rewards import _calling, _workers
+from relgrad.rewards._calling import Caller, read_scores
+from relgrad.rewards._workers import AsyncWorker, Hung, Worker
+from relgrad.types import RelgradError, RewardTable, Rollouts, Score
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """A reward, the name it is logged under and its weight in the sum."""
+
+    name: str
+    function: Reward
+    weight: float = 1.0
+
+
+@dataclass
+class _Batch:
+    """What has been learnt about one batch: scores by (row, reward), and the first failure's traceback."""
+
+    scores: dict[tuple[int, int], Score] = field(default_factory=dict)
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One reward (by number) for one group (its rows), ready to run, and the parts it will log."""
+
+    reward: int
+    rows: list[int]
+    run: Callable[[], Any]
+    parts: list[dict[str, float]]
+
+
+class RewardSet:
+    """Implements protocols.Rewards.
+
+    Synchronous rewards run one after the other; asynchronous ones start first and run meanwhile, all groups at once.
+    `timeout` is in seconds, for one reward and one group.
+    """
+
+    def __init__(self, rewards: Sequence[NamedReward], timeout: float) -> None:
+        self.names = tuple(reward.name for reward in rewards)
+        if not rewards:
+            raise RelgradError("no rewards; name at least one, for example `rewards: [{kind: exact}]`")
+        for name, count in Counter(self.names).items():
+            if count > 1:
+                raise RelgradError(f"{count} rewards are called {name!r}; give each its own `name`")
+        self._weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
+        self._callers = [Caller(reward.name, reward.function) for reward in rewards]
+        self._timeout = timeout
+        self._worker = Worker()
+        self._async_worker = AsyncWorker()
+        self._hung: set[str] = set()
+
+    def __call__(self, rollouts: Rollouts) -> RewardTable:
+        """Reward every row. Raises RelgradError for wrong shapes, missing columns, or a batch without any score."""
+        batch = _Batch()
+        calls = self._calls(rollouts)
+        started = [(call, self._async_worker.start(call.run)) for call in calls if self._callers[call.reward].is_async]
+        deadline = time.monotonic() + self._timeout
+        try:
+            for call in calls:
+                if not self._callers[call.reward].is_async:
+                    self._settle(batch, call, partial(self._worker.call, call.run, self._timeout))
+            for call, future in started:
+                self._settle(batch, call, partial(self._collect, future, deadline))
+        finally:
+            for _, future in started:
+                future.cancel()
+        return self._table(rollouts, batch)
+
+    def close(self) -> None:
+        """Let the worker threads end (they are daemons, so this is only tidiness)."""
+        self._worker.close()
+        self._async_worker.close()
+
+    def _calls(self, rollouts: Rollouts) -> list[_Call]:
+        rows_of: dict[int, list[int]] = {}
+        for row, group in enumerate(rollouts.group_B.tolist()):
+            rows_of.setdefault(group, []).append(row)
+        calls = []
+        for number, caller in enumerate(self._callers):
+            for group, rows in rows_of.items():
+                outputs = [rollouts.outputs[row] for row in rows]
+                run, parts = caller.bind(rollouts.prompts[group], outputs, rollouts.policy_version)
+                calls.append(_Call(number, rows, run, parts))
+        return calls
+
+    def _collect(self, future: Future[Any], deadline: float) -> Any:
+        return self._async_worker.result(future, max(0.0, deadline - time.monotonic()))
+
+    def _settle(self, batch: _Batch, call: _Call, answer: Callable[[], Any]) -> None:
+        """Turn the outcome of one call into scores."""
+        name = self.names[call.reward]
+        try:
+            scores = read_scores(name, answer(), len(call.rows))
+        except RelgradError:
+            raise
+        except Hung:
+            self._say_hung(name)
+            scores = [Score(math.nan, why=f"no answer within {self._timeout:g} s")] * len(call.rows)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and the like must not end the run either
+            batch.trace = batch.trace or "".join(traceback.format_list(_frames(error)[-6:]))
+            scores = [Score(math.nan, why=_reason(error))] * len(call.rows)
+        for row, score, logged in zip(call.rows, scores, call.parts, strict=True):
+            batch.scores[row, call.reward] = score._replace(parts={**logged, **score.parts})
+
+    def _say_hung(self, name: str) -> None:
+        if name not in self._hung:
+            self._hung.add(name)
+            logger.warning(
+                "reward %r gave no answer within %g s; its call is left behind on its own thread and the completions "
+                "count as unscored (raise reward_timeout if it only needs longer)",
+                name,
+                self._timeout,
+            )
+
+    def _table(self, rollouts: Rollouts, batch: _Batch) -> RewardTable:
+        rewards = range(len(self.names))
+        values = [[batch.scores[row, r].value for r in rewards] for row in range(rollouts.rows)]
+        value_BR = torch.tensor(values, dtype=torch.float64).reshape(rollouts.rows, len(self.names))
+        parts = tuple(self._parts(row, batch) for row in range(rollouts.rows))
+        why = tuple(self._why(row, batch) for row in range(rollouts.rows))
+        if rollouts.rows and bool(value_BR.isnan().all()):
+            trace = f"\n{batch.trace.rstrip()}" if batch.trace else ""
+            raise RelgradError(f"none of {rollouts.rows} completions could be scored; the first: {why[0]}{trace}")
+        return RewardTable(self.names, self._weights_R, value_BR, parts, why)
+
+    def _parts(self, row: int, batch: _Batch) -> Mapping[str, float]:
+        scores = ((name, batch.scores[row, r]) for r, name in enumerate(self.names))
+        return {f"{name}/{part}": value for name, score in scores for part, value in score.parts.items()}
+
+    def _why(self, row: int, batch: _Batch) -> str:
+        scores = ((name, batch.scores[row, r]) for r, name in enumerate(self.names))
+        return "; ".join(f"{name}: {s.why or 'unscored'}" for name, s in scores if math.isnan(s.value))
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The traceback from the reward's own code on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if frame.filename in (_calling.__file__, _workers.__file__)]
+    return frames[ours[-1] + 1 :] if ours else list(frames)
+
+
+def _reason(error: BaseException) -> str:
+    """The exception's type, message and the line of the reward that it passed through."""
+    frames = _frames(error)
+    where = f" ({Path(frames[0].filename).name}:{frames[0].lineno} in {frames[0].name})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def build_rewards(components: Sequence[RewardComponent], timeout: float) -> RewardSet:
+    """The rewards of a recipe, by kind. A reward is called after its `name`, or its kind where it has none.
+
+    Raises RelgradError for an unknown kind, a bad setting or two rewards of one name.
+    """
+    rewards = []
+    for number, component in enumerate(components):
+        where = f"rewards.{number}"
+        module = registry.find("rewards", component.kind)
+        for part in ("Settings", "build"):
+            if not hasattr(module, part):
+                raise RelgradError(
+                    f"{where}: {component.kind!r} offers no `{part}`; a reward module has Settings and build"
+                )
+        function = module.build(settings_of(component, module.Settings, where))
+        rewards.append(NamedReward(component.name or _default_name(component.kind), function, component.weight))
+    return RewardSet(rewards, timeout)
+
+
+def _default_name(kind: str) -> str:
+    """A kind's short name: `exact`; `mine` of `rewards/mine.py`; `my_reward` of `my_package.my_reward`."""
+    return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]

@@ -1,0 +1,70 @@
+"""Your own function, or one written for TRL, as it is: `rewards/mine.py:score`, `trl.rewards:accuracy_reward`.
+
+`_calling` says with what it is called; sync and async functions alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from relgrad import registry
+from relgrad.config import Strict
+from relgrad.protocols import Reward
+from relgrad.types import RelgradError
+
+
+class Settings(Strict):
+    """Where the function is."""
+
+    function: str = Field(description="path/to/file.py:name or package.module:name, from the working directory")
+    arguments: dict[str, Any] | None = Field(
+        None, description="the name is a factory: call it with these to get the function"
+    )
+
+    @field_validator("function")
+    @classmethod
+    def _legal(cls, function: str) -> str:
+        place, _, name = function.rpartition(":")
+        if not place or not name.isidentifier():
+            raise ValueError("write path/to/file.py:name or package.module:name")
+        return function
+
+
+def build(settings: Settings) -> Reward:
+    """Import the function. Raises RelgradError when file, module or name is not there, or does not import."""
+    place, _, name = settings.function.rpartition(":")
+    module = _module(place)
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RelgradError(f"reward function {settings.function!r}: {place} has no {name!r}.{hint}")
+    found = getattr(module, name)
+    if settings.arguments is not None:
+        try:
+            found = found(**settings.arguments)
+        except (TypeError, ValueError) as error:
+            raise RelgradError(
+                f"reward function {settings.function!r} refuses {settings.arguments}: {error}"
+            ) from error
+    if not callable(found):
+        raise RelgradError(f"reward function {settings.function!r} is {type(found).__name__}, which cannot be called")
+    return found
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        if place.endswith(".py"):
+            return registry.find("rewards", place)
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        return importlib.import_module(place)
+    except RelgradError:
+        raise
+    except Exception as error:
+        raise RelgradError(f"reward function: cannot import {place!r} ({type(error).__name__}: {error})") from error

@@ -1,0 +1,86 @@
+"""Prompts from a Hugging Face dataset: a folder on disk, or a name on the hub."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from relgrad.tasks import Task
+from relgrad.tasks._rows import RowSettings, given_task, prompts_of, split_task
+from relgrad.types import RelgradError
+
+
+class Settings(RowSettings):
+    """A dataset that the `datasets` library reads; held-out prompts come from a second split or are split off."""
+
+    path: str = Field(description="a folder (written by save_to_disk, or of data files) or a hub name")
+    config: str | None = Field(None, description="the configuration, where the dataset has several")
+    revision: str | None = Field(None, description="a hub commit, tag or branch")
+    split: str = "train"
+    held_out_split: str | None = Field(None, description="its prompts are never trained on")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Settings:
+        if self.held_out_split is not None and "held_out_fraction" in self.model_fields_set:
+            raise ValueError("held_out_split and held_out_fraction exclude each other; keep one")
+        if self.held_out_split == self.split:
+            raise ValueError(f"held_out_split={self.split!r} is the training split; name another one")
+        return self
+
+
+def load(settings: Settings, seed: int) -> Task:
+    """Read the split(s). Raises RelgradError when the dataset, a split or the needed column is not there."""
+    splits = _open(settings)
+    name = Path(settings.path).name
+    train = prompts_of(_rows(splits, settings.split, settings, settings.limit), settings, _where(settings))
+    if settings.held_out_split is None:
+        return split_task(name, train, settings.held_out_fraction, seed)
+    rows = _rows(splits, settings.held_out_split, settings)
+    where = f"dataset {settings.path!r}, split {settings.held_out_split!r}"
+    return given_task(name, train, prompts_of(rows, settings, where, first_id=len(train)))
+
+
+def _open(settings: Settings) -> dict[str, Any]:
+    """Splits by name; a dataset saved without splits answers to the `split` that was asked for."""
+    try:
+        import datasets
+    except ImportError:
+        raise RelgradError("task dataset needs the datasets library; pip install 'relgrad[data]'") from None
+    folder = Path(settings.path)
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        if saved:
+            found = _from_disk(datasets, folder)
+        else:
+            found = datasets.load_dataset(settings.path, settings.config, revision=settings.revision)
+    except RelgradError:
+        raise
+    except Exception as error:
+        raise RelgradError(
+            f"dataset {settings.path!r}: cannot read it ({type(error).__name__}: {error}); "
+            "path is a folder or a hub name"
+        ) from error
+    return found if isinstance(found, datasets.DatasetDict) else {settings.split: found}
+
+
+def _from_disk(datasets: Any, folder: Path) -> Any:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except IndexError as error:  # what it raises where a split has no data file
+        raise RelgradError(f"dataset {str(folder)!r}: the dataset is empty; a task needs at least one row") from error
+
+
+def _rows(splits: dict[str, Any], split: str, settings: Settings, limit: int | None = None) -> list[dict[str, Any]]:
+    if split not in splits:
+        near = difflib.get_close_matches(split, list(splits), 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RelgradError(f"dataset {settings.path!r}: no split {split!r}; the splits are {', '.join(splits)}{hint}")
+    rows = splits[split]
+    return (rows if limit is None else rows.select(range(min(limit, len(rows))))).to_list()
+
+
+def _where(settings: Settings) -> str:
+    return f"dataset {settings.path!r}, split {settings.split!r}"

@@ -1,0 +1,118 @@
+"""Prompts from a file on disk: JSON lines, JSON, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from relgrad.tasks import Task
+from relgrad.tasks._rows import RowSettings, given_task, prompts_of, split_task
+from relgrad.types import RelgradError
+
+
+class Settings(RowSettings):
+    """A file of rows; held-out prompts come from a second file, or are split off the first."""
+
+    path: Path = Field(description=".jsonl, .json (a list of objects), .csv or .parquet")
+    held_out_path: Path | None = Field(None, description="a second file; its prompts are never trained on")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Settings:
+        if self.held_out_path is not None and "held_out_fraction" in self.model_fields_set:
+            raise ValueError("held_out_path and held_out_fraction exclude each other; keep one")
+        return self
+
+
+def load(settings: Settings, seed: int) -> Task:
+    """Read the file(s). Raises RelgradError for a missing, broken or empty file, or one without the needed column."""
+    rows = read_rows(settings.path)[: settings.limit]
+    train = prompts_of(rows, settings, str(settings.path))
+    name = settings.path.stem
+    if settings.held_out_path is None:
+        return split_task(name, train, settings.held_out_fraction, seed)
+    held_out = read_rows(settings.held_out_path)
+    return given_task(name, train, prompts_of(held_out, settings, str(settings.held_out_path), first_id=len(train)))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file, by its suffix. Raises RelgradError naming the file and, where there is one, the line."""
+    if not path.is_file():
+        raise RelgradError(f"no file {str(path)!r} (working directory {Path.cwd()})")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise RelgradError(
+            f"{path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(_READERS)}"
+        )
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise RelgradError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RelgradError(
+                    f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno})"
+                ) from None
+            if not isinstance(row, dict):
+                raise RelgradError(f"{path}, line {number}: a line is one JSON object, received {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+def _json(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise RelgradError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise RelgradError(f"{path}: a .json file holds a list of objects, received {type(rows).__name__}")
+    return rows
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    width = len(reader.fieldnames or ())
+                    raise RelgradError(f"{path}, line {reader.line_num}: not the {width} cells that the header names")
+                rows.append(row)
+        except csv.Error as error:
+            raise RelgradError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+    return rows
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise RelgradError(f"{path}: Parquet needs pyarrow; pip install 'relgrad[data]'") from None
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RelgradError(f"{path}: not valid Parquet ({error})") from None
+
+
+_READERS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}

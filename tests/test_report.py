@@ -1,0 +1,282 @@
+"""The report, rendered from run folders written by hand and looked at in a real browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relgrad.report import write_report
+from relgrad.report.charts import MAX_POINTS, decimate, smooth, stage_charts
+from relgrad.report.page import before_after, held_out, number
+from relgrad.report.read import spread
+from written_run import EVIL, write_stage
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of two stages, rendered."""
+    run = tmp_path_factory.mktemp("runs") / "sums-demo"
+    write_stage(run / "warm-up", "sft")
+    write_stage(run / "grpo", "grpo")
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install 'relgrad[browser]'"
+    )
+    args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with api.sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        places = [os.environ.get("RELGRAD_CHROMIUM"), "/usr/bin/chromium", str(own)]
+        executable = next((p for p in places if p and Path(p).exists()), None)
+        if executable is None:
+            pytest.skip("no browser: set RELGRAD_CHROMIUM, or apt-get install chromium, or playwright install chromium")
+        chromium = playwright.chromium.launch(executable_path=executable, args=args)
+        yield chromium
+        chromium.close()
+
+
+class Look:
+    """One opened report with everything the browser complained about or asked for."""
+
+    def __init__(self, browser, file: Path, width: int = 1280, scheme: str = "light") -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page = context.new_page()
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.on("request", lambda r: self.requests.append(r.url))
+        self.page.goto(file.resolve().as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+
+    def overflow(self) -> int:
+        """Pixels the page is wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+@pytest.fixture(scope="module")
+def wide(browser, run_folder):
+    return Look(browser, run_folder / "report.html")
+
+
+def test_no_console_message_and_no_request_but_the_file_itself(wide, run_folder):
+    assert wide.complaints == []
+    outside = [u for u in wide.requests if not u.startswith(("data:", "blob:"))]
+    assert outside == [(run_folder / "report.html").resolve().as_uri()]
+
+
+def test_every_chart_has_drawn_lines(wide):
+    drawn = wide.page.evaluate(
+        """() => [...document.querySelectorAll('[data-chart]')].map(c => [c.dataset.chart, [...
+            c.querySelectorAll('svg .scatterlayer path')].filter(p => /[LHVC]/.test(p.getAttribute('d'))).length])"""
+    )
+    wanted = {
+        "evaluation",
+        "reward",
+        "reward_std",
+        "length",
+        "kl",
+        "clip",
+        "ratio",
+        "entropy",
+        "truncated",
+        "spread",
+        "unscored",
+        "parity",
+        "loss",
+        "grad_norm",
+        "update",
+        "learning_rate",
+        "speed",
+        "tokens",
+        "time",
+    }
+    assert {name for name, _ in drawn} == wanted
+    assert [name for name, paths in drawn if not paths] == []
+    error_bars = wide.page.evaluate("document.querySelectorAll('[data-chart=evaluation] .errorbar path').length")
+    assert error_bars == 6, "three evaluations in each of two stages"
+
+
+def test_figures_of_the_users_own_are_drawn_when_opened(wide):
+    wide.page.locator("details.others summary").click()
+    wide.page.wait_for_selector("details.others svg .scatterlayer path.js-line")
+    assert "my/own_figure" in wide.page.locator("details.others").inner_text()
+
+
+def test_held_out_scores_with_intervals_are_on_the_page(wide):
+    text = wide.page.get_by_test_id("held-out").last.inner_text()
+    for figure in ("0.31", "0.25 to 0.36", "0.74", "0.68 to 0.79", "+0.43", "+0.37 to +0.49", "200 held-out prompts"):
+        assert figure in text
+
+
+def test_before_and_after_stand_side_by_side(wide):
+    pair = wide.page.get_by_test_id("pair").nth(1)
+    left, right = pair.locator(".sides > div").all()
+    assert "step 0: 6" in left.inner_text()
+    assert "step 60: 6" in right.inner_text()
+    assert left.bounding_box()["y"] == right.bounding_box()["y"]
+    assert left.bounding_box()["x"] < right.bounding_box()["x"]
+
+
+def test_warnings_show_evidence_advice_and_when(wide):
+    items = {w.locator("code").inner_text(): w.inner_text() for w in wide.page.get_by_test_id("warning").all()}
+    assert set(items) == {"no_spread", "unscored", "entropy_collapse"}
+    assert "too easy" in items["no_spread"]
+    assert "at the last step, first at step 40" in items["no_spread"]
+    assert "at step 12, not at the end" in items["entropy_collapse"]
+
+
+def test_the_slider_and_the_group_choose_the_samples(wide):
+    samples = wide.page.get_by_test_id("samples")
+    slider = samples.locator("input[type=range]")
+    assert "Prompt 0 of step 58" in samples.inner_text()
+    slider.focus()
+    slider.press("Home")
+    assert samples.locator("output").inner_text() == "1"
+    assert "Prompt 0 of step 1" in samples.inner_text()
+    slider.press("ArrowRight")
+    samples.locator("select").first.select_option(index=1)
+    assert "Prompt 1 of step 4" in samples.inner_text()
+    assert samples.locator("article").count() == 4
+    samples.locator("select.order").select_option("reward")
+    rewards = [t.split()[1] for t in samples.locator("article .chip:first-child").all_inner_texts()]
+    assert rewards == ["1", "1", "0.25", "0"]
+    assert "timeout" in samples.inner_text()
+    assert "advantage −0.25" in samples.inner_text()
+
+
+def test_text_from_the_run_is_inert(wide):
+    assert wide.page.evaluate("window.pwned") is None
+    assert wide.page.evaluate("document.querySelectorAll('img').length") == 0
+    assert EVIL in wide.page.get_by_test_id("samples").inner_text()
+    assert EVIL in wide.page.get_by_test_id("pair").first.inner_text()
+
+
+def test_the_policy_blocks_scripts_even_if_markup_slipped_in(browser, run_folder, tmp_path):
+    page = (run_folder / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "report.html").write_text(page.replace("<footer>", EVIL + "<footer>"), encoding="utf-8")
+    look = Look(browser, tmp_path / "report.html")
+    assert look.page.evaluate("window.pwned") is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_overflows_and_colours_follow_the_scheme(browser, run_folder, width, scheme):
+    look = Look(browser, run_folder / "report.html", width, scheme)
+    assert look.overflow() == 0
+    look.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert look.overflow() == 0
+    background = look.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", background)[0])
+    assert red < 60 if scheme == "dark" else red > 200
+    assert look.complaints == []
+    if folder := os.environ.get("RELGRAD_SCREENSHOTS"):
+        look.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
+        look.page.screenshot(path=f"{folder}/report-{width}-{scheme}.png", full_page=True)
+
+
+def test_an_empty_folder_gives_a_page_that_says_what_is_missing(browser, tmp_path):
+    look = Look(browser, write_report(tmp_path))
+    text = look.page.inner_text("main")
+    for name in ("metrics.jsonl", "recipe.yaml", "environment.json", "evaluations.jsonl", "samples/"):
+        assert name in text
+    assert look.complaints == []
+
+
+def test_torn_null_and_unreadable_files(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "reward": null, "kl": 0.1}\n{"step": 2, "rew', encoding="utf-8"
+    )
+    (tmp_path / "recipe.yaml").write_text("a: [1, 2", encoding="utf-8")
+    (tmp_path / "environment.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "evaluations.jsonl").write_text(
+        '{"step": 0, "score": null, "low": null, "high": null}\n', encoding="utf-8"
+    )
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "recipe.yaml cannot be read" in text
+    assert "environment.json cannot be read" in text
+    payload = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    assert [c["id"] for c in payload["stages"][0]["charts"]] == ["kl"]
+
+
+def test_one_stage_alone_and_a_folder_that_is_not_there(tmp_path):
+    write_stage(tmp_path / "grpo", "grpo", steps=5)
+    assert write_report(tmp_path / "grpo") == tmp_path / "grpo" / "report.html"
+    assert [p.name for p in tmp_path.glob("grpo/.*")] == [], "no temporary file stays"
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_stages_come_in_the_order_they_were_begun(run_folder):
+    text = (run_folder / "report.html").read_text(encoding="utf-8")
+    assert 0 < text.index('id="stage-0"') < text.index('warm-up <span class="kind">sft') < text.index('id="stage-1"')
+    assert "complete, 60 steps" in text
+
+
+def test_long_runs_are_thinned_without_losing_spikes(tmp_path):
+    y = [math.sin(i / 900) for i in range(20_000)]
+    y[7_777], y[15_000] = 50.0, -50.0
+    kept = decimate(y)
+    assert len(kept) <= MAX_POINTS
+    assert kept == sorted(set(kept))
+    assert {7_777, 15_000} <= set(kept)
+    records = [{"step": i, "kl": v} for i, v in enumerate(y)]
+    charts, _ = stage_charts(records, {})
+    assert len(charts[0].series[0].x) <= MAX_POINTS
+    assert max(charts[0].series[0].raw) == 50.0
+    assert decimate([None] * 5000) == [i * 5000 // 600 for i in range(600)]
+
+
+def test_running_mean_by_hand():
+    assert smooth([1.0, 2.0, 6.0, None, 4.0], 3) == [1.5, 3.0, 4.0, None, 4.0]
+
+
+def test_spread_keeps_both_ends():
+    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
+    assert spread([1, 2], 4) == [1, 2]
+
+
+def test_samples_are_matched_by_prompt_across_the_first_and_the_last_evaluation():
+    evaluations = [
+        {
+            "step": s,
+            "name": "e",
+            "score": 0.5,
+            "samples": [{"prompt": p, "completion": f"{p}{s}", "score": s} for p in prompts],
+        }
+        for s, prompts in ((0, "abb"), (5, "c"), (9, "bx"))
+    ]
+    (pair,) = before_after(evaluations)
+    assert pair["prompt"] == "b"
+    assert [e["completion"] for e in pair["before"]] == ["b0", "b0"]
+    assert [e["completion"] for e in pair["after"]] == ["b9"]
+    assert held_out(evaluations)[0]["last"]["step"] == 9
+
+
+def test_numbers_read_well():
+    assert [number(0.123456), number(-2), number(0.5, True), number(None)] == ["0.1235", "−2", "+0.5", "–"]
+
+
+def test_imports_no_torch():
+    code = "import sys, relgrad.report, relgrad.report.page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unreadable_samples_and_warnings_are_named(tmp_path):
+    write_stage(tmp_path, "grpo", steps=5)
+    (tmp_path / "samples" / "step_000004.jsonl").write_text("{nonsense\n", encoding="utf-8")
+    (tmp_path / "warnings.jsonl").write_text("also nonsense\n", encoding="utf-8")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "samples/step_000004.jsonl cannot be read" in text
+    assert "warnings.jsonl cannot be read" in text

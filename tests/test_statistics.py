@@ -1,0 +1,110 @@
+"""Statistics against known answers, enumeration over all subsets, and measured coverage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from relgrad.metrics.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k, wilson
+
+NAN = math.nan
+
+
+def test_bootstrap_of_many_normal_values_is_the_normal_interval():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    got = bootstrap_mean(values.tolist())
+    error = values.std(ddof=1) / math.sqrt(400)
+    assert got.value == pytest.approx(values.mean())
+    assert got.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert got.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+
+
+def test_bootstrap_is_deterministic_and_seeded():
+    values = [0.0, 1.0, 0.25, 0.5, 1.0, 0.0, 0.75]
+    assert bootstrap_mean(values) == bootstrap_mean(values)
+    assert bootstrap_mean(values) == bootstrap_mean([*values, NAN])
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+    assert bootstrap_mean(values, confidence=0.5).low > bootstrap_mean(values).low
+
+
+def test_bootstrap_covers_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for seed in range(100):
+        values = generator.exponential(1.0, 40).tolist()
+        hits += not bootstrap_mean(values, seed=seed).excludes(1.0)
+    assert 86 <= hits <= 100  # binomial(100, .93): below 86 has probability .003
+
+
+def test_bootstrap_of_little_data():
+    assert bootstrap_mean([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5)
+    one = bootstrap_mean([0.5, NAN])
+    assert one.value == 0.5
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    assert not one.excludes(0.0)
+    assert math.isnan(bootstrap_mean([]).value)
+
+
+def test_pairing_removes_the_spread_between_prompts():
+    generator = np.random.default_rng(2)
+    level = generator.normal(0, 10, 50)
+    before = (level + generator.normal(0, 0.1, 50)).tolist()
+    after = (level + 0.5 + generator.normal(0, 0.1, 50)).tolist()
+    paired = paired_difference(before, after)
+    assert paired.value == pytest.approx(np.mean(after) - np.mean(before))
+    assert paired.low == pytest.approx(paired.value, abs=0.1)
+    assert paired.excludes(0.0)
+    assert not bootstrap_mean(after).excludes(float(np.mean(before)))
+
+
+def test_pairs_with_an_unscored_side_are_left_out():
+    assert paired_difference([0, NAN, 1, 0], [1, 1, NAN, 1]) == (1, 1, 1)
+    with pytest.raises(ValueError, match="2 scores before, 3 after"):
+        paired_difference([0, 1], [0, 1, 2])
+
+
+def test_wilson_known_answers():
+    # (p + z^2/2n +- z sqrt(p q / n + z^2 / 4n^2)) / (1 + z^2 / n)
+    z = 1.959963984540054
+    for c, n in [(0, 10), (8, 10), (10, 10), (37, 100)]:
+        p = c / n
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        assert wilson(c, n) == pytest.approx((p, max(0, centre - half), min(1, centre + half)), abs=1e-12)
+    assert wilson(8, 10)[1:] == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    empty = wilson(0, 0)
+    assert math.isnan(empty.value)
+    assert empty[1:] == (0, 1)
+    with pytest.raises(ValueError, match="successes=3, trials=2"):
+        wilson(3, 2)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 2, 1), (5, 2, 3), (5, 2, 4), (6, 5, 2), (4, 4, 4)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(n: int, c: int, k: int):
+    subsets = list(itertools.combinations([1] * c + [0] * (n - c), k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_k_of_many_samples():
+    assert pass_at_k(2000, 1000, 1000) == 1.0
+    assert pass_at_k(10_000, 1, 5000) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="k=5"):
+        pass_at_k(4, 2, 5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_expected_max_is_the_mean_over_subsets(k: int):
+    scores = [0.3, -1.0, 0.3, 2.5, 0.0]
+    best = [max(subset) for subset in itertools.combinations(scores, k)]
+    assert expected_max(scores, k) == pytest.approx(sum(best) / len(best))
+    assert expected_max([*scores, NAN], k) == pytest.approx(sum(best) / len(best))
+
+
+def test_expected_max_of_passes_is_pass_at_k():
+    assert expected_max([1, 0, 0, 1, 0, 0], 3) == pytest.approx(pass_at_k(6, 2, 3))
+    with pytest.raises(ValueError, match="k=3 of 2"):
+        expected_max([1, NAN, 0], 3)
