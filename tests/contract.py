@@ -1,7 +1,6 @@
 """The policy contract: ten statements about any policy, checked on the toys it offers. No policy is named here.
 
-Each check takes a fresh toy and raises AssertionError with what it found. Trajectory probabilities come from `score` on
-the rows of `toy.enumerate`, summed in float64.
+Each check takes a fresh toy and raises AssertionError with what it found.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,78 +16,25 @@ from safetensors.torch import load_file
 from scipy.stats import chi2
 from torch import Tensor
 
-from relgrad.protocols import Policy, Toy
-from relgrad.types import Prompt, RelgradError, Rollouts
+from enumerated import (
+    close,
+    enumeration,
+    expected_reward,
+    flat_gradient,
+    move,
+    nudge,
+    rewards_of,
+    row_logp,
+    row_sums,
+    seeded,
+)
+from relgrad.protocols import Toy
+from relgrad.types import Prompt, RelgradError, RewardTable, Rollouts
 
 DRAWS = 20_000
 BATCH = 1_000  # rows per call while drawing many
 BATCHES = 32  # of BATCH / 4 rows each, for the gradient estimate
 FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def move(policy: Policy, scale: float = 0.1, seed: int = 11) -> None:
-    """Add noise to every trainable parameter, so that nothing holds only because an adapter starts at zero."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for _, parameter in policy.parameters():
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.add_(noise.to(parameter.device, parameter.dtype))
-
-
-def moved(toy: Toy) -> Toy:
-    move(toy.policy)
-    return toy
-
-
-def flat_gradient(policy: Policy, value: Tensor) -> Tensor:
-    """float64 [P]: d value / d every trainable parameter, 0 where it does not depend on one."""
-    parameters = [p for _, p in policy.parameters()]
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
-    return torch.cat([part.detach().double().flatten().cpu() for part in parts])
-
-
-def row_logp(policy: Policy, rollouts: Rollouts) -> Tensor:
-    """float64 [B], differentiable: log-probability of every row, the sum of its decisions."""
-    cells_N2 = rollouts.cells()
-    logp_N = policy.score(rollouts, cells_N2).logp_N
-    zeros_B = torch.zeros(rollouts.rows, dtype=torch.float64, device=logp_N.device)
-    return zeros_B.index_add(0, cells_N2[:, 0].to(logp_N.device), logp_N.double())
-
-
-def row_sums(rollouts: Rollouts, cell_N: Tensor, cells_N2: Tensor) -> Tensor:
-    """float64 [B]: per-cell values summed by row."""
-    return torch.zeros(rollouts.rows, dtype=torch.float64).index_add(0, cells_N2[:, 0], cell_N.detach().double().cpu())
-
-
-def rewards_of(toy: Toy, rollouts: Rollouts) -> Tensor:
-    return torch.tensor([toy.reward(output) for output in rollouts.outputs], dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class Enumeration:
-    """Every trajectory of one prompt: its rollouts, log-probabilities (float64) and the row of every key."""
-
-    rollouts: Rollouts
-    logp_B: Tensor
-    row: dict[Hashable, int]
-
-
-@torch.no_grad()
-def enumeration(toy: Toy, prompt: Prompt) -> Enumeration:
-    rollouts = toy.enumerate(prompt)
-    row = {toy.key(rollouts, i): i for i in range(rollouts.rows)}
-    assert len(row) == rollouts.rows, f"{rollouts.rows} enumerated rows have only {len(row)} different keys"
-    return Enumeration(rollouts, row_logp(toy.policy, rollouts).cpu(), row)
-
-
-def close(got: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
-    worst = float((got.double() - wanted.double()).abs().max()) if got.numel() else 0.0
-    assert worst <= tolerance, f"{what}: they differ by {worst:.3g} (tolerance {tolerance:g})"
 
 
 def check_parity(toy: Toy) -> None:
@@ -170,21 +115,6 @@ def check_frequency(toy: Toy) -> None:
     assert freedom > 0, "the toy has only one trajectory"
     p = float(chi2.sf(statistic, freedom))
     assert p > 1e-4, f"chi-square {statistic:.1f} on {freedom} degrees of freedom, p = {p:.2g}"
-
-
-def expected_reward(toy: Toy, rollouts: Sequence[Rollouts]) -> Tensor:
-    """Mean reward over prompts of the given (complete) enumerations, differentiable; supports as recorded in them."""
-    means = [(row_logp(toy.policy, r).exp().cpu() * rewards_of(toy, r)).sum() for r in rollouts]
-    return torch.stack(means).mean()
-
-
-def nudge(policy: Policy, direction: Tensor, scale: float) -> None:
-    """parameters += scale * direction, for a flat direction."""
-    parameters = [p for _, p in policy.parameters()]
-    parts = direction.split([p.numel() for p in parameters])
-    with torch.no_grad():
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.add_((scale * part.reshape(parameter.shape)).to(parameter.device, parameter.dtype))
 
 
 def check_gradient(toy: Toy) -> None:
@@ -339,7 +269,8 @@ def check_round_trips(module: str, toys: dict[str, Callable[[], Toy]], folder: P
 
     scores: dict[str, Tensor] = {}
     for name, build in toys.items():
-        toy = moved(build())
+        toy = build()
+        move(toy.policy)
         rollouts = toy.policy.sample(toy.prompts, 4, seeded(14))
         scores[name] = toy.policy.score(rollouts, rollouts.cells()).logp_N.cpu()
         (folder / name).mkdir(parents=True)
@@ -363,11 +294,46 @@ def check_load_refuses(toy: Toy, folder: Path) -> None:
     raise AssertionError("load accepted a folder without weights")
 
 
-@torch.no_grad()
-def mean_reward(toy: Toy, draws: int = 400) -> float:
-    """Mean reward of fresh samples."""
-    rollouts = toy.policy.sample(toy.prompts, draws // len(toy.prompts), seeded(15))
-    return float(rewards_of(toy, rollouts).mean())
+class ToyRewards:
+    """The toy's reward as the loop calls it."""
+
+    names = ("toy",)
+
+    def __init__(self, toy: Toy) -> None:
+        self.toy = toy
+
+    def __call__(self, rollouts: Rollouts) -> RewardTable:
+        reward_B = rewards_of(self.toy, rollouts)
+        nothing = ({},) * rollouts.rows
+        return RewardTable(
+            self.names, torch.ones(1, dtype=torch.float64), reward_B[:, None], nothing, ("",) * rollouts.rows
+        )
+
+
+def sampled_rewards(toy: Toy) -> Tensor:
+    """float64 [1000]: rewards of fresh samples, the same random numbers every time."""
+    with torch.no_grad():
+        return rewards_of(toy, toy.policy.sample(toy.prompts, BATCH // len(toy.prompts), seeded(15)))
+
+
+def check_learns(toy: Toy) -> None:
+    """10. Mean reward rises under the real training loop, by more than chance explains (5 standard errors)."""
+    from relgrad.losses import PolicyLoss
+    from relgrad.train import Grpo, GrpoSettings, train
+
+    before_B = sampled_rewards(toy)
+    settings = GrpoSettings(steps=25, num_prompts=2 * len(toy.prompts), num_generations=8, learning_rate=0.03)
+    steps: list[int] = []
+    loop = Grpo(toy.policy, toy.prompts, ToyRewards(toy), PolicyLoss(), settings, seed=16)
+    train(loop, lambda record: steps.append(record.step))
+    after_B = sampled_rewards(toy)
+    assert steps == list(range(1, 26))
+    assert toy.policy.version == 25, f"25 updates, but the policy's version is {toy.policy.version}"
+    error = float(((before_B.var() + after_B.var()) / len(after_B)).sqrt())
+    rise = float(after_B.mean() - before_B.mean())
+    assert rise > 5 * error, (
+        f"mean reward went from {float(before_B.mean()):.3f} to {float(after_B.mean()):.3f} ± {error:.3f}"
+    )
 
 
 EXACT_ONLY = {"mass": check_mass, "terms": check_terms, "frequency": check_frequency, "gradient": check_gradient}
@@ -377,4 +343,5 @@ EVERYONE = {
     "chunks": check_chunks,
     "seed": check_seed,
     "reference": check_reference,
+    "learns": check_learns,
 }

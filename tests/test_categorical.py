@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
 
-from relgrad.laws.categorical import Truncation, log_probs, sample
+from relgrad.laws.categorical import Truncation, land_on_mass, log_probs, sample
 
 LAWS = {
     "plain": Truncation(),
@@ -93,6 +93,21 @@ def test_an_entry_without_mass_is_never_drawn(u: float):
     token_N, logp_N, _ = sample(logits_NV, Truncation(), uniform_N=torch.tensor([u]))
     assert token_N.item() in (2, 4)
     assert logp_N.item() == pytest.approx(-math.log(2))
+
+
+def test_a_draw_that_rounding_put_beside_the_mass_lands_on_it():
+    mass_NV = torch.tensor([[0.0, 0.4, 1.0], [0.5, 0.0, 0.2], [0.3, 0.3, 0.0]])
+    assert land_on_mass(torch.tensor([1, 1, 2]), mass_NV).tolist() == [1, 0, 0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the parallel cumulative sum is CUDA's")
+def test_no_draw_without_mass_on_a_gpu():
+    logits_NV = torch.randn(512, 50_000, device="cuda")
+    law = Truncation(top_k=1000)
+    for seed in range(20):
+        uniform_N = torch.rand(512, generator=torch.Generator().manual_seed(seed)).cuda()
+        _, logp_N, _ = sample(logits_NV, law, uniform_N=uniform_N)
+        assert bool(logp_N.isfinite().all())
 
 
 @pytest.mark.parametrize("law", [Truncation(top_k=2), Truncation(top_p=0.6)], ids=["top_k", "top_p"])

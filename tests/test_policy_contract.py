@@ -96,6 +96,12 @@ class HalvesTheGradient(toy_policy.TablePolicy):
         return scores._replace(logp_N=(scores.logp_N + scores.logp_N.detach()) / 2)
 
 
+class TurnsTheGradientAround(toy_policy.TablePolicy):
+    def score(self, rollouts, cells_N2, **asked):
+        scores = super().score(rollouts, cells_N2, **asked)
+        return scores._replace(logp_N=2 * scores.logp_N.detach() - scores.logp_N)
+
+
 class ScoresByPlaceInTheBatch(toy_policy.TablePolicy):
     def score(self, rollouts, cells_N2, **asked):
         scores = super().score(rollouts, cells_N2, **asked)
@@ -139,6 +145,7 @@ class ReportsHalfTheEntropy(toy_policy.TablePolicy):
         (PlansACellTwice, "chunks", "not a partition"),
         (UsesTheGlobalState, "seed", "global random state"),
         (HasNoReference, "reference", "at the start"),
+        (TurnsTheGradientAround, "learns", "mean reward went"),
         (ReportsHalfTheEntropy, "terms", "by enumeration"),
     ],
 )

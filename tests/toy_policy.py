@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -142,15 +143,14 @@ class TablePolicy:
 
 def take(rollouts: Rollouts, rows: Tensor) -> Rollouts:
     """The given rows of a table policy's rollouts."""
-    return Rollouts(
-        prompts=rollouts.prompts,
+    return replace(
+        rollouts,
         group_B=rollouts.group_B[rows],
         behaviour_logp_BT=rollouts.behaviour_logp_BT[rows],
         mask_BT=rollouts.mask_BT[rows],
         size_BT=rollouts.size_BT[rows],
         outputs=tuple(rollouts.outputs[i] for i in rows.tolist()),
         stop=tuple(rollouts.stop[i] for i in rows.tolist()),
-        policy_version=rollouts.policy_version,
         trace={name: tensor[rows] for name, tensor in rollouts.trace.items()},
     )
 

@@ -105,10 +105,11 @@ def sample(
     Example: [bold]relgrad sample runs/quick --prompt "12345" -n 2[/bold]
     """
     from relgrad.run import sample as draw
+    from relgrad.rundir import finite
 
     for record in draw(source, prompt or [], n, overrides or []):
         if as_json:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
+            print(json.dumps(finite(record), ensure_ascii=False), flush=True)
         else:
             _show_sample(record)
 
@@ -123,9 +124,17 @@ def evaluate(
 
     Example: [bold]relgrad evaluate runs/quick --against runs/other[/bold]
     """
+    from rich.progress import Progress
+
     from relgrad.run import evaluate_run
 
-    _show_figures(evaluate_run(source, against, overrides or []))
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=None)
+        figures = evaluate_run(
+            source, against, overrides or [], lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    _show_figures(figures)
 
 
 @app.command()
@@ -156,10 +165,10 @@ def recipes() -> None:
 
     Example: [bold]relgrad recipes[/bold]
     """
-    from relgrad.run import find_recipe
+    from relgrad.run import RECIPES
 
     table = Table("recipe", "what it does", box=None, pad_edge=False)
-    for path in sorted(find_recipe("quick").parent.glob("*.yaml")):
+    for path in sorted(RECIPES.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         table.add_row(path.stem, Text(first.lstrip("# ") if first.startswith("#") else ""))
     Console().print(table)
@@ -228,7 +237,7 @@ def _show_sample(record: dict[str, Any]) -> None:
 def _show_figures(figures: dict[str, Any]) -> None:
     table = Table("", "", box=None, show_header=False, pad_edge=False)
     for name, value in figures.items():
-        if not isinstance(value, list):
+        if value is not None and not isinstance(value, list):
             table.add_row(str(name), Text(_brief(value)))
     Console().print(table)
 

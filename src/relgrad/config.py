@@ -15,13 +15,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from relgrad.settings import Strict
+from relgrad.sft import SftSettings
+from relgrad.train import GrpoSettings
 from relgrad.types import RelgradError
-
-
-class Strict(BaseModel):
-    """Base of all settings: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Component(BaseModel):
@@ -39,90 +36,6 @@ class Component(BaseModel):
 class RewardComponent(Component):
     weight: float = 1.0
     name: str | None = None
-
-
-class Grpo(Strict):
-    """The GRPO loop. Names, meanings and defaults are TRL's where TRL has them.
-
-    One generation batch = `num_prompts` prompts x `num_generations` completions, used for `num_iterations` passes of
-    `steps_per_generation` optimizer steps each.
-    """
-
-    steps: int = Field(100, ge=1, description="optimizer steps")
-    num_prompts: int = Field(8, ge=1, description="prompts per generation batch")
-    num_generations: int = Field(8, description="completions per prompt (the group)")
-    num_iterations: int = Field(1, ge=1)
-    steps_per_generation: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-6, gt=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = Field(1.0, gt=0)
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce"] = "dapo"
-    epsilon: float = Field(0.2, gt=0)
-    epsilon_high: float | None = Field(None, gt=0)
-    delta: float | None = None
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    beta: float = Field(0.0, ge=0)
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
-    use_bias_correction_kl: bool = True
-    entropy_coef: float = 0.0
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    leave_one_out: bool = False
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    mask_truncated_completions: bool = False
-    max_resamples: int = Field(0, ge=0, description="DAPO: how often groups without spread are replaced per batch")
-    importance_sampling_cap: float = Field(2.0, gt=0, description="cap of TIS weights for another engine's log-probs")
-    micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
-    reward_timeout: float = Field(60.0, gt=0, description="seconds one group may take to be rewarded")
-
-    @model_validator(mode="after")
-    def _legal(self) -> Grpo:
-        if self.num_generations < 2:
-            raise ValueError(
-                f"num_generations={self.num_generations}: a group needs at least 2 completions to compare; 8 is usual"
-            )
-        if (self.num_prompts * self.num_generations) % self.steps_per_generation:
-            raise ValueError(
-                f"steps_per_generation={self.steps_per_generation} must divide num_prompts x num_generations = "
-                f"{self.num_prompts * self.num_generations}"
-            )
-        if self.delta is not None and self.delta <= 1 + (self.epsilon_high or self.epsilon):
-            raise ValueError(
-                f"delta={self.delta} must exceed 1 + epsilon_high = {1 + (self.epsilon_high or self.epsilon)}: "
-                "below that the ordinary clip already acts first"
-            )
-        if self.kl_estimator != "k3" and not self.beta:
-            raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0; set beta or drop it")
-        return self
-
-
-class Sft(Strict):
-    """The supervised loop: completion-only cross-entropy, mean over the target tokens of the whole optimizer step."""
-
-    steps: int = Field(100, ge=1)
-    batch_size: int = Field(16, ge=1, description="examples per optimizer step")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="pieces one optimizer step's batch is computed in")
-    learning_rate: float = Field(2e-5, gt=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = Field(1.0, gt=0)
-    completion_column: str = "completion"
-
-    @model_validator(mode="after")
-    def _legal(self) -> Sft:
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps={self.gradient_accumulation_steps} must divide batch_size={self.batch_size}"
-            )
-        return self
 
 
 class Evaluation(Strict):
@@ -151,8 +64,8 @@ class Stage(Strict):
     policy: Component
     task: Component
     rewards: tuple[RewardComponent, ...] = ()
-    grpo: Grpo = Grpo()
-    sft: Sft = Sft()
+    grpo: GrpoSettings = GrpoSettings()
+    sft: SftSettings = SftSettings()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -137,10 +137,12 @@ class Console:
         figures.add_row(*(value for _, value in shown))
         parts: list[Any] = [self.progress, figures] if shown else [self.progress]
         if self.records:
-            samples = Table("prompt", "completion", box=rich.box.SIMPLE, show_edge=False, pad_edge=False, expand=True)
+            samples = Table(box=rich.box.SIMPLE, show_edge=False, pad_edge=False, expand=True)
+            samples.add_column("prompt", ratio=1)
+            samples.add_column("completion", ratio=2)
             samples.add_column("reward", justify="right")
             for record in self.records:
-                samples.add_row(excerpt(record["prompt"]), excerpt(record["completion"]), number(record["reward"]))
+                samples.add_row(excerpt(record["prompt"], 80), excerpt(record["completion"]), number(record["reward"]))
             parts.append(samples)
         return Group(*parts)
 

@@ -69,6 +69,7 @@ class Rollouts:
     outputs            [B]; what a reward reads
     stop               [B]; why each row ended: its own end ("eos"), the length limit ("length") or an "error"
     policy_version     the number of weight updates the sampling policy had seen
+    foreign            the log-probs were computed by another engine than `Policy.score`, and differ from it by more than rounding
     trace              tensors that only the policy which wrote them understands; enough to score the rows again
     """
 
@@ -81,6 +82,7 @@ class Rollouts:
     stop: tuple[Stop, ...]
     policy_version: int
     trace: Mapping[str, Tensor]
+    foreign: bool = False
 
     def __post_init__(self) -> None:
         rows, decisions = self.behaviour_logp_BT.shape

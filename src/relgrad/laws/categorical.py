@@ -27,7 +27,7 @@ class Truncation:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature={self.temperature}: must be > 0. At 0 the law is deterministic and has no policy gradient."
+                f"temperature={self.temperature}: must be > 0; at 0 the law is deterministic and has no policy gradient"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: must be >= 0 (0 keeps every entry)")
@@ -86,5 +86,17 @@ def sample(
     # strictly below the total, so that the first entry whose cumulative mass exceeds it exists and has mass itself
     point_N = torch.minimum(uniform_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
     token_N = torch.searchsorted(cumulative_NV, point_N[:, None], right=True)[:, 0]
+    if logits_NV.is_cuda:
+        token_N = land_on_mass(token_N, mass_NV)
     logp_N = scaled_NV.gather(-1, token_N[:, None])[:, 0] - top_N - mass_NV.sum(-1).log()
     return token_N, logp_N, support_NV
+
+
+def land_on_mass(token_N: Tensor, mass_NV: Tensor) -> Tensor:
+    """`token_N`, with the most probable entry in place of one without mass.
+
+    A parallel cumulative sum rounds neighbours differently, so that it can step up by one unit in the last place at an
+    entry that adds nothing, and a uniform number can fall right there. A sequential sum (CPU) cannot.
+    """
+    has_mass_N = mass_NV.gather(-1, token_N[:, None])[:, 0] > 0
+    return torch.where(has_mass_N, token_N, mass_NV.argmax(-1))

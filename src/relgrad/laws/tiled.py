@@ -149,15 +149,13 @@ class _TiledLogProbs(torch.autograd.Function):
         if hidden_NH.requires_grad and frozen:
             average_NH = torch.empty(hidden_NH.shape, dtype=exact, device=hidden_NH.device)
         head = Head(weight_VH, bias_V, temperature)
+        logp_N = torch.empty_like(lse_N)
+        sums = _Sums(lse_N, mean_N, logp_N, average_NH)
         for first in range(0, rows, ROWS):
-            block = slice(first, min(first + ROWS, rows))
-            _online_softmax(hidden_NH, head, block, support, lse_N, mean_N, average_NH)
-        chosen_N = (hidden_NH.to(exact) * weight_VH[target_N].to(exact)).sum(-1)
-        if bias_V is not None:
-            chosen_N = chosen_N + bias_V[target_N].to(exact)
+            _online_softmax(hidden_NH, head, target_N, slice(first, min(first + ROWS, rows)), support, sums)
         ctx.save_for_backward(hidden_NH, weight_VH, bias_V, target_N, lse_N, mean_N, average_NH)
         ctx.temperature, ctx.support = temperature, support
-        return chosen_N / temperature - lse_N, lse_N - mean_N
+        return logp_N, lse_N - mean_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor | None, grad_entropy_N: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -203,19 +201,34 @@ def _tile(hidden: Tensor, head: Head, columns: slice, allowed: Tensor | None) ->
     return z
 
 
+class _Sums(NamedTuple):
+    """What one pass over the vocabulary fills in, row by row: log-sum-exp, mean logit under pi, log pi(target) and,
+    where the backward pass can use it, the mean row of W under pi."""
+
+    lse_N: Tensor
+    mean_N: Tensor
+    logp_N: Tensor
+    average_NH: Tensor | None
+
+
 def _online_softmax(
-    hidden_NH: Tensor, head: Head, block: slice, support: Support | None, lse_N: Tensor, mean_N: Tensor, average_NH: Tensor | None
+    hidden_NH: Tensor, head: Head, target_N: Tensor, block: slice, support: Support | None, sums: _Sums
 ) -> None:
-    """Fill log-sum-exp, mean logit and (where asked) mean row of W, all under pi, for one block of rows."""
+    """Fill `sums` for one block of rows."""
     hidden = hidden_NH[block]
     vocabulary = head.weight_VH.shape[0]
     allowed = support.dense(block.start, block.stop, vocabulary) if support is not None else None
-    top = torch.full((hidden.shape[0], 1), torch.finfo(lse_N.dtype).min, dtype=lse_N.dtype, device=hidden.device)
-    total, weighted = torch.zeros_like(top), torch.zeros_like(top)
-    average = torch.zeros(hidden.shape, dtype=lse_N.dtype, device=hidden.device) if average_NH is not None else None
+    like = sums.lse_N.new_zeros
+    top = torch.full((hidden.shape[0], 1), torch.finfo(sums.lse_N.dtype).min, dtype=sums.lse_N.dtype, device=hidden.device)
+    total, weighted, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+    average = like(hidden.shape) if sums.average_NH is not None else None
+    target = target_N[block, None]
     for first in range(0, vocabulary, COLUMNS):
         columns = slice(first, min(first + COLUMNS, vocabulary))
         z = _tile(hidden, head, columns, allowed)
+        # the target's logit is taken from the very tile that enters the sum, so that both carry the same rounding
+        here = (target >= first) & (target < columns.stop)
+        chosen = torch.where(here, z.gather(-1, (target - first).clamp(0, z.shape[1] - 1)), chosen)
         new_top = torch.maximum(top, z.amax(-1, keepdim=True))
         shrink = (top - new_top).exp_()
         mass = (z - new_top).exp_()
@@ -226,10 +239,12 @@ def _online_softmax(
         if average is not None:
             average.mul_(shrink).add_(_weigh(mass, head.weight_VH[columns]))
         top = new_top
-    lse_N[block] = (top + total.log())[:, 0]
-    mean_N[block] = (weighted / total)[:, 0]
-    if average is not None and average_NH is not None:
-        average_NH[block] = average / total
+    log_total = total.log()
+    sums.lse_N[block] = (top + log_total)[:, 0]
+    sums.mean_N[block] = (weighted / total)[:, 0]
+    sums.logp_N[block] = (chosen - top - log_total)[:, 0]
+    if average is not None and sums.average_NH is not None:
+        sums.average_NH[block] = average / total
 
 
 def _weigh(mass: Tensor, weight: Tensor) -> Tensor:

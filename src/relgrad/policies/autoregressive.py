@@ -20,10 +20,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.laws import tiled
 from relgrad.laws.categorical import Truncation
-from relgrad.models import causal, decode, shared_prompt, transformers_fallback
+from relgrad.models import causal, decode, shared_prompt
+from relgrad.policies import _transformers
 from relgrad.types import CellScores, Example, Output, Prompt, RelgradError, Rollouts, Stop
 
 
@@ -84,6 +85,11 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
     )
     if settings.quantize and settings.lora is None:
         raise RelgradError(f"quantize={settings.quantize!r} trains adapters only: add a lora section")
+    if settings.lora is None and settings.dtype in ("bfloat16", "float16"):
+        raise RelgradError(
+            f"dtype={settings.dtype!r} with full-parameter training: small updates would be rounded away. Use dtype: float32, or "
+            "train a float32 adapter on these weights with a lora section"
+        )
     if adapter is not None and settings.lora is None:
         raise RelgradError(f"{adapter} is an adapter, but policy.lora is not set: add the lora section it was trained with")
     if settings.quantize is None:
@@ -128,7 +134,7 @@ class AutoregressivePolicy:
         if settings.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
             _train_without_dropout(model)
-        self.engine, self.engine_note = transformers_fallback.choose_engine(self.causal_lm, settings.engine)
+        self.engine, self.engine_note = _transformers.choose_engine(self.causal_lm, settings.engine)
 
     # ------------------------------------------------------------------ prompts
 
@@ -177,7 +183,7 @@ class AutoregressivePolicy:
                 law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT,
             )  # fmt: skip
         else:
-            out = transformers_fallback.generate(
+            out = _transformers.generate(
                 self.causal_lm, on_device, group_size, law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT
             )
         return self._rollouts(tuple(prompts), encoded, group_size, out)
@@ -210,6 +216,8 @@ class AutoregressivePolicy:
             stop=stops,
             policy_version=self.version,
             trace=trace,
+            # generate() in reduced precision rounds differently from scoring: its log-probs are another engine's
+            foreign=self.engine == "transformers" and self.causal_lm.dtype in (torch.bfloat16, torch.float16),
         )
 
     # ------------------------------------------------------------------ scoring
@@ -236,7 +244,7 @@ class AutoregressivePolicy:
     ) -> CellScores:
         """See protocols.Policy. Dropout is off; entropy comes at no extra cost."""
         if self.engine == "transformers":
-            return transformers_fallback.score(self, rollouts, cells_N2, entropy=entropy, reference_kl=reference_kl)
+            return _transformers.score(self, rollouts, cells_N2, entropy=entropy, reference_kl=reference_kl)
         packed = _Packed.of(rollouts, cells_N2, self.device)
         hidden_NH = self._hidden(packed)
         logp_N, entropy_N = tiled.log_probs(hidden_NH, self._head(), packed.target_N, support=packed.support)
@@ -279,7 +287,7 @@ class AutoregressivePolicy:
         rollouts = _unsampled(tuple(e.prompt for e in examples), mask_BT, trace)
         with _dropout(self.model, generator):
             if self.engine == "transformers":
-                scores = transformers_fallback.score(self, rollouts, rollouts.cells(), temperature=1.0)
+                scores = _transformers.score(self, rollouts, rollouts.cells(), temperature=1.0)
                 return -scores.logp_N.sum(), sum(lengths)
             packed = _Packed.of(rollouts, rollouts.cells(), self.device)
             head = self._head()._replace(temperature=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import column, unscored
 from relgrad.types import Output, Prompt, Score

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from relgrad import registry
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.types import RelgradError
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import column, unscored
 from relgrad.types import Output, Prompt, Score

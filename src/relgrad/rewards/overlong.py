@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import unscored
 from relgrad.types import Output, Prompt, Score

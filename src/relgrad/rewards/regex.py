@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.types import Output, Prompt, Score
 

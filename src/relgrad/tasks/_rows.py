@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.tasks import Task
 from relgrad.types import Message, Prompt, RelgradError
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.config import Strict
+from relgrad.settings import Strict
 from relgrad.tasks import Task
 from relgrad.types import Prompt
 
