@@ -38,7 +38,7 @@ demo: setup ## GRPO on a real pretrained model, a few minutes on two cores
 	$(BIN)/relgrad demo
 
 bench: setup ## the measurements of benchmarks/
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	$(BIN)/python -m benchmarks.run all
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

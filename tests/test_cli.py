@@ -95,6 +95,10 @@ def test_a_word_that_is_no_override_is_explained(recipe: Path) -> None:
     assert_bare_error(relgrad_cli("run", str(recipe), "steps", cwd=recipe.parent), "'steps'", "key.sub=value")
 
 
+def test_a_report_of_no_run_is_one_clear_error(tmp_path: Path) -> None:
+    assert_bare_error(relgrad_cli("report", "nowhere", cwd=tmp_path), "no run folder 'nowhere'")
+
+
 @needs_run
 def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(recipe: Path) -> None:
     before = sorted(recipe.parent.rglob("*"))

@@ -79,7 +79,9 @@ class Batch:
         groups = self.group_B[self.keep_B].unique()
         if pieces > 1:
             groups = groups[torch.randperm(len(groups), generator=order)]
-        return [(torch.isin(self.group_B, piece) & self.keep_B).nonzero()[:, 0] for piece in groups.tensor_split(pieces)]
+        return [
+            (torch.isin(self.group_B, piece) & self.keep_B).nonzero()[:, 0] for piece in groups.tensor_split(pieces)
+        ]
 
     def local(self, rows: Tensor) -> list[tuple[Rollouts, Tensor, int]]:
         """(part, its own row numbers, number of its first row) for the parts that the given rows lie in."""

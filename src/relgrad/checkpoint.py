@@ -192,7 +192,7 @@ def _load_batch(folder: Path) -> Batch:
     plain = json.loads((folder / "batch.json").read_text())
     parts = [load_rollouts(p) for p in sorted(folder.glob("part_*"))]
     metrics = {k: torch.nan if v is None else v for k, v in plain["metrics"].items()}
-    return Batch(parts=parts, used=plain["used"], metrics=metrics, **tensors)
+    return Batch(parts=parts, used=plain["used"], metrics=metrics, **tensors)  # type: ignore[arg-type]
 
 
 def best_step(records: Iterable[dict[str, Any]], saved: Sequence[int]) -> int | None:

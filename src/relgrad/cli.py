@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 an unexpected error (with its traceback) or a failed docto
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -145,7 +146,12 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folde
     """
     from relgrad.report import write_report
 
-    print(write_report(folder))
+    try:
+        print(write_report(folder))
+    except FileNotFoundError as error:  # the report knows nothing of relgrad's own error, which needs torch
+        from relgrad.types import RelgradError
+
+        raise RelgradError(str(error)) from None
 
 
 @app.command()
@@ -190,6 +196,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `relgrad` command."""
+    # Torch's threads wait in busy loops unless told otherwise before torch is loaded. On cores shared with other
+    # jobs that slows a step down several times; sleeping costs microseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="relgrad")
 
 

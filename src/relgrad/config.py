@@ -73,7 +73,9 @@ class Stage(Strict):
     @model_validator(mode="after")
     def _legal(self) -> Stage:
         if self.stage == "grpo" and not self.rewards:
-            raise ValueError("rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`")
+            raise ValueError(
+                "rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`"
+            )
         return self
 
 
@@ -88,7 +90,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply `key.sub=value` overrides. Raises RelgradError with every problem in one message."""
     path = Path(path)
     if not path.is_file():
-        raise RelgradError(f"no recipe {str(path)!r} (working directory {Path.cwd()}); recipes/ holds the built-in ones")
+        raise RelgradError(
+            f"no recipe {str(path)!r} (working directory {Path.cwd()}); recipes/ holds the built-in ones"
+        )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -202,6 +206,8 @@ def _merge(base: Any, top: Any) -> Any:
     if isinstance(base, dict) and isinstance(top, dict):
         if "kind" in top and top["kind"] != base.get("kind"):
             return copy.deepcopy(top)
-        return {k: _merge(base[k], top[k]) if k in base and k in top else copy.deepcopy((top if k in top else base)[k])
-                for k in {**base, **top}}
+        return {
+            k: _merge(base[k], top[k]) if k in base and k in top else copy.deepcopy((top if k in top else base)[k])
+            for k in {**base, **top}
+        }
     return copy.deepcopy(top)

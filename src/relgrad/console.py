@@ -16,7 +16,15 @@ import rich.box
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -54,6 +62,7 @@ class Console:
         self.metrics: dict[str, float] = {}
         self.records: list[Mapping[str, Any]] = []
         self.live: Live | None = None
+        self.side: TaskID | None = None
         if self.file.isatty():
             self._build_display()
 
@@ -94,6 +103,17 @@ class Console:
         elif step % self.every == 0 or step in (self.first_step + 1, self.total_steps):
             figures = "  ".join(f"{name} {value}" for name, value in self._figures())
             self._line(f"{self.title}  step {step}/{self.total_steps}  {figures}  left {self._time_left(step)}")
+
+    def busy(self, what: str, done: int, total: int) -> None:
+        """Show how far something other than training has come ("evaluating", 16 of 100); gone when it is complete."""
+        if not self.live:
+            return
+        if self.side is None:
+            self.side = self.progress.add_task(what, total=total)
+        self.progress.update(self.side, description=what, completed=done, total=total)
+        if done >= total:
+            self.progress.remove_task(self.side)
+            self.side = None
 
     def samples(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Keep the best, the middle and the worst of the step's completions to show (run-folder sample records)."""

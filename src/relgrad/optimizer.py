@@ -102,7 +102,9 @@ class Optimizer:
             by_name.setdefault(name, {})[moment] = value
         foreign = sorted(set(by_name) - set(self.parameters))
         if foreign:
-            raise RelgradError(f"the optimizer state belongs to another model: it has {foreign[0]!r}, this one does not")
+            raise RelgradError(
+                f"the optimizer state belongs to another model: it has {foreign[0]!r}, this one does not"
+            )
         for name, moments in by_name.items():
             parameter = self.parameters[name]
             self._adam.state[parameter] = {

@@ -131,7 +131,8 @@ class LossTerms:
 class Loss(Protocol):
     """(LossTerms) -> (scalar, metrics). `needs` names the optional terms: "reference", "entropy", "kl"."""
 
-    needs: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def __call__(self, terms: LossTerms) -> tuple[Tensor, dict[str, float]]: ...
 

@@ -45,7 +45,9 @@ def find(room: str, kind: str) -> ModuleType:
         try:
             return importlib.import_module(kind)
         except ModuleNotFoundError as error:
-            raise RelgradError(f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path") from None
+            raise RelgradError(
+                f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
+            ) from None
     known = kinds(room)
     if kind not in known:
         near = difflib.get_close_matches(kind, known, 1)
@@ -59,7 +61,8 @@ def _from_file(room: str, path: Path) -> ModuleType:
         raise RelgradError(f"{room}: no file {str(path)!r} (working directory {Path.cwd()})")
     name = f"relgrad_user_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise RelgradError(f"{room}: {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

@@ -24,7 +24,7 @@ from relgrad.rewards.combine import build_rewards
 from relgrad.rundir import RunDir, write_atomic, write_json
 from relgrad.sft import Sft
 from relgrad.tasks import Task
-from relgrad.tracking import Trackers, open_trackers
+from relgrad.tracking import open_trackers
 from relgrad.train import Grpo
 from relgrad.types import Example, Prompt, RelgradError, StepRecord
 
@@ -75,6 +75,8 @@ class StageRun:
         saved = checkpoint.steps(self.run_dir.checkpoints)
         if saved and saved[-1] >= self.total:
             print(f"{self.title}: finished before ({self.run_dir.root}); --fresh starts over")
+            if not (self.run_dir.root / "report.html").is_file():  # killed between the last checkpoint and the report
+                write_report(self.run_dir.root)
             return
         self._build()
         newest = checkpoint.latest(self.run_dir.checkpoints)
@@ -162,13 +164,15 @@ class StageRun:
 
     def _evaluate(self, step: int) -> None:
         settings = self.stage.evaluation
-        self.console.note(f"evaluating on {min(settings.num_prompts, len(self.task.held_out))} held-out prompts ...")
+        prompts = self.task.held_out[: settings.num_prompts]
+        self.console.note(f"evaluating on {len(prompts)} held-out prompts x {settings.num_generations} completions ...")
         found = evaluate(
             self.policy,
-            self.task.held_out[: settings.num_prompts],
+            prompts,
             self.rewards,
             num_generations=settings.num_generations,
             seed=settings.seed,
+            progress=lambda done, total: self.console.busy("evaluating", done, total),
         )
         record = found.to_record(step, "held-out", self.baseline)
         self.run_dir.append("evaluations.jsonl", record)
@@ -224,7 +228,9 @@ def load_task(stage: Stage) -> Task:
     module = registry.find("tasks", stage.task.kind)
     task = module.load(config.settings_of(stage.task, module.Settings, "task"), stage.seed)
     if not task.train:
-        raise RelgradError(f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings")
+        raise RelgradError(
+            f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings"
+        )
     return task
 
 
@@ -329,7 +335,11 @@ def demo(overrides: list[str]) -> None:
     records = RunDir(folder).lines("evaluations.jsonl")
     before, after = records[0], records[-1]
     for name, record in (("before", before), ("after", after)):
-        print(f"held-out score {name:6}  {record['score']:.3f}   95 % interval [{record['low']:.3f}, {record['high']:.3f}]")
+        print(
+            f"held-out score {name:6}  {record['score']:.3f}   95 % interval [{record['low']:.3f}, {record['high']:.3f}]"
+        )
     low, high = after["difference_low"], after["difference_high"]
-    print(f"difference             {after['difference']:+.3f}   95 % interval [{low:+.3f}, {high:+.3f}], paired by prompt")
+    print(
+        f"difference             {after['difference']:+.3f}   95 % interval [{low:+.3f}, {high:+.3f}], paired by prompt"
+    )
     print(f"report                 {json.dumps(str((folder / 'report.html').resolve()))[1:-1]}")

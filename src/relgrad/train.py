@@ -77,7 +77,9 @@ class GrpoSettings(OptimizerSettings):
             )
         upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
         if self.delta is not None and self.delta <= upper:
-            raise ValueError(f"delta={self.delta} must exceed 1 + epsilon_high = {upper}: below it the ordinary clip acts first")
+            raise ValueError(
+                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}: below it the ordinary clip acts first"
+            )
         if self.kl_estimator != "k3" and not self.beta:
             raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0: set beta, or drop it")
         return self
@@ -89,7 +91,14 @@ class Grpo:
     COUNTERS = ("step", "cursor", "generations", "tokens")
 
     def __init__(
-        self, policy: Policy, prompts: Sequence[Prompt], rewards: Rewards, loss: Loss, settings: GrpoSettings, *, seed: int = 0
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        rewards: Rewards,
+        loss: Loss,
+        settings: GrpoSettings,
+        *,
+        seed: int = 0,
     ) -> None:
         self.policy, self.prompts, self.rewards, self.loss = policy, prompts, rewards, loss
         self.settings, self.seed = settings, seed

@@ -1,9 +1,11 @@
 r"""The categorical law behind a linear head, without its logits: log-probs and entropy tile by tile.
 
-    z_n = (W h_n + b) / tau,   log pi(y_n) = z_n[y_n] - lse_n,   lse_n = log sum_v exp z_n[v],   H_n = lse_n - sum_v pi_v z_n[v]
+    z_n = (W h_n + b) / tau,   lse_n = log sum_v exp z_n[v]
+    log pi(y_n) = z_n[y_n] - lse_n,   H_n = lse_n - sum_v pi_v z_n[v]
 
 The sums over the vocabulary run over tiles of at most ROWS x COLUMNS entries with a running maximum (the online softmax of
-Milakov & Gimelshein 2018, arXiv:1805.02867), so that no [N, V] tensor exists, forward or backward. Gradients, with g = dL/dlog pi, e = dL/dH:
+Milakov & Gimelshein 2018, arXiv:1805.02867), so that no [N, V] tensor exists, forward or backward.
+Gradients, with g = dL/dlog pi, e = dL/dH:
 
     dL/dz_n[v] = g_n (1[v = y_n] - pi_v) - e_n pi_v (log pi_v + H_n)
 
@@ -49,7 +51,9 @@ def log_probs(
     return logp_N, entropy_N
 
 
-def reference_kl(hidden_NH: Tensor, head: Head, reference_NH: Tensor, reference_head: Head, support: Support | None) -> Tensor:
+def reference_kl(
+    hidden_NH: Tensor, head: Head, reference_NH: Tensor, reference_head: Head, support: Support | None
+) -> Tensor:
     """Exact KL(pi || pi_ref) [N] of the two heads' whole distributions, differentiable in the policy's.
 
     Both are restricted to `support` where it is given. Blocks of KL_ROWS rows are recomputed in the backward pass, so that
@@ -80,10 +84,10 @@ def logits(hidden_NH: Tensor, head: Head) -> Tensor:
 
 
 class Support(NamedTuple):
-    """Which entries each of N rows may draw, as compressed rows: `offset_N1` [N+1] into the sorted `index` list."""
+    """Which entries each of N rows may draw, as compressed rows: `offset_N1` [N+1] into the sorted `entry_M` list."""
 
     offset_N1: Tensor
-    index: Tensor
+    entry_M: Tensor
 
     @staticmethod
     def pack(support_NV: Tensor) -> Support:
@@ -99,7 +103,7 @@ class Support(NamedTuple):
         counts_N = torch.cat([p.offset_N1[1:] - p.offset_N1[:-1] for p in parts])
         offset_N1 = torch.zeros(len(counts_N) + 1, dtype=torch.int64, device=counts_N.device)
         torch.cumsum(counts_N, 0, out=offset_N1[1:])
-        return Support(offset_N1, torch.cat([p.index for p in parts]))
+        return Support(offset_N1, torch.cat([p.entry_M for p in parts]))
 
     def take(self, rows_N: Tensor) -> Support:
         """The chosen rows, in the order given."""
@@ -108,14 +112,14 @@ class Support(NamedTuple):
         torch.cumsum(counts_N, 0, out=offset_N1[1:])
         total = int(offset_N1[-1])
         within = torch.arange(total, device=counts_N.device) - offset_N1[:-1].repeat_interleave(counts_N)
-        return Support(offset_N1, self.index[self.offset_N1[rows_N].repeat_interleave(counts_N) + within])
+        return Support(offset_N1, self.entry_M[self.offset_N1[rows_N].repeat_interleave(counts_N) + within])
 
     def dense(self, first: int, last: int, vocabulary: int) -> Tensor:
         """bool [last - first, vocabulary] for the rows first..last."""
         counts = (self.offset_N1[1:] - self.offset_N1[:-1])[first:last]
-        allowed = torch.zeros(last - first, vocabulary, dtype=torch.bool, device=self.index.device)
-        row = torch.arange(last - first, device=self.index.device).repeat_interleave(counts)
-        allowed[row, self.index[self.offset_N1[first] : self.offset_N1[last]].long()] = True
+        allowed = torch.zeros(last - first, vocabulary, dtype=torch.bool, device=self.entry_M.device)
+        row = torch.arange(last - first, device=self.entry_M.device).repeat_interleave(counts)
+        allowed[row, self.entry_M[self.offset_N1[first] : self.offset_N1[last]].long()] = True
         return allowed
 
 
@@ -177,7 +181,14 @@ class _TiledLogProbs(torch.autograd.Function):
         for first in range(0, len(lse_N), ROWS):
             block = slice(first, min(first + ROWS, len(lse_N)))
             _tile_gradients(
-                hidden_NH, head, block, ctx.support, lse_N, scaled_N1, entropy_terms, (grad_hidden, grad_weight, grad_bias)
+                hidden_NH,
+                head,
+                block,
+                ctx.support,
+                lse_N,
+                scaled_N1,
+                entropy_terms,
+                (grad_hidden, grad_weight, grad_bias),
             )
         chosen = weight_VH[target_N].to(lse_N.dtype)
         grad_hidden.addcmul_(chosen, scaled_N1)
@@ -219,7 +230,9 @@ def _online_softmax(
     vocabulary = head.weight_VH.shape[0]
     allowed = support.dense(block.start, block.stop, vocabulary) if support is not None else None
     like = sums.lse_N.new_zeros
-    top = torch.full((hidden.shape[0], 1), torch.finfo(sums.lse_N.dtype).min, dtype=sums.lse_N.dtype, device=hidden.device)
+    top = torch.full(
+        (hidden.shape[0], 1), torch.finfo(sums.lse_N.dtype).min, dtype=sums.lse_N.dtype, device=hidden.device
+    )
     total, weighted, chosen = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
     average = like(hidden.shape) if sums.average_NH is not None else None
     target = target_N[block, None]

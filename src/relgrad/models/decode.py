@@ -52,7 +52,11 @@ class _Prefill:
         self.keys.append(k.contiguous())
         self.values.append(v.contiguous())
         out = F.scaled_dot_product_attention(
-            self.prompts.pad(query[0]), _repeat_heads(k, repeats), _repeat_heads(v, repeats), is_causal=True, scale=scale
+            self.prompts.pad(query[0]),
+            _repeat_heads(k, repeats),
+            _repeat_heads(v, repeats),
+            is_causal=True,
+            scale=scale,
         )
         return self.prompts.flatten(out)[None]
 
@@ -96,7 +100,9 @@ class _Grid:
         )
         attention = torch.softmax(scores, -1)
         to_prompt = attention[..., :width].unflatten(0, (self.groups, self.per_group)).transpose(1, 2)
-        from_prompt = to_prompt.reshape(self.groups, kv_heads, self.per_group * repeats, width) @ self.prompt_values[layer]
+        from_prompt = (
+            to_prompt.reshape(self.groups, kv_heads, self.per_group * repeats, width) @ self.prompt_values[layer]
+        )
         out = (attention[..., width:] @ own_v).unflatten(0, (self.groups, self.per_group))
         out = out + from_prompt.view(self.groups, kv_heads, self.per_group, repeats, size).transpose(1, 2)
         return out.reshape(1, slots, heads, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import string
@@ -27,10 +28,12 @@ def folder(name: str, cache: Path) -> Path:
     assert match
     hidden, layers = int(match[1] or 128), int(match[2] or 2)
     if hidden % 32 or not layers:
-        raise RelgradError(f"model {name!r}: write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32 and at least one layer")
+        raise RelgradError(
+            f"model {name!r}: write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32 and at least one layer"
+        )
     target = cache / "tiny" / f"{hidden}x{layers}"
     if not (target / "config.json").is_file():
-        unfinished = target.with_name(f".{target.name}.tmp")
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         build_model(hidden, layers).save_pretrained(unfinished)
         build_tokenizer().save_pretrained(unfinished)
         try:

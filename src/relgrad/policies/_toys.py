@@ -25,7 +25,9 @@ def tokenizer(padding_side: str = "right") -> Any:
 
     raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="c"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>", padding_side=padding_side)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>", padding_side=padding_side
+    )
     return fast
 
 
@@ -118,7 +120,7 @@ def _as_rollouts(
     trace = {"prompt_ids": ids, "prompt_length_G": torch.tensor([len(ids)]), "token_BT": token_BT, "length_B": length_B}
     if policy.truncation.truncates:
         support = tiled.Support.pack(torch.cat([s for _, _, s in kept]))
-        trace["support_offset"], trace["support_index"] = support.offset_N1, support.index
+        trace["support_offset"], trace["support_index"] = support.offset_N1, support.entry_M
     texts = [[t for t in row if t not in policy.eos_ids] for row, _, _ in kept]
     return Rollouts(
         (prompt,), torch.zeros(len(kept), dtype=torch.int64), pad([p for _, p, _ in kept], batch_first=True), mask_BT,

@@ -9,7 +9,6 @@ not run on the shared-prompt attention (a probe at loading time finds out) use t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from relgrad.settings import Strict
 from relgrad.laws import tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.models import causal, decode, shared_prompt
 from relgrad.policies import _transformers
+from relgrad.settings import Strict
 from relgrad.types import CellScores, Example, Output, Prompt, RelgradError, Rollouts, Stop
 
 
@@ -76,10 +75,12 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
     adapter = Path(settings.adapter) if settings.adapter else None
     if start is not None:
         if (start / "adapter_model.safetensors").is_file():
-            adapter = start
+            adapter, model_name = start, causal.base_of(start, settings.model)
         else:
-            model_name = str(start)
-    tokenizer = causal.load_tokenizer(settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code)
+            model_name = str(start.resolve())
+    tokenizer = causal.load_tokenizer(
+        settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
+    )
     model = causal.load_model(
         model_name, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code
     )
@@ -91,14 +92,18 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
             "train a float32 adapter on these weights with a lora section"
         )
     if adapter is not None and settings.lora is None:
-        raise RelgradError(f"{adapter} is an adapter, but policy.lora is not set: add the lora section it was trained with")
+        raise RelgradError(
+            f"{adapter} is an adapter, but policy.lora is not set: add the lora section it was trained with"
+        )
     if settings.quantize is None:
         model.to(_device(settings.device))
     if settings.lora is not None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             lora = settings.lora
-            model = causal.add_lora(model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules)
+            model = causal.add_lora(
+                model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules
+            )
     policy = AutoregressivePolicy(model, tokenizer, settings)
     if adapter is not None:
         policy.load(adapter)
@@ -133,7 +138,8 @@ class AutoregressivePolicy:
         self._start: dict[str, Tensor] | None = None
         if settings.gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-            _train_without_dropout(model)
+        self._recomputed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+        self._dropout = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
         self.engine, self.engine_note = _transformers.choose_engine(self.causal_lm, settings.engine)
 
     # ------------------------------------------------------------------ prompts
@@ -172,6 +178,7 @@ class AutoregressivePolicy:
     @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
         """See protocols.Policy. One uniform number per (row, decision), drawn up front."""
+        self._set_modes(dropout=False)
         limit = self.settings.max_completion_length
         encoded = [self.encode(p) for p in prompts]
         uniform_BT = torch.rand(len(prompts) * group_size, limit, generator=generator).to(self.device)
@@ -184,7 +191,13 @@ class AutoregressivePolicy:
             )  # fmt: skip
         else:
             out = _transformers.generate(
-                self.causal_lm, on_device, group_size, law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT
+                self.causal_lm,
+                on_device,
+                group_size,
+                law=self.truncation,
+                limit=limit,
+                eos_ids=eos,
+                uniform_BT=uniform_BT,
             )
         return self._rollouts(tuple(prompts), encoded, group_size, out)
 
@@ -202,7 +215,7 @@ class AutoregressivePolicy:
             "length_B": length_B,
         }
         if out.support is not None:
-            trace["support_offset"], trace["support_index"] = out.support.offset_N1.cpu(), out.support.index.cpu()
+            trace["support_offset"], trace["support_index"] = out.support.offset_N1.cpu(), out.support.entry_M.cpu()
         texts = [row[: n - e] for row, n, e in zip(token_BT.tolist(), length_B.tolist(), ended, strict=True)]
         decoded = self.tokenizer.batch_decode(texts, skip_special_tokens=True)
         stops: tuple[Stop, ...] = tuple("eos" if e else "length" for e in ended)
@@ -243,6 +256,7 @@ class AutoregressivePolicy:
         self, rollouts: Rollouts, cells_N2: Tensor, *, entropy: bool = False, reference_kl: bool = False
     ) -> CellScores:
         """See protocols.Policy. Dropout is off; entropy comes at no extra cost."""
+        self._set_modes(dropout=False)
         if self.engine == "transformers":
             return _transformers.score(self, rollouts, cells_N2, entropy=entropy, reference_kl=reference_kl)
         packed = _Packed.of(rollouts, cells_N2, self.device)
@@ -258,7 +272,9 @@ class AutoregressivePolicy:
         return CellScores(logp_N, entropy_N if entropy else None, kl_N)
 
     def _hidden(self, packed: _Packed) -> Tensor:
-        flat = shared_prompt.hidden_states(self.causal_lm.get_decoder(), packed.token_N, packed.layout.position_N, packed.layout)
+        flat = shared_prompt.hidden_states(
+            self.causal_lm.get_decoder(), packed.token_N, packed.layout.position_N, packed.layout
+        )
         return flat.index_select(0, packed.hidden_N)
 
     def _head(self) -> tiled.Head:
@@ -268,7 +284,10 @@ class AutoregressivePolicy:
     # ------------------------------------------------------------------ supervised
 
     def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
-        """Summed cross-entropy (nats, at temperature 1) of the targets' tokens and of the end of sequence after each."""
+        """Summed cross-entropy (nats, at temperature 1) of the targets' tokens and of the end of sequence after each.
+
+        Dropout, where the model has any, is drawn from `generator`. Take the gradient before the next call.
+        """
         prompts = [self.encode(e.prompt) for e in examples]
         targets = []
         for example, prompt in zip(examples, prompts, strict=True):
@@ -285,7 +304,8 @@ class AutoregressivePolicy:
             "length_B": torch.tensor(lengths),
         }
         rollouts = _unsampled(tuple(e.prompt for e in examples), mask_BT, trace)
-        with _dropout(self.model, generator):
+        self._set_modes(dropout=True)
+        with _seeded(generator):
             if self.engine == "transformers":
                 scores = _transformers.score(self, rollouts, rollouts.cells(), temperature=1.0)
                 return -scores.logp_N.sum(), sum(lengths)
@@ -297,6 +317,17 @@ class AutoregressivePolicy:
     def _end_id(self) -> int:
         """The end-of-sequence id a chat turn or text is closed with: the tokenizer's own, else the model's first."""
         return int(self.tokenizer.eos_token_id) if self.tokenizer.eos_token_id is not None else self.eos_ids[0]
+
+    def _set_modes(self, *, dropout: bool) -> None:
+        """Dropout on or off; layers that recompute their activations do so only where gradients are taken.
+
+        The modes stay until the next call, because a backward pass with gradient checkpointing runs the forward again.
+        Everything else is always in evaluation mode.
+        """
+        for layer in self._dropout:
+            layer.train(dropout)
+        for layer in self._recomputed:
+            layer.training = torch.is_grad_enabled()
 
     # ------------------------------------------------------------------ weights
 
@@ -312,7 +343,9 @@ class AutoregressivePolicy:
     def reference(self) -> Iterator[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
         if self._start is None:
-            raise RelgradError("this policy was built without a reference: build it with reference=True (a recipe's beta > 0)")
+            raise RelgradError(
+                "this policy was built without a reference: build it with reference=True (a recipe's beta > 0)"
+            )
         current = {n: p.data for n, p in self.parameters()}
         try:
             for name, parameter in self.parameters():
@@ -346,34 +379,18 @@ class AutoregressivePolicy:
             with self.model.disable_adapter():
                 bare = self.model(input_ids=ids).logits
         if torch.equal(acting, bare):
-            raise RelgradError(f"{folder}: the adapter was loaded but does not change the output (untrained: every B is 0?)")
-
-
-def _train_without_dropout(model: torch.nn.Module) -> None:
-    """Training mode, which gradient checkpointing needs, with every dropout layer switched off."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.eval()
+            raise RelgradError(
+                f"{folder}: the adapter was loaded but does not change the output (untrained: every B is 0?)"
+            )
 
 
 @contextmanager
-def _dropout(model: torch.nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Dropout on (where the model has any) and drawn from `generator`; everything as before on leaving."""
-    layers = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
-    if not layers:
-        yield
-        return
+def _seeded(generator: torch.Generator) -> Iterator[None]:
+    """PyTorch's global random state, which dropout draws from, set from `generator`; as before on leaving."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for layer in layers:
-            layer.train()
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.eval()
+        yield
 
 
 def _unsampled(prompts: tuple[Prompt, ...], mask_BT: Tensor, trace: dict[str, Tensor]) -> Rollouts:
@@ -381,8 +398,12 @@ def _unsampled(prompts: tuple[Prompt, ...], mask_BT: Tensor, trace: dict[str, Te
     rows = len(prompts)
     return Rollouts(
         prompts, torch.arange(rows), torch.zeros(mask_BT.shape), mask_BT, mask_BT.long(),
-        tuple(Output("") for _ in range(rows)), ("eos",) * rows, 0, trace,
+        tuple(Output("") for _ in range(rows)), _all_ended(rows), 0, trace,
     )  # fmt: skip
+
+
+def _all_ended(rows: int) -> tuple[Stop, ...]:
+    return ("eos",) * rows
 
 
 @dataclass(frozen=True)
@@ -424,7 +445,7 @@ class _Packed:
         if "support_index" in trace:
             cell_of_BT = (rollouts.mask_BT.flatten().cumsum(0) - 1).view_as(rollouts.mask_BT)
             support = tiled.Support(trace["support_offset"], trace["support_index"]).take(cell_of_BT[row_N, step_N])
-            support = tiled.Support(support.offset_N1.to(device), support.index.to(device))
+            support = tiled.Support(support.offset_N1.to(device), support.entry_M.to(device))
         target_N = trace["token_BT"][row_N, step_N].long()
         return _Packed(token_N.to(device), layout, hidden_N.to(device), target_N.to(device), support)
 

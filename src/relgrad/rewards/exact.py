@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import column, unscored
+from relgrad.settings import Strict
 from relgrad.types import Output, Prompt, Score
 
 

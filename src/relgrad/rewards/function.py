@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from relgrad import registry
-from relgrad.settings import Strict
 from relgrad.protocols import Reward
+from relgrad.settings import Strict
 from relgrad.types import RelgradError
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import column, unscored
+from relgrad.settings import Strict
 from relgrad.types import Output, Prompt, Score
 
 

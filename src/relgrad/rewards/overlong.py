@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from relgrad.settings import Strict
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import unscored
+from relgrad.settings import Strict
 from relgrad.types import Output, Prompt, Score
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from relgrad.settings import Strict
 from relgrad.protocols import Reward
+from relgrad.settings import Strict
 from relgrad.types import Output, Prompt, Score
 
 

@@ -1,0 +1,264 @@
+"""A run that is killed anywhere, and started again, ends with the same weights bit for bit, and the same figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from relgrad import checkpoint
+from relgrad.losses import PolicyLoss
+from relgrad.policies import autoregressive
+from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.sft import Sft, SftSettings
+from relgrad.train import Grpo, GrpoSettings
+from relgrad.types import Example, Prompt, RelgradError
+
+# A supervised stage with dropout and a GRPO stage of which three steps in four lie inside a generation batch. Some groups
+# are replaced, some have no spread; a divergence term needs the reference.
+RECIPE = """
+name: r
+policy: {kind: autoregressive, model: "tiny:32x1", max_completion_length: 3, lora: {r: 2, alpha: 4, dropout: 0.2}, top_p: 0.98}
+task: {kind: digits, length: 2, train_size: 50, held_out_size: 10, noise: 0.2}
+rewards: [{kind: function, function: "REWARD:score"}]
+stages:
+  - stage: sft
+    sft: {steps: 5, batch_size: 4, learning_rate: 0.01, gradient_accumulation_steps: 2}
+    evaluation: {num_prompts: 2, num_generations: 2}
+    checkpoint: {every: 2}
+  - stage: grpo
+    grpo: {steps: 22, num_prompts: 4, num_generations: 3, num_iterations: 2, steps_per_generation: 2, learning_rate: 0.01,
+           beta: 0.05, max_resamples: 1, lr_scheduler_type: cosine}
+    evaluation: {num_prompts: 2, num_generations: 2, every: 10}
+    checkpoint: {every: EVERY}
+"""
+REWARD = """
+def score(completions, **columns):
+    return [float(any(c.isdigit() for c in text)) for text in completions]
+"""
+WATCHED = str(Path(__file__).with_name("killed_run.py"))
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+STAGES = ("1-sft", "2-grpo")
+
+
+def write_recipe(folder: Path, every: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "my_reward.py").write_text(REWARD)
+    recipe = folder / "r.yaml"
+    recipe.write_text(RECIPE.replace("REWARD", str(folder / "my_reward.py")).replace("EVERY", str(every)))
+    return recipe
+
+
+def run(recipe: Path, out: Path, last_change: int) -> subprocess.CompletedProcess[str]:
+    """`relgrad run` in a process of its own that kills itself at its `last_change`-th change to the run's files."""
+    command = [sys.executable, WATCHED, str(out), str(last_change), "run", str(recipe), f"out={out}"]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+
+
+def run_killed_after(recipe: Path, out: Path, seconds: float) -> int:
+    """`relgrad run`, killed `seconds` after it said which engine it uses (the policy is loaded then); its exit code."""
+    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(recipe), f"out={out}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("engine"):
+                break
+        try:
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.returncode
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = re.compile(r"time(/.*)?|step_time|tokens_per_second")
+    return [{k: v for k, v in record.items() if not timed.fullmatch(k)} for record in records]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Weights, optimizer state, figures, evaluations, warnings and samples are those of the uninterrupted run."""
+    for stage in STAGES:
+        ours, theirs = found / "r" / stage, expected / "r" / stage
+        newest, reference = checkpoint.latest(ours / "checkpoints"), checkpoint.latest(theirs / "checkpoints")
+        assert newest is not None
+        assert reference is not None
+        assert newest.name == reference.name
+        for name in ("adapter_model.safetensors", "trainer/optimizer.safetensors"):
+            assert (newest / name).read_bytes() == (reference / name).read_bytes(), f"{stage}: {name} differs"
+        for name in ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl"):
+            assert without_times(lines(ours / name)) == without_times(lines(theirs / name)), f"{stage}: {name} differs"
+        assert {p.name for p in (ours / "samples").glob("*")} == {p.name for p in (theirs / "samples").glob("*")}
+        for path in (theirs / "samples").glob("*"):
+            assert (ours / "samples" / path.name).read_bytes() == path.read_bytes()
+        assert (ours / "report.html").is_file(), f"{stage}: no report"
+        assert not list((ours / "checkpoints").glob(".unfinished*"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of a run that nobody disturbed, and how many changes to files it made."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    result = run(write_recipe(folder, every=1), folder / "out", 0)
+    assert result.returncode == 0, result.stderr
+    records = lines(folder / "out" / "r" / "2-grpo" / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 23))
+    assert sum(r.get("groups_resampled", 0) for r in records) > 0, "no group was replaced"
+    assert max(r["grad_norm"] for r in records) > 0.01, "nothing was learnt"
+    assert max(r["importance_ratio/max"] for r in records) > 1.01, "no step was off policy"
+    return folder / "out", int(result.stdout.rsplit("changes: ", 1)[1])
+
+
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])
+def test_killed_at_any_change_to_its_files(uninterrupted: tuple[Path, int], tmp_path: Path, every: int, seed: int):
+    expected, changes = uninterrupted
+    recipe, draw, kills, out = write_recipe(tmp_path, every), random.Random(seed), 0, tmp_path / "out"
+    while kills < 5:
+        result = run(recipe, out, draw.randint(1, changes // 4))
+        if result.returncode == 0:
+            assert_same_run(out, expected)
+            shutil.rmtree(out)
+            continue
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        kills += 1
+    assert run(recipe, out, 0).returncode == 0
+    assert_same_run(out, expected)
+
+
+def test_killed_at_any_time(uninterrupted: tuple[Path, int], tmp_path: Path):
+    expected, _ = uninterrupted
+    recipe, draw, kills, out = write_recipe(tmp_path, 1), random.Random(2), 0, tmp_path / "out"
+    started = time.monotonic()
+    assert run_killed_after(recipe, out, 300) == 0
+    assert_same_run(out, expected)
+    duration = time.monotonic() - started  # with the start of the process: some kills come late, and are not counted
+    shutil.rmtree(out)
+    while kills < 5:
+        code = run_killed_after(recipe, out, draw.uniform(0, duration / 3))
+        if code == 0:
+            assert_same_run(out, expected)
+            shutil.rmtree(out)
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert run_killed_after(recipe, out, 300) == 0
+    assert_same_run(out, expected)
+
+
+# ---------------------------------------------------------------------- in one process: stop after every step
+
+
+PROMPTS = tuple(Prompt(f"{n}=", {"answer": str(n)}, n) for n in range(7))
+
+
+def policy(**settings: Any) -> autoregressive.AutoregressivePolicy:
+    chosen = autoregressive.Settings(model="tiny:32x1", max_completion_length=3, **settings)
+    return autoregressive.build(chosen, seed=0, reference=True)
+
+
+def digits(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+    return [float(any(c.isdigit() for c in text)) for text in completions]
+
+
+def grpo_loop(trained: autoregressive.AutoregressivePolicy, loss: PolicyLoss, **settings: Any) -> Grpo:
+    chosen = GrpoSettings(
+        steps=10, num_prompts=4, num_generations=3, num_iterations=2, steps_per_generation=2, learning_rate=0.01,
+        max_resamples=1, lr_scheduler_type="linear", **settings,
+    )  # fmt: skip
+    return Grpo(trained, PROMPTS, RewardSet([NamedReward("digits", digits)], timeout=60), loss, chosen, seed=3)
+
+
+def k3_with_truncation() -> tuple[Grpo, Any]:
+    trained = policy(top_p=0.9, temperature=0.8)
+    return grpo_loop(trained, PolicyLoss(beta=0.1), beta=0.1), trained
+
+
+def exact_kl_sequence_level() -> tuple[Grpo, Any]:
+    trained = policy(lora=autoregressive.Lora(r=2, alpha=4))
+    loss = PolicyLoss("grpo", importance_sampling_level="sequence", beta=0.1, kl_estimator="exact", entropy_coef=0.01)
+    return grpo_loop(trained, loss, beta=0.1, kl_estimator="exact"), trained
+
+
+def k1_in_the_reward() -> tuple[Grpo, Any]:
+    trained = policy()
+    return grpo_loop(trained, PolicyLoss(beta=0.1, kl_estimator="k1"), beta=0.1, kl_estimator="k1"), trained
+
+
+def supervised_with_dropout() -> tuple[Sft, Any]:
+    trained = policy(lora=autoregressive.Lora(r=2, alpha=4, dropout=0.3))
+    settings = SftSettings(steps=6, batch_size=4, gradient_accumulation_steps=2, learning_rate=0.01, warmup_steps=2)
+    return Sft(trained, [Example(p, p.columns["answer"]) for p in PROMPTS], settings, seed=3), trained
+
+
+@pytest.mark.parametrize(
+    "build", [k3_with_truncation, exact_kl_sequence_level, k1_in_the_reward, supervised_with_dropout]
+)
+def test_stopped_after_every_step(build: Callable[[], tuple[Any, Any]], tmp_path: Path):
+    loop, trained = build()
+    figures = {}
+    start = {n: p.detach().clone() for n, p in trained.parameters()}
+    while loop.step < loop.settings.steps:
+        checkpoint.save(tmp_path, loop, trained)
+        record = loop.update()
+        figures[record.step] = without_times([record.metrics])
+    final = {n: p.detach().clone() for n, p in trained.parameters()}
+    assert any(not torch.equal(final[n], start[n]) for n in final)
+    for step in checkpoint.steps(tmp_path):
+        loop, trained = build()
+        checkpoint.restore(checkpoint.folder_of(tmp_path, step), loop, trained)
+        assert loop.step == step
+        while loop.step < loop.settings.steps:
+            record = loop.update()
+            assert without_times([record.metrics]) == pytest.approx(figures[record.step], nan_ok=True, rel=0, abs=0)
+        for name, parameter in trained.parameters():
+            assert torch.equal(parameter, final[name]), f"resumed after step {step}: {name} differs"
+
+
+def test_dropout_acts_and_follows_the_seed():
+    losses = []
+    for seed in (3, 3, 4):
+        loop, _ = supervised_with_dropout()
+        loop.seed, loop.examples = seed, loop.examples[:1]
+        loop.update()
+        losses.append(loop.update().metrics["loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_checkpoint_of_another_model(tmp_path: Path):
+    loop, trained = supervised_with_dropout()
+    loop.update()
+    folder = checkpoint.save(tmp_path, loop, trained)
+    other = policy(lora=autoregressive.Lora(r=4, alpha=4))
+    fresh = Sft(other, loop.examples, loop.settings, seed=3)
+    before = [p.detach().clone() for _, p in other.parameters()]
+    with pytest.raises(RelgradError, match=r"another model.*lora_A.*saved \[2, 32\], here \[4, 32\]"):
+        checkpoint.restore(folder, fresh, other)
+    assert all(torch.equal(a, p) for a, (_, p) in zip(before, other.parameters(), strict=True))
+    assert fresh.step == 0
+
+
+def test_checkpoint_holds_no_code(tmp_path: Path):
+    """Nothing in a checkpoint is a pickle: every file is JSON or safetensors (the tokenizer's are JSON too)."""
+    loop, trained = k3_with_truncation()
+    loop.update()
+    folder = checkpoint.save(tmp_path, loop, trained)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".json", ".safetensors"}
+    for path in files:
+        load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
