@@ -142,7 +142,7 @@ def child(module: str, arm: str, options: str) -> None:
 def measure_apart(module: str, arm: str, threads: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """One measurement in a fresh process with `threads` OpenMP threads. Raises RelgradError when it fails."""
     variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    variables |= {"HF_HUB_OFFLINE": "1", "MALLOC_TRIM_THRESHOLD_": "0", "PYTHONWARNINGS": "ignore"}
+    variables |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     load = os.getloadavg()[0]
     command = [sys.executable, "-m", "benchmarks.run", "child", module, arm, json.dumps(dict(options))]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)

@@ -1,41 +1,60 @@
-"""`relgrad` in this process, killed just before its N-th change to the files in a folder: killed_run.py FOLDER N ARGUMENTS...
+"""`relgrad` in a process forked from one that has imported everything already: a second saved, per process, on imports.
 
-N counts files opened for writing, renamed and removed, and folders made and removed. A run that reaches its end says
-how many there were.
+The process can be told to kill itself at its N-th change to the files in a folder: files opened for writing, renamed
+and removed, and folders made and removed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "relgrad.cli",
+        "relgrad.run",
+        "relgrad.policies.autoregressive",
+        "transformers.models.qwen3.modeling_qwen3",
+        "peft",
+    ]
+)
 
 
-def main(folder: str, last: int, arguments: list[str]) -> None:
-    """Run the command line with `arguments`, watched by an audit hook."""
+def start(arguments: list[str], log: Path, folder: Path, last_change: int = 0) -> BaseProcess:
+    """Start the command line with `arguments`, its output in `log`; it dies at its `last_change`-th change in `folder`.
+
+    Where it survives, `log` ends with the number of changes it made.
+    """
+    process = CONTEXT.Process(target=_main, args=(arguments, str(log), str(folder), last_change), daemon=True)
+    process.start()
+    return process
+
+
+def _main(arguments: list[str], log: str, folder: str, last_change: int) -> None:
     from relgrad import cli
 
-    done = 0
+    changes = 0
 
     def watch(event: str, details: tuple[object, ...]) -> None:
-        nonlocal done
+        nonlocal changes
         if event not in CHANGES or not str(details[0]).startswith(folder):
             return
         if event == "open" and not (isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR)):
             return
-        done += 1
-        if done == last:
+        changes += 1
+        if changes == last_change:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")
     sys.addaudithook(watch)
     sys.argv[1:] = arguments
     try:
         cli.main()
     finally:
-        print(f"changes: {done}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
+        print(f"changes: {changes}", flush=True)

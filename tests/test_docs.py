@@ -1,1 +1,305 @@
-"""The documentation is true: its code runs, its tables are the models', its names are those that runs write."""
+"""The documentation is true: its code runs, its tables are the models', its names are the ones that runs write.
+
+In README.md and docs/, a block opened by ```python title="x.py" (or any language) is a file, ```sh run and ```python run
+are executed, and ```python source="losses.py" quotes src/relgrad/losses.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import contract
+import relgrad
+from relgrad import config, diagnose, registry
+from relgrad.cli import app
+from relgrad.losses import PolicyLoss
+from relgrad.optimizer import OptimizerSettings
+from relgrad.policies.autoregressive import Lora
+from relgrad.protocols import Toy
+from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.sft import Sft, SftSettings
+from relgrad.train import Grpo, GrpoSettings
+from relgrad.types import Example, Output, Prompt, Rollouts
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(relgrad.__file__).parent
+README = ROOT / "README.md"
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, *DOCS]
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
+    """(language, rest of the opening line, content) of every fenced block."""
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        yield match[1], match[2].strip(), match[3]
+
+
+def attribute(info: str, name: str) -> str | None:
+    found = re.search(rf'{name}="([^"]+)"', info)
+    return found[1] if found else None
+
+
+def write_files(page: Path, folder: Path) -> None:
+    """Every titled block of the page as a file."""
+    for _, info, content in blocks(page):
+        if title := attribute(info, "title"):
+            (folder / title).write_text(content, encoding="utf-8")
+
+
+def run(command: list[str], folder: Path) -> str:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
+    result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, f"{command[-1]}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+# ---------------------------------------------------------------------- code that runs
+
+
+def executable(page: Path) -> bool:
+    return any(info == "run" for _, info, _ in blocks(page))
+
+
+@pytest.fixture(scope="module", params=[p for p in PAGES if executable(p)], ids=lambda p: p.name)
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """(page, folder, output) after a page's files were written and its blocks run: sh one by one, python as one script."""
+    page: Path = request.param
+    folder = tmp_path_factory.mktemp(page.stem)
+    write_files(page, folder)
+    output = ""
+    script = "\n".join(content for language, info, content in blocks(page) if (language, info) == ("python", "run"))
+    if script:
+        output += run([sys.executable, "-c", script], folder)
+    for language, info, content in blocks(page):
+        if (language, info) == ("sh", "run"):
+            output += run(["bash", "-euc", content], folder)
+    return page, folder, output
+
+
+def test_the_blocks_of_a_page_run(executed: tuple[Path, Path, str]) -> None:
+    page, folder, _ = executed
+    for metrics in folder.glob("runs/*/*-grpo/metrics.jsonl"):
+        rewards = [json.loads(line)["reward"] for line in metrics.read_text().splitlines()]
+        first, last = sum(rewards[:10]) / 10, sum(rewards[-10:]) / 10
+        assert last > first + 0.2, f"{page.name}: {metrics.parent.parent.name} does not learn ({first:.2f} to {last:.2f})"
+
+
+def test_executable_pages_are_there() -> None:
+    assert {p.name for p in PAGES if executable(p)} >= {"README.md", "tour.md", "write-your-own.md"}
+
+
+def test_files_of_a_run_are_documented(executed: tuple[Path, Path, str]) -> None:
+    text = (ROOT / "docs" / "run-folder.md").read_text()
+    for run_folder in executed[1].glob("runs/*/*-*"):
+        names = {re.sub(r"\d{3,}", "N", p.name) for p in run_folder.rglob("*") if "checkpoints" not in p.parts[:-2]}
+        assert names, run_folder
+        for name in names:
+            assert f"`{name}`" in text or f"`{name}/`" in text, f"docs/run-folder.md does not say what {name} is"
+
+
+def test_quoted_code_is_the_code() -> None:
+    """A quotation may leave lines out (`...`); white space and trailing commas do not matter."""
+
+    def squeeze(text: str) -> str:
+        return re.sub(r",(?=[)\]}])", "", re.sub(r"\s+", "", text))
+
+    quoted = 0
+    for page in PAGES:
+        for _, info, content in blocks(page):
+            if source := attribute(info, "source"):
+                rest = squeeze((SOURCE / source).read_text(encoding="utf-8"))
+                for piece in re.split(r"^\s*\.\.\.\s*$", content, flags=re.MULTILINE):
+                    before, found, rest = rest.partition(squeeze(piece))
+                    assert found, f"{page.name} quotes what is not in {source} (or not in this order):\n{piece}"
+                    quoted += 1
+    assert quoted
+
+
+def test_python_in_the_pages_is_well_formed() -> None:
+    for page in PAGES:
+        for language, info, content in blocks(page):
+            if language == "python" and "source=" not in info:
+                ast.parse(content, f"{page.name} {info}")
+
+
+def test_recipes_in_the_pages_are_legal() -> None:
+    """Every YAML block with a policy is a recipe; sections of built-in kinds are checked by these kinds' settings."""
+    checked = 0
+    for page in PAGES:
+        for language, info, content in blocks(page):
+            data = yaml.safe_load(content) if language == "yaml" else None
+            if not isinstance(data, dict) or "policy" not in data:
+                continue
+            for stage in config.parse_recipe({"name": "x", **data}, source=f"{page.name} {info}").stages:
+                named = [("policies", stage.policy), ("tasks", stage.task), *(("rewards", r) for r in stage.rewards)]
+                for room, component in named:
+                    if component.kind in registry.kinds(room):
+                        config.settings_of(component, registry.find(room, component.kind).Settings, f"{page.name} {room}")
+            checked += 1
+    assert checked >= 3
+
+
+# ---------------------------------------------------------------------- the policy of write-your-own.md
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> types.SimpleNamespace:
+    """The Python files of write-your-own.md, imported."""
+    folder = tmp_path_factory.mktemp("own")
+    write_files(ROOT / "docs" / "write-your-own.md", folder)
+    sys.path.insert(0, str(folder))
+    try:
+        names = ("my_policy", "check_my_policy", "my_task", "my_reward", "my_loss")
+        return types.SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.mark.parametrize("name", [*contract.EVERYONE, *contract.EXACT_ONLY])
+def test_the_policy_of_the_docs_passes_the_contract(own: types.SimpleNamespace, name: str) -> None:
+    settings = own.my_policy.Settings(words=("a", "b"), max_words=3, temperature=0.8)
+    policy = own.my_policy.build(settings, seed=3)
+    toy = Toy(
+        policy=policy,
+        prompts=(Prompt("go a", id=0), Prompt("go b", id=1), Prompt("go on", id=2)),
+        enumerate=lambda prompt: own.check_my_policy.everything(policy, prompt),
+        key=lambda rollouts, row: (rollouts.outputs[row].text, rollouts.stop[row]),
+        reward=lambda output: output.text.count("b") / 3,
+    )
+    (contract.EVERYONE | contract.EXACT_ONLY)[name](toy)
+
+
+def test_the_policy_of_the_docs_saves_and_refuses(own: types.SimpleNamespace, tmp_path: Path) -> None:
+    policy = own.my_policy.build(own.my_policy.Settings(), seed=0)
+    policy.save(tmp_path / "there")
+    again = own.my_policy.build(own.my_policy.Settings(), seed=1, start=tmp_path / "there")
+    assert torch.equal(again.table_VV, policy.table_VV)
+    toy = Toy(policy, (Prompt("red"),), lambda _: policy.sample([], 0, torch.Generator()), lambda *_: 0, lambda _: 0.0)
+    contract.check_load_refuses(toy, tmp_path)
+
+
+def test_the_loss_of_the_docs_is_its_formula(own: types.SimpleNamespace) -> None:
+    from relgrad.protocols import LossTerms
+
+    logp_BT = torch.tensor([[-1.0, -2.0], [-3.0, -9.0]], requires_grad=True)
+    terms = LossTerms(
+        logp_BT=logp_BT,
+        behaviour_logp_BT=logp_BT.detach(),
+        advantage_BT=torch.tensor([[0.5, 0.5], [-1.0, -1.0]]),
+        mask_BT=torch.tensor([[True, True], [True, False]]),
+        batch_decisions=3.0,
+        max_decisions=2,
+    )
+    loss, metrics = own.my_loss.LearnFromSuccess()(terms)
+    assert loss.item() == pytest.approx(0.5 * (1 + 2) / 3)
+    assert metrics["successes"] == pytest.approx(2 / 3)
+    (slope_BT,) = torch.autograd.grad(loss, logp_BT)
+    assert slope_BT.flatten().tolist() == pytest.approx([-1 / 6, -1 / 6, 0, 0])
+
+
+# ---------------------------------------------------------------------- recipes.md: every setting
+
+
+def allowed(annotation: Any, metadata: list[Any] = ()) -> str:
+    """A type and its bounds in words: `int >= 1`, `a` or `b`, list of text."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(allowed(a, metadata) for a in arguments if a is not type(None)) + (
+            " or null" if type(None) in arguments else ""
+        )
+    if origin is Literal:
+        return ", ".join(f"`{a}`" for a in arguments)
+    if origin is tuple:
+        return f"list of {allowed(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    names = {int: "integer", float: "number", bool: "`true`, `false`", str: "text", Path: "path"}
+    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [f"{sign} {getattr(m, key)}" for m in metadata for key, sign in bounds.items() if hasattr(m, key)]
+    return f"{names[annotation]} {', '.join(limits)}".strip() if annotation in (int, float) else names[annotation]
+
+
+def default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    plain = value if value is None or isinstance(value, (bool, int, str)) else str(value) if isinstance(value, Path) else list(value)
+    return f"`{json.dumps(plain)}`" if not isinstance(value, dict) else "`{}`"
+
+
+def settings_rows(model: type[BaseModel], without: type[BaseModel] | None = None) -> dict[str, tuple[str, str]]:
+    """{key: (allowed, default)}; without those that another model has with the same default."""
+    inherited = without.model_fields if without else {}
+    return {
+        name: (allowed(field.annotation, field.metadata), default(field))
+        for name, field in model.model_fields.items()
+        if not (name in inherited and inherited[name].default == field.default)
+    }
+
+
+def models() -> dict[str, dict[str, tuple[str, str]]]:
+    """Table name in recipes.md -> its rows."""
+    tables = {
+        "recipe": settings_rows(config.Stage),
+        "optimizer": settings_rows(OptimizerSettings),
+        "grpo": settings_rows(GrpoSettings, OptimizerSettings),
+        "sft": settings_rows(SftSettings, OptimizerSettings),
+        "evaluation": settings_rows(config.Evaluation),
+        "checkpoint": settings_rows(config.Checkpointing),
+        "rewards": settings_rows(config.RewardComponent),
+        "policies.autoregressive.lora": settings_rows(Lora),
+    }
+    for room in registry.ROOMS:
+        for kind in registry.kinds(room):
+            tables[f"{room}.{kind}"] = settings_rows(registry.find(room, kind).Settings)
+    return tables
+
+
+def documented_tables(page: Path) -> dict[str, dict[str, list[str]]]:
+    """{table: {first cell: other cells}} of the tables marked <!-- table: NAME -->."""
+    tables = {}
+    for match in re.finditer(r"<!-- table: (\S+) -->\n\n((?:\|.*\n)+)", page.read_text(encoding="utf-8")):
+        rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in match[2].splitlines()[2:]]
+        tables[match[1]] = {row[0].strip("`"): row[1:] for row in rows}
+    return tables
+
+
+@pytest.mark.parametrize("name", models())
+def test_every_setting_is_documented(name: str) -> None:
+    wanted = models()[name]
+    table = documented_tables(ROOT / "docs" / "recipes.md").get(name)
+    lines = "\n".join(f"| `{key}` | {kind} | {value} |  |" for key, (kind, value) in wanted.items())
+    assert table is not None, f"docs/recipes.md has no table {name}; its rows begin\n{lines}"
+    assert {key: tuple(cells[:2]) for key, cells in table.items()} == wanted, f"rows of {name} must begin\n{lines}"
+    assert all(len(cells) == 3 and cells[2] for cells in table.values()), f"{name}: a setting without a meaning"
+
+
+def test_no_table_of_settings_is_left_over() -> None:
+    assert set(documented_tables(ROOT / "docs" / "recipes.md")) == set(models())

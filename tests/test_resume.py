@@ -19,10 +19,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import killed_run
 from relgrad import checkpoint
 from relgrad.losses import PolicyLoss
 from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.rundir import finite
 from relgrad.sft import Sft, SftSettings
 from relgrad.train import Grpo, GrpoSettings
 from relgrad.types import Example, Prompt, RelgradError
@@ -49,8 +51,6 @@ REWARD = """
 def score(completions, **columns):
     return [float(any(c.isdigit() for c in text)) for text in completions]
 """
-WATCHED = str(Path(__file__).with_name("killed_run.py"))
-ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 STAGES = ("1-sft", "2-grpo")
 
 
@@ -62,29 +62,20 @@ def write_recipe(folder: Path, every: int) -> Path:
     return recipe
 
 
-def run(recipe: Path, out: Path, last_change: int) -> subprocess.CompletedProcess[str]:
-    """`relgrad run` in a process of its own that kills itself at its `last_change`-th change to the run's files."""
-    command = [sys.executable, WATCHED, str(out), str(last_change), "run", str(recipe), f"out={out}"]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
-
-
-def run_killed_after(recipe: Path, out: Path, seconds: float) -> int:
-    """`relgrad run`, killed `seconds` after it said which engine it uses (the policy is loaded then); its exit code."""
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(recipe), f"out={out}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("engine"):
-                break
-        try:
-            process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    return process.returncode
+def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 300) -> int:
+    """`relgrad run` in a process of its own, killed at that change to its files or after that time; its exit code."""
+    process = killed_run.start(["run", str(recipe), f"out={out}"], recipe.with_name("log"), out, last_change)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), recipe.with_name("log").read_text()
+    return process.exitcode
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without what depends on the clock, and with NaN as the files have it: None."""
     timed = re.compile(r"time(/.*)?|step_time|tokens_per_second")
+    records = finite(records)
     return [{k: v for k, v in record.items() if not timed.fullmatch(k)} for record in records]
 
 
@@ -112,53 +103,49 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """The folder of a run that nobody disturbed, and how many changes to files it made."""
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    result = run(write_recipe(folder, every=1), folder / "out", 0)
-    assert result.returncode == 0, result.stderr
-    records = lines(folder / "out" / "r" / "2-grpo" / "metrics.jsonl")
+    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(write_recipe(folder, every=1))]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, f"out={folder}"], env=variables, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    records = lines(folder / "r" / "2-grpo" / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 23))
     assert sum(r.get("groups_resampled", 0) for r in records) > 0, "no group was replaced"
     assert max(r["grad_norm"] for r in records) > 0.01, "nothing was learnt"
     assert max(r["importance_ratio/max"] for r in records) > 1.01, "no step was off policy"
-    return folder / "out", int(result.stdout.rsplit("changes: ", 1)[1])
+    return folder
+
+
+def kill_and_resume(
+    recipe: Path, out: Path, expected: Path, kills: int, moment: Callable[[], dict[str, float]]
+) -> None:
+    """Run, killed at moment after moment, to the end; as often as it takes for so many kills."""
+    while kills:
+        if run(recipe, out, **moment()) == 0:
+            assert_same_run(out, expected)
+            shutil.rmtree(out)
+        else:
+            kills -= 1
+    assert run(recipe, out) == 0
+    assert_same_run(out, expected)
 
 
 @pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])
-def test_killed_at_any_change_to_its_files(uninterrupted: tuple[Path, int], tmp_path: Path, every: int, seed: int):
-    expected, changes = uninterrupted
-    recipe, draw, kills, out = write_recipe(tmp_path, every), random.Random(seed), 0, tmp_path / "out"
-    while kills < 5:
-        result = run(recipe, out, draw.randint(1, changes // 4))
-        if result.returncode == 0:
-            assert_same_run(out, expected)
-            shutil.rmtree(out)
-            continue
-        assert result.returncode == -signal.SIGKILL, result.stderr
-        kills += 1
-    assert run(recipe, out, 0).returncode == 0
-    assert_same_run(out, expected)
+def test_killed_at_any_change_to_its_files(uninterrupted: Path, tmp_path: Path, every: int, seed: int):
+    recipe, draw = write_recipe(tmp_path, every), random.Random(seed)
+    assert run(recipe, tmp_path / "whole") == 0
+    assert_same_run(tmp_path / "whole", uninterrupted)
+    changes = int((tmp_path / "log").read_text().rsplit("changes: ", 1)[1])
+    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 10, lambda: {"last_change": draw.randint(1, changes // 4)})
 
 
-def test_killed_at_any_time(uninterrupted: tuple[Path, int], tmp_path: Path):
-    expected, _ = uninterrupted
-    recipe, draw, kills, out = write_recipe(tmp_path, 1), random.Random(2), 0, tmp_path / "out"
+def test_killed_at_any_time(uninterrupted: Path, tmp_path: Path):
+    recipe, draw = write_recipe(tmp_path, 1), random.Random(2)
     started = time.monotonic()
-    assert run_killed_after(recipe, out, 300) == 0
-    assert_same_run(out, expected)
-    duration = time.monotonic() - started  # with the start of the process: some kills come late, and are not counted
-    shutil.rmtree(out)
-    while kills < 5:
-        code = run_killed_after(recipe, out, draw.uniform(0, duration / 3))
-        if code == 0:
-            assert_same_run(out, expected)
-            shutil.rmtree(out)
-            continue
-        assert code == -signal.SIGKILL
-        kills += 1
-    assert run_killed_after(recipe, out, 300) == 0
-    assert_same_run(out, expected)
+    assert run(recipe, tmp_path / "whole") == 0
+    duration = time.monotonic() - started
+    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 10, lambda: {"seconds": draw.uniform(0, duration / 2)})
 
 
 # ---------------------------------------------------------------------- in one process: stop after every step
@@ -225,7 +212,7 @@ def test_stopped_after_every_step(build: Callable[[], tuple[Any, Any]], tmp_path
         assert loop.step == step
         while loop.step < loop.settings.steps:
             record = loop.update()
-            assert without_times([record.metrics]) == pytest.approx(figures[record.step], nan_ok=True, rel=0, abs=0)
+            assert without_times([record.metrics]) == figures[record.step]
         for name, parameter in trained.parameters():
             assert torch.equal(parameter, final[name]), f"resumed after step {step}: {name} differs"
 
@@ -247,7 +234,7 @@ def test_checkpoint_of_another_model(tmp_path: Path):
     other = policy(lora=autoregressive.Lora(r=4, alpha=4))
     fresh = Sft(other, loop.examples, loop.settings, seed=3)
     before = [p.detach().clone() for _, p in other.parameters()]
-    with pytest.raises(RelgradError, match=r"another model.*lora_A.*saved \[2, 32\], here \[4, 32\]"):
+    with pytest.raises(RelgradError, match=r"another model.*lora_A.*saved \[2, 96\], here \[4, 96\]"):
         checkpoint.restore(folder, fresh, other)
     assert all(torch.equal(a, p) for a, (_, p) in zip(before, other.parameters(), strict=True))
     assert fresh.step == 0

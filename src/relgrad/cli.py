@@ -83,9 +83,9 @@ def run(
     Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
     """
     from relgrad.config import load_recipe
-    from relgrad.run import find_recipe, run_recipe
+    from relgrad.run import find_recipe, resolve, run_recipe
 
-    resolved = load_recipe(find_recipe(recipe), overrides or ())
+    resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
     if dry_run:
         _explain(resolved, fresh)
         return
@@ -216,21 +216,29 @@ def _how_to_resume(command: str | None) -> str:
 def _explain(recipe: Recipe, fresh: bool) -> None:
     import yaml
 
-    for stage in recipe.stages:
+    from relgrad.run import stage_folders
+
+    for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
         unused = {"grpo": {"sft"}, "sft": {"grpo"}}[stage.stage]
         settings = stage.model_dump(mode="json", exclude=unused)
-        print(f"# {_plan(stage, fresh)}")
+        print(f"# {_plan(folder, stage, fresh)}")
         print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
-def _plan(stage: Stage, fresh: bool) -> str:
+def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
+    from relgrad.checkpoint import steps
+
     if stage.stage == "sft":
         work = f"{stage.sft.steps} supervised steps of {stage.sft.batch_size} examples"
     else:
         grpo = stage.grpo
         work = f"{grpo.steps} GRPO steps, {grpo.num_prompts} prompts x {grpo.num_generations} completions per batch"
-    start = "from the beginning, deleting what is there" if fresh else "continuing where an earlier run stopped"
-    return f"stage {stage.name!r}: {work}; under {stage.out}/, {start}"
+    saved = steps(folder / "checkpoints")
+    if fresh and folder.exists():
+        start = "deleting what is there"
+    else:
+        start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
+    return f"{folder}: {work}; {start}"
 
 
 def _show_sample(record: dict[str, Any]) -> None:

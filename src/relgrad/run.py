@@ -42,6 +42,33 @@ def find_recipe(name: str) -> Path:
     raise RelgradError(f"no recipe {name!r}: no such file (working directory {Path.cwd()}), and built-in are {names}")
 
 
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with every component's settings checked and its defaults written out. Raises RelgradError."""
+    stages = []
+    for number, stage in enumerate(recipe.stages):
+        try:
+            stages.append(_resolve_stage(stage))
+        except RelgradError as error:
+            raise RelgradError(f"{recipe.name}, stage {number + 1} ({stage.stage}): {error}") from None
+    return Recipe(name=recipe.name, stages=tuple(stages))
+
+
+def _resolve_stage(stage: Stage) -> Stage:
+    def filled(component: Any, room: str, where: str) -> Any:
+        settings = config.settings_of(component, registry.find(room, component.kind).Settings, where)
+        own = component.model_dump(include=type(component).model_fields)
+        return type(component)(**own, **settings.model_dump(mode="json"))
+
+    rewards = tuple(filled(r, "rewards", f"rewards.{i}") for i, r in enumerate(stage.rewards))
+    parts = {"policy": filled(stage.policy, "policies", "policy"), "task": filled(stage.task, "tasks", "task")}
+    return stage.model_copy(update={**parts, "rewards": rewards})
+
+
+def stage_folders(recipe: Recipe) -> list[Path]:
+    """Where each stage runs: `out/name/1-sft`, `out/name/2-grpo`."""
+    return [stage.out / recipe.name / f"{i + 1}-{stage.stage}" for i, stage in enumerate(recipe.stages)]
+
+
 # ---------------------------------------------------------------------- running
 
 
@@ -50,7 +77,8 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False) -> list[Path]:
 
     Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and `fresh` is False).
     """
-    folders = [stage.out / recipe.name / f"{i + 1}-{stage.stage}" for i, stage in enumerate(recipe.stages)]
+    recipe = resolve(recipe)
+    folders = stage_folders(recipe)
     for folder, stage in zip(folders, recipe.stages, strict=True):
         if fresh:
             RunDir(folder).clear()

@@ -396,14 +396,11 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
 def _unsampled(prompts: tuple[Prompt, ...], mask_BT: Tensor, trace: dict[str, Tensor]) -> Rollouts:
     """Rollouts of given texts, one row per prompt: what nobody sampled has no behaviour log-probs."""
     rows = len(prompts)
+    stop: list[Stop] = ["eos"]
     return Rollouts(
         prompts, torch.arange(rows), torch.zeros(mask_BT.shape), mask_BT, mask_BT.long(),
-        tuple(Output("") for _ in range(rows)), _all_ended(rows), 0, trace,
+        tuple(Output("") for _ in range(rows)), tuple(stop * rows), 0, trace,
     )  # fmt: skip
-
-
-def _all_ended(rows: int) -> tuple[Stop, ...]:
-    return ("eos",) * rows
 
 
 @dataclass(frozen=True)
