@@ -51,7 +51,7 @@ def _main(arguments: list[str], log: str, folder: str, last_change: int) -> None
         if changes == last_change:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")
+    sys.stdout = sys.stderr = Path(log).open("w", encoding="utf-8")
     sys.addaudithook(watch)
     sys.argv[1:] = arguments
     try:

@@ -104,7 +104,7 @@ def test_dry_run_shows_the_resolved_recipe_and_writes_nothing(recipe: Path) -> N
     before = sorted(recipe.parent.rglob("*"))
     result = relgrad_cli("run", str(recipe), "grpo.steps=9", "grpo.beta=0.5", "--dry-run", cwd=recipe.parent)
     assert result.returncode == 0, result.stderr
-    assert "# stage 'mine': 9 GRPO steps, 2 prompts x 4 completions per batch" in result.stdout
+    assert "# runs/mine/1-grpo: 9 GRPO steps, 2 prompts x 4 completions per batch; from the beginning" in result.stdout
     assert "  beta: 0.5" in result.stdout
     assert "sft:" not in result.stdout
     assert sorted(recipe.parent.rglob("*")) == before

@@ -226,11 +226,13 @@ def learning_rate_without_effect(history: History) -> Warning_ | None:
     """Rewards have spread, yet neither the weights, nor the ratio, nor KL move."""
     spread = history.now("reward_std")
     warming_up = history.step <= int(history.grpo.get("warmup_steps") or 0)
-    if history.is_sft or warming_up or len(history.records) < WINDOW or not spread:
+    flat = history.now("frac_reward_zero_std") == 1
+    if history.is_sft or warming_up or len(history.records) < WINDOW or not spread or flat:
         return None
     signs: list[tuple[bool, str]] = []
-    if (update := history.now("update/relative_norm")) is not None:
-        signs.append((update < UPDATE_TINY, f"update/relative_norm is {update:.2g}"))
+    if updates := history.last("update/relative_norm", RECENT):
+        # the largest: a step whose groups all lack spread rightly moves nothing
+        signs.append((max(updates) < UPDATE_TINY, f"update/relative_norm is at most {max(updates):.2g}"))
     if (kl := history.now("kl")) is not None:
         signs.append((abs(kl) < KL_TINY, f"kl is {kl:.2g} nats after {len(history.records)} steps"))
     low, high = history.now("importance_ratio/min"), history.now("importance_ratio/max")

@@ -101,7 +101,7 @@ class RunDir:
             yield int(path.stem.removeprefix("step_")), list(read_lines(path))
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after `step`, as if the process had stopped right there."""
+        """Forget what was written after `step` or only in part, as if the process had stopped right there."""
         for name in LINES_BY_STEP:
             path = self.root / name
             if path.exists():
@@ -110,6 +110,8 @@ class RunDir:
         for path in (self.root / "samples").glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+        for unfinished in (*self.root.glob(".*.tmp"), *self.root.glob("samples/.*.tmp")):
+            unfinished.unlink()
 
     def clear(self) -> None:
         """Remove the folder with everything in it."""
