@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -51,10 +52,10 @@ def _main(arguments: list[str], log: str, folder: str, last_change: int) -> None
         if changes == last_change:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.stdout = sys.stderr = Path(log).open("w", encoding="utf-8")
-    sys.addaudithook(watch)
     sys.argv[1:] = arguments
-    try:
-        cli.main()
-    finally:
-        print(f"changes: {changes}", flush=True)
+    with open(log, "w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        sys.addaudithook(watch)
+        try:
+            cli.main()
+        finally:
+            print(f"changes: {changes}")

@@ -69,7 +69,9 @@ def write_files(page: Path, folder: Path) -> None:
 def run(command: list[str], folder: Path) -> str:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
-    result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, f"{command[-1]}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result.stdout
 
@@ -102,7 +104,9 @@ def test_the_blocks_of_a_page_run(executed: tuple[Path, Path, str]) -> None:
     for metrics in folder.glob("runs/*/*-grpo/metrics.jsonl"):
         rewards = [json.loads(line)["reward"] for line in metrics.read_text().splitlines()]
         first, last = sum(rewards[:10]) / 10, sum(rewards[-10:]) / 10
-        assert last > first + 0.2, f"{page.name}: {metrics.parent.parent.name} does not learn ({first:.2f} to {last:.2f})"
+        assert last > first + 0.2, (
+            f"{page.name}: {metrics.parent.parent.name} does not learn ({first:.2f} to {last:.2f})"
+        )
 
 
 def test_executable_pages_are_there() -> None:
@@ -155,7 +159,9 @@ def test_recipes_in_the_pages_are_legal() -> None:
                 named = [("policies", stage.policy), ("tasks", stage.task), *(("rewards", r) for r in stage.rewards)]
                 for room, component in named:
                     if component.kind in registry.kinds(room):
-                        config.settings_of(component, registry.find(room, component.kind).Settings, f"{page.name} {room}")
+                        config.settings_of(
+                            component, registry.find(room, component.kind).Settings, f"{page.name} {room}"
+                        )
             checked += 1
     assert checked >= 3
 
@@ -250,7 +256,13 @@ def default(field: FieldInfo) -> str:
         return "its defaults"
     if isinstance(value, float):
         return f"`{value:g}`"
-    plain = value if value is None or isinstance(value, (bool, int, str)) else str(value) if isinstance(value, Path) else list(value)
+    plain = (
+        value
+        if value is None or isinstance(value, (bool, int, str))
+        else str(value)
+        if isinstance(value, Path)
+        else list(value)
+    )
     return f"`{json.dumps(plain)}`" if not isinstance(value, dict) else "`{}`"
 
 
@@ -303,3 +315,129 @@ def test_every_setting_is_documented(name: str) -> None:
 
 def test_no_table_of_settings_is_left_over() -> None:
     assert set(documented_tables(ROOT / "docs" / "recipes.md")) == set(models())
+
+
+# ---------------------------------------------------------------------- run-folder.md: every metric, warning and key
+
+
+def own_loop(own: types.SimpleNamespace, *, foreign: bool = False, **settings: Any) -> Grpo:
+    """GRPO on the policy of write-your-own.md; a reward of few values, so that some groups have no spread."""
+    policy = own.my_policy.build(own.my_policy.Settings(max_words=2), seed=0)
+    task = own.my_task.load(own.my_task.Settings(), seed=0)
+    if foreign:
+        draw = policy.sample
+
+        def sample(*arguments: Any) -> Rollouts:
+            rollouts = draw(*arguments)
+            return replace(
+                rollouts, behaviour_logp_BT=rollouts.behaviour_logp_BT - 0.01 * rollouts.mask_BT, foreign=True
+            )
+
+        policy.sample = sample
+
+    def ends_in_blue(prompt: Prompt, outputs: list[Output]) -> list[float]:
+        return [float(output.text.endswith("blue")) for output in outputs]
+
+    rewards = RewardSet([NamedReward("NAME", ends_in_blue)], timeout=60)
+    chosen = GrpoSettings(steps=4, num_prompts=4, num_generations=2, learning_rate=0.1, **settings)
+    loss = PolicyLoss(**{name: getattr(chosen, name) for name in PolicyLoss.__dataclass_fields__})
+    return Grpo(policy, task.train, rewards, loss, chosen, seed=0)
+
+
+class Unigram:
+    """The smallest Trainable: -log softmax(w)[length of the target]."""
+
+    def __init__(self) -> None:
+        self.weight = torch.nn.Parameter(torch.zeros(4))
+
+    def supervised_loss(self, examples: list[Example], generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        targets = torch.tensor([len(e.target) for e in examples])
+        return torch.nn.functional.cross_entropy(self.weight.expand(len(targets), 4), targets, reduction="sum"), len(
+            targets
+        )
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield "weight", self.weight
+
+
+def test_every_metric_is_documented_and_every_documented_metric_is_logged(own: types.SimpleNamespace) -> None:
+    variants = [
+        own_loop(own, num_iterations=2, steps_per_generation=2, beta=0.1),
+        own_loop(own, max_resamples=2, beta=0.1, kl_estimator="k1"),
+        own_loop(own, beta=0.1, kl_estimator="exact", entropy_coef=0.01),
+        own_loop(own, loss_type="cispo"),
+        own_loop(own, foreign=True),
+    ]
+    logged: set[str] = set()
+    for loop in variants:
+        for _ in range(4):
+            logged |= loop.update().metrics.keys()
+    sft = Sft(Unigram(), [Example(Prompt("p"), "ab")], SftSettings(steps=1, batch_size=2))
+    logged |= sft.update().metrics.keys()
+    tables = documented_tables(ROOT / "docs" / "run-folder.md")
+    assert logged == tables["metrics"].keys() | tables["step-metrics"].keys()
+
+
+def test_every_warning_is_documented() -> None:
+    assert list(documented_tables(ROOT / "docs" / "run-folder.md")["warnings"]) == [
+        rule.__name__ for rule in diagnose.RULES
+    ]
+
+
+def test_every_key_of_an_evaluation_is_documented(executed: tuple[Path, Path, str]) -> None:
+    table = documented_tables(ROOT / "docs" / "run-folder.md")["evaluations"]
+    for file in executed[1].glob("runs/*/*/evaluations.jsonl"):
+        last = json.loads(file.read_text().splitlines()[-1])
+        assert last.keys() == table.keys()
+
+
+# ---------------------------------------------------------------------- README.md
+
+
+def test_the_map_is_the_tree() -> None:
+    """Every file of src/relgrad but the recipes (one line) and `__init__.py` files that hold a docstring alone."""
+    (tree,) = (content for language, _, content in blocks(README) if language == "text")
+    lines = [line.split(maxsplit=1) for line in tree.splitlines()]
+    assert all(len(line) == 2 for line in lines)
+    files = {
+        p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    empty = {
+        f
+        for f in files
+        if f.endswith("__init__.py") and len(ast.parse((SOURCE / f).read_text()).body) <= 1 and f != "__init__.py"
+    }
+    recipes = {f for f in files if f.startswith("recipes/")}
+    assert sorted(name for name, _ in lines) == sorted((files - empty - recipes) | {"recipes/*.yaml"})
+
+
+def test_every_command_is_in_the_readme() -> None:
+    documented = re.findall(r"^\| `relgrad (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if target.startswith("http"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.is_file(), f"{page.name}: no file {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: no heading {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_the_pages_name_are_there(page: Path) -> None:
+    """`losses.py`, `laws/tiled.py`, `tests/contract.py`: a path in backticks is a file, here, in src/relgrad or on the page."""
+    text = page.read_text(encoding="utf-8")
+    own_files = {attribute(info, "title") for _, info, _ in blocks(page)}
+    for name in re.findall(r"`([\w/.]+\.(?:py|md|css|js))`", BLOCK.sub("", text)):
+        known = (ROOT / name).exists() or (SOURCE / name).exists() or name in own_files
+        assert known or name == "parts/my_reward.py", f"{page.name}: {name}"

@@ -137,7 +137,7 @@ def test_killed_at_any_change_to_its_files(uninterrupted: Path, tmp_path: Path, 
     assert run(recipe, tmp_path / "whole") == 0
     assert_same_run(tmp_path / "whole", uninterrupted)
     changes = int((tmp_path / "log").read_text().rsplit("changes: ", 1)[1])
-    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 10, lambda: {"last_change": draw.randint(1, changes // 4)})
+    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 6, lambda: {"last_change": draw.randint(1, changes // 4)})
 
 
 def test_killed_at_any_time(uninterrupted: Path, tmp_path: Path):
@@ -145,7 +145,7 @@ def test_killed_at_any_time(uninterrupted: Path, tmp_path: Path):
     started = time.monotonic()
     assert run(recipe, tmp_path / "whole") == 0
     duration = time.monotonic() - started
-    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 10, lambda: {"seconds": draw.uniform(0, duration / 2)})
+    kill_and_resume(recipe, tmp_path / "out", uninterrupted, 5, lambda: {"seconds": draw.uniform(0, duration / 2)})
 
 
 # ---------------------------------------------------------------------- in one process: stop after every step

@@ -25,7 +25,7 @@ from relgrad.rundir import RunDir, write_atomic, write_json
 from relgrad.sft import Sft
 from relgrad.tasks import Task
 from relgrad.tracking import open_trackers
-from relgrad.train import Grpo
+from relgrad.train import Grpo, train
 from relgrad.types import Example, Prompt, RelgradError, StepRecord
 
 RECIPES = Path(relgrad.__file__).parent / "recipes"
@@ -125,8 +125,7 @@ class StageRun:
             if first:
                 self.console.note(f"resumed after step {first}")
             self.baseline = self._baseline()
-            while self.loop.step < self.total:
-                self._after(self.loop.update())
+            train(self.loop, self._after)
         if isinstance(self.loop, Grpo) or self.stage.rewards:
             self.rewards.close()
         print(f"report: {write_report(self.run_dir.root)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
@@ -64,9 +64,3 @@ class Sft:
         seconds = time.perf_counter() - started
         metrics |= {"num_tokens": float(self.tokens), "step_time": seconds, "tokens_per_second": count / seconds}
         return StepRecord(self.step, metrics)
-
-
-def sft(loop: Sft, on_step: Callable[[StepRecord], None]) -> None:
-    """Run the loop to its last step, reporting each."""
-    while loop.step < loop.settings.steps:
-        on_step(loop.update())

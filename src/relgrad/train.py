@@ -16,9 +16,10 @@ zero are not computed at all. All randomness is derived from (seed, generation),
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -105,7 +106,6 @@ class Grpo:
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
         self.step, self.cursor, self.generations, self.tokens = 0, 0, 0, 0
         self.batch: Batch | None = None
-        self.on_phase: Callable[[str], None] = lambda _: None
 
     # ------------------------------------------------------------------ one optimizer step
 
@@ -118,7 +118,6 @@ class Grpo:
             self.batch = self.generate()
             metrics.update(self.batch.metrics)
         batch = self.batch
-        self.on_phase("update")
         update_started = time.perf_counter()
         order = generator(self.seed, "order", self.generations, batch.used // settings.steps_per_generation)
         rows = batch.minibatches(settings.steps_per_generation, order)[batch.used % settings.steps_per_generation]
@@ -213,12 +212,10 @@ class Grpo:
         clock = {"sample": 0.0, "reward": 0.0}
         wanted, resampled = settings.num_prompts, 0
         for attempt in range(settings.max_resamples + 1):
-            self.on_phase("sample")
             started = time.perf_counter()
             draw = generator(self.seed, "sample", self.generations, attempt)
             parts.append(self.policy.sample(self._next_prompts(wanted), settings.num_generations, draw))
             clock["sample"] += time.perf_counter() - started
-            self.on_phase("reward")
             started = time.perf_counter()
             tables.append(self.rewards(parts[-1]))
             clock["reward"] += time.perf_counter() - started
@@ -257,7 +254,8 @@ class Grpo:
                 penalty_B = settings.beta * gap_BT.sum(-1)
                 batch.metrics["kl"] = float(gap_BT[keep_B].sum() / batch.mask_BT[keep_B].sum().clamp(min=1))
         table = merge_tables(tables)
-        batch.describe(table, self._credit(batch.group_B, table, penalty_B))
+        kept = dataclasses.replace(table, value_BR=table.value_BR.masked_fill(~keep_B[:, None], torch.nan))
+        batch.describe(table, self._credit(batch.group_B, kept, penalty_B))
         self.tokens += int(batch.length_B.sum())
         return batch
 
@@ -287,7 +285,18 @@ class Grpo:
         return prompts
 
 
-def train(loop: Grpo, on_step: Callable[[StepRecord], None]) -> None:
-    """Run the loop to its last step, reporting each."""
+class Loop(Protocol):
+    """Anything that is trained one optimizer step at a time: `Grpo` here, `Sft` in sft.py."""
+
+    step: int
+
+    @property
+    def settings(self) -> Any: ...
+
+    def update(self) -> StepRecord: ...
+
+
+def train(loop: Loop, on_step: Callable[[StepRecord], None]) -> None:
+    """Run a loop to its last step, reporting each."""
     while loop.step < loop.settings.steps:
         on_step(loop.update())
