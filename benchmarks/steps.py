@@ -12,8 +12,8 @@ from benchmarks.systems import Job, relgrad_loop, trl_trainer
 
 ARMS = ("relgrad", "trl", "trl-tuned")
 PHASES = ("sample", "score", "backward", "optimizer", "rest")
-WARM_UP = 2
-"""Steps before the clock starts; in the first one the FLOPs are counted."""
+WARM_UP = 1
+"""Steps before the clock starts; in the first of them the FLOPs are counted."""
 
 
 def measure(arm: str, job: Job) -> dict[str, Any]:

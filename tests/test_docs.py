@@ -83,43 +83,42 @@ def executable(page: Path) -> bool:
     return any(info == "run" for _, info, _ in blocks(page))
 
 
-@pytest.fixture(scope="module", params=[p for p in PAGES if executable(p)], ids=lambda p: p.name)
-def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """(page, folder, output) after a page's files were written and its blocks run: sh one by one, python as one script."""
-    page: Path = request.param
-    folder = tmp_path_factory.mktemp(page.stem)
-    write_files(page, folder)
-    output = ""
+@pytest.mark.parametrize("page", [p for p in PAGES if executable(p)], ids=lambda p: p.name)
+def test_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
+    """Its files are written, its python blocks run as one script and its sh blocks one by one; every run learns."""
+    write_files(page, tmp_path)
     script = "\n".join(content for language, info, content in blocks(page) if (language, info) == ("python", "run"))
     if script:
-        output += run([sys.executable, "-c", script], folder)
+        run([sys.executable, "-c", script], tmp_path)
     for language, info, content in blocks(page):
         if (language, info) == ("sh", "run"):
-            output += run(["bash", "-euc", content], folder)
-    return page, folder, output
-
-
-def test_the_blocks_of_a_page_run(executed: tuple[Path, Path, str]) -> None:
-    page, folder, _ = executed
-    for metrics in folder.glob("runs/*/*-grpo/metrics.jsonl"):
-        rewards = [json.loads(line)["reward"] for line in metrics.read_text().splitlines()]
+            run(["bash", "-euc", content], tmp_path)
+    for stage in tmp_path.glob("runs/*/*-grpo"):
+        rewards = [json.loads(line)["reward"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
         first, last = sum(rewards[:10]) / 10, sum(rewards[-10:]) / 10
-        assert last > first + 0.2, (
-            f"{page.name}: {metrics.parent.parent.name} does not learn ({first:.2f} to {last:.2f})"
-        )
+        assert last > first + 0.2, f"{page.name}: {stage.parent.name} does not learn ({first:.2f} to {last:.2f})"
+        check_files_are_documented(stage)
+
+
+def check_files_are_documented(stage: Path) -> None:
+    """Every file of a run folder, and every key of its evaluations, is in run-folder.md."""
+    page = ROOT / "docs" / "run-folder.md"
+    text = page.read_text(encoding="utf-8")
+    files = [
+        p for p in stage.rglob("*") if not p.relative_to(stage).match("checkpoints/*/*") and "trainer" not in p.parts
+    ]
+    assert len(files) > 5
+    for name in {re.sub(r"\d{3,}", "N", p.name) for p in files}:
+        assert f"`{name}`" in text or f"`{name}/`" in text, f"docs/run-folder.md does not say what {name} is"
+    for folder in stage.glob("checkpoints/*/trainer"):
+        for path in folder.iterdir():
+            assert f"`trainer/{path.name}" in text, f"docs/run-folder.md does not say what {path.name} is"
+    last = json.loads((stage / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert last.keys() == documented_tables(page)["evaluations"].keys()
 
 
 def test_executable_pages_are_there() -> None:
     assert {p.name for p in PAGES if executable(p)} >= {"README.md", "tour.md", "write-your-own.md"}
-
-
-def test_files_of_a_run_are_documented(executed: tuple[Path, Path, str]) -> None:
-    text = (ROOT / "docs" / "run-folder.md").read_text()
-    for run_folder in executed[1].glob("runs/*/*-*"):
-        names = {re.sub(r"\d{3,}", "N", p.name) for p in run_folder.rglob("*") if "checkpoints" not in p.parts[:-2]}
-        assert names, run_folder
-        for name in names:
-            assert f"`{name}`" in text or f"`{name}/`" in text, f"docs/run-folder.md does not say what {name} is"
 
 
 def test_quoted_code_is_the_code() -> None:
@@ -134,7 +133,7 @@ def test_quoted_code_is_the_code() -> None:
             if source := attribute(info, "source"):
                 rest = squeeze((SOURCE / source).read_text(encoding="utf-8"))
                 for piece in re.split(r"^\s*\.\.\.\s*$", content, flags=re.MULTILINE):
-                    before, found, rest = rest.partition(squeeze(piece))
+                    _, found, rest = rest.partition(squeeze(piece))
                     assert found, f"{page.name} quotes what is not in {source} (or not in this order):\n{piece}"
                     quoted += 1
     assert quoted
@@ -382,13 +381,6 @@ def test_every_warning_is_documented() -> None:
     assert list(documented_tables(ROOT / "docs" / "run-folder.md")["warnings"]) == [
         rule.__name__ for rule in diagnose.RULES
     ]
-
-
-def test_every_key_of_an_evaluation_is_documented(executed: tuple[Path, Path, str]) -> None:
-    table = documented_tables(ROOT / "docs" / "run-folder.md")["evaluations"]
-    for file in executed[1].glob("runs/*/*/evaluations.jsonl"):
-        last = json.loads(file.read_text().splitlines()[-1])
-        assert last.keys() == table.keys()
 
 
 # ---------------------------------------------------------------------- README.md

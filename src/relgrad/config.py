@@ -95,7 +95,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         )
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RelgradError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise RelgradError(f"{path}: a recipe is a mapping of settings, got {type(raw).__name__}")
@@ -108,6 +108,8 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
     data = _numbers(copy.deepcopy(dict(raw)))
     shared_overrides, stage_overrides = _split(overrides)
     bodies = data.pop("stages", None) or [{}]
+    if not isinstance(bodies, list) or not all(isinstance(body, dict) for body in bodies):
+        raise RelgradError(f"{source}: stages is a list of mappings, one per stage (received {bodies!r})")
     stages = []
     for number, body in enumerate(bodies):
         merged = _merge(data, body)
@@ -120,7 +122,7 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
             raise RelgradError(f"{where}:\n{explain(error, Stage)}") from None
     if unknown := set(stage_overrides) - set(range(len(bodies))):
         raise RelgradError(f"override for stages.{min(unknown)}: the recipe has stages 0 to {len(bodies) - 1}")
-    return Recipe(name=str(data["name"]), stages=tuple(stages))
+    return Recipe(name=stages[0].name, stages=tuple(stages))
 
 
 def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:
@@ -181,7 +183,10 @@ def _split(overrides: Iterable[str]) -> tuple[list[tuple[list[str], Any]], dict[
         if not equals or not key:
             raise RelgradError(f"override {text!r}: write key.sub=value, for example grpo.steps=50")
         parts = key.strip().split(".")
-        parsed = _numbers(yaml.safe_load(value))
+        try:
+            parsed = _numbers(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise RelgradError(f"override {text!r}: the value is not valid YAML: {error}") from None
         if parts[0] == "stages" and len(parts) > 2 and parts[1].isdigit():
             by_stage.setdefault(int(parts[1]), []).append((parts[2:], parsed))
         else:
@@ -191,14 +196,19 @@ def _split(overrides: Iterable[str]) -> tuple[list[tuple[list[str], Any]], dict[
 
 def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
     target: Any = data
-    for part in path[:-1]:
-        target = target[int(part)] if isinstance(target, list) else target.setdefault(part, {})
+    for depth, part in enumerate(path):
+        if isinstance(target, list) and not (part.isdigit() and int(part) < len(target)):
+            where = ".".join(path[:depth])
+            raise RelgradError(
+                f"override {'.'.join(path)}: {where} is a list of {len(target)}, so a number below that must follow, not {part!r}"
+            )
+        key: Any = int(part) if isinstance(target, list) else part
+        if depth + 1 == len(path):
+            target[key] = value
+            return
+        target = target[key] if isinstance(target, list) else target.setdefault(key, {})
         if not isinstance(target, (dict, list)):
             raise RelgradError(f"override {'.'.join(path)}: {part!r} is a plain value, it has no keys inside")
-    if isinstance(target, list):
-        target[int(path[-1])] = value
-    else:
-        target[path[-1]] = value
 
 
 def _merge(base: Any, top: Any) -> Any:

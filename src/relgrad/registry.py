@@ -3,7 +3,7 @@
 A kind is the name of a module in `relgrad/<room>/`, or, for your own, an importable dotted name (`my_package.my_reward`)
 or a path to a Python file (`rewards/mine.py`), looked up from the working directory. Each module offers
 
-    policies:  Settings (pydantic), build(settings, seed) -> Policy, toy() -> contract instance
+    policies:  Settings (pydantic), build(settings, seed, start, reference) -> Policy, toys() -> contract instances
     rewards:   Settings, build(settings) -> reward callable
     tasks:     Settings, load(settings, seed) -> Task
 """

@@ -226,18 +226,25 @@ class StageRun:
 
 
 def _require_same_recipe(folder: Path, stage: Stage) -> None:
-    """Raise RelgradError when the folder was made by another recipe; where it goes and what watches it may change."""
+    """Raise RelgradError when the folder was made by another recipe.
+
+    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them.
+    """
     file = folder / "recipe.yaml"
     if not file.is_file():
         return
+    free = {"out", "trackers"}
+    if (stage.grpo if stage.stage == "grpo" else stage.sft).lr_scheduler_type == "constant":
+        free.add(f"{stage.stage}.steps")
     unused = {"grpo": {"sft"}, "sft": {"grpo"}}[stage.stage]
-    new = _flat(stage.model_dump(mode="json", exclude=unused | {"out", "trackers"}))
-    old = _flat({k: v for k, v in yaml.safe_load(file.read_text()).items() if k not in ("out", "trackers")})
-    differing = sorted(k for k in {*new, *old} if new.get(k) != old.get(k))
+    new = _flat(stage.model_dump(mode="json", exclude=unused))
+    old = _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+    differing = sorted(k for k in {*new, *old} - free if not k.startswith("trackers") and new.get(k) != old.get(k))
     if differing:
         shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing[:5])
         raise RelgradError(
-            f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over with --fresh"
+            f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over "
+            "with --fresh"
         )
 
 
@@ -305,13 +312,14 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """Completions of the given prompts, or of the first held-out ones (these are scored too, where the recipe has rewards)."""
+    """Completions of the given prompts, worded as the task words its own, or of the first held-out ones, scored."""
     stage, start = open_source(source, overrides)
+    task = load_task(stage)
     rewards: Rewards | None = None
     if prompts:
-        asked: Sequence[Prompt] = [Prompt(text, id=i) for i, text in enumerate(prompts)]
+        asked: Sequence[Prompt] = [Prompt(task.ask(text), id=i) for i, text in enumerate(prompts)]
     else:
-        asked = load_task(stage).held_out[:4]
+        asked = task.held_out[:4]
         rewards = build_rewards(stage.rewards, stage.grpo.reward_timeout) if stage.rewards else None
     policy = build_policy(stage, start)
     rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))

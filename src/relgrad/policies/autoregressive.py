@@ -137,7 +137,9 @@ class AutoregressivePolicy:
         self.context = getattr(self.causal_lm.config, "max_position_embeddings", None)
         self._start: dict[str, Tensor] | None = None
         if settings.gradient_checkpointing:
-            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            lm = self.causal_lm  # the method's name since transformers 5.20, and before
+            enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self._recomputed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
         self._dropout = [m for m in model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
         self.engine, self.engine_note = _transformers.choose_engine(self.causal_lm, settings.engine)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
-from relgrad.types import Prompt
+from relgrad.types import Message, Prompt
+
+
+def as_it_is(text: str) -> str | Sequence[Message]:
+    """The text itself."""
+    return text
 
 
 @dataclass(frozen=True)
@@ -15,3 +20,5 @@ class Task:
     name: str
     train: Sequence[Prompt]
     held_out: Sequence[Prompt]
+    ask: Callable[[str], str | Sequence[Message]] = field(default=as_it_is, compare=False)
+    """How a person's own text becomes a prompt's content, worded as in training (`relgrad sample --prompt`)."""

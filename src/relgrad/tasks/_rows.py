@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -79,6 +80,18 @@ def content_of(columns: Row, wording: Wording, value: Any) -> str | list[Message
     return chat
 
 
+def asker(settings: Wording) -> Callable[[str], str | list[Message]]:
+    """A Task's `ask`: a template with one column is filled with the text; with several, the text stands for the whole."""
+    fields = {name for _, name, _, _ in string.Formatter().parse(settings.template or "") if name}
+
+    def ask(text: str) -> str | list[Message]:
+        if len(fields) > 1:
+            return content_of({}, settings.model_copy(update={"template": None}), text)
+        return content_of(dict.fromkeys(fields, text), settings, text)
+
+    return ask
+
+
 def _fill(template: str, columns: Row) -> str:
     try:
         return template.format_map(columns)
@@ -104,22 +117,23 @@ def missing_column(name: str, columns: Sequence[str] | Row) -> str:
     return f"no column {name!r}; the columns are {', '.join(map(repr, columns)) or 'none'}{hint}"
 
 
-def split_task(name: str, prompts: Sequence[Prompt], fraction: float, seed: int) -> Task:
-    """Keep `fraction` of the distinct prompts apart, the same ones for the same seed in whatever order they come.
+def split_task(name: str, prompts: Sequence[Prompt], settings: RowSettings, seed: int) -> Task:
+    """Keep `held_out_fraction` of the distinct prompts apart, the same ones for the same seed in whatever order they come.
 
     A prompt belongs to the held-out side when its hash is among the round(fraction x distinct) smallest (at least one,
     where fraction > 0); rows with the same prompt share a hash, so they land on one side. `fraction` 0 holds out none.
     """
+    fraction = settings.held_out_fraction
     ranks = {_key(p): hashlib.sha256(f"{seed}/{_key(p)}".encode()).digest() for p in prompts}
     if fraction and len(ranks) < 2:
         raise RelgradError(f"{name}: one distinct prompt cannot be split; set held_out_fraction to 0 or add prompts")
     count = min(max(round(fraction * len(ranks)), 1), len(ranks) - 1) if fraction else 0
     chosen = set(sorted(ranks, key=ranks.__getitem__)[:count])
     train = [p for p in prompts if _key(p) not in chosen]
-    return Task(name, train, [p for p in prompts if _key(p) in chosen])
+    return Task(name, train, [p for p in prompts if _key(p) in chosen], asker(settings))
 
 
-def given_task(name: str, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> Task:
+def given_task(name: str, train: Sequence[Prompt], held_out: Sequence[Prompt], settings: RowSettings) -> Task:
     """A task whose held-out prompts come from a source of their own; training prompts that equal one are dropped."""
     keys = {_key(p) for p in held_out}
     kept = [p for p in train if _key(p) not in keys]
@@ -127,7 +141,7 @@ def given_task(name: str, train: Sequence[Prompt], held_out: Sequence[Prompt]) -
         logger.warning("%s: dropped %d of %d training prompts that are also held out", name, dropped, len(train))
     if not kept:
         raise RelgradError(f"{name}: every training prompt is also held out; give a held-out source of other prompts")
-    return Task(name, kept, held_out)
+    return Task(name, kept, held_out, asker(settings))
 
 
 def _key(prompt: Prompt) -> str:

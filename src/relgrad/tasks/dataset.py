@@ -37,10 +37,10 @@ def load(settings: Settings, seed: int) -> Task:
     name = Path(settings.path).name
     train = prompts_of(_rows(splits, settings.split, settings, settings.limit), settings, _where(settings))
     if settings.held_out_split is None:
-        return split_task(name, train, settings.held_out_fraction, seed)
+        return split_task(name, train, settings, seed)
     rows = _rows(splits, settings.held_out_split, settings)
     where = f"dataset {settings.path!r}, split {settings.held_out_split!r}"
-    return given_task(name, train, prompts_of(rows, settings, where, first_id=len(train)))
+    return given_task(name, train, prompts_of(rows, settings, where, first_id=len(train)), settings)
 
 
 def _open(settings: Settings) -> dict[str, Any]:

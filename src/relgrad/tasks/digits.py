@@ -58,6 +58,7 @@ def load(settings: Settings, seed: int) -> Task:
         f"digits-{settings.operation}-{settings.length}",
         [_prompt(number, i, settings, settings.noise, teacher) for i, number in enumerate(train)],
         [_prompt(number, len(train) + i, settings, 0.0, teacher) for i, number in enumerate(held_out)],
+        ask=lambda text: text.removesuffix("=") + "=",
     )
 
 

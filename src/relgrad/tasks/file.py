@@ -34,9 +34,11 @@ def load(settings: Settings, seed: int) -> Task:
     train = prompts_of(rows, settings, str(settings.path))
     name = settings.path.stem
     if settings.held_out_path is None:
-        return split_task(name, train, settings.held_out_fraction, seed)
+        return split_task(name, train, settings, seed)
     held_out = read_rows(settings.held_out_path)
-    return given_task(name, train, prompts_of(held_out, settings, str(settings.held_out_path), first_id=len(train)))
+    return given_task(
+        name, train, prompts_of(held_out, settings, str(settings.held_out_path), first_id=len(train)), settings
+    )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from relgrad.settings import Strict
 from relgrad.tasks import Task
-from relgrad.types import Prompt
+from relgrad.types import Message, Prompt
 
 _STEP = {"next": 1, "before": -1}
 _SHOWN = (31, 158)
@@ -59,6 +59,7 @@ def load(settings: Settings, seed: int) -> Task:
         f"{settings.direction}-number-{settings.low}-{settings.high}",
         [_prompt(n, i, settings.direction) for i, n in enumerate(train)],
         [_prompt(n, len(train) + i, settings.direction) for i, n in enumerate(held_out)],
+        ask=lambda text: _chat(text, settings.direction),
     )
 
 
@@ -67,10 +68,15 @@ def _decade(number: int) -> int:
 
 
 def _prompt(number: int, id: int, direction: str) -> Prompt:
-    step = _STEP[direction]
-    chat = [{"role": "system", "content": f"Which number comes {direction}?"}]
+    answer = str(number + _STEP[direction])
+    return Prompt(_chat(str(number), direction), {"answer": answer, "completion": answer}, id)
+
+
+def _chat(question: str, direction: str) -> list[Message]:
+    chat: list[Message] = [{"role": "system", "content": f"Which number comes {direction}?"}]
     for shown in _SHOWN:
-        chat += [{"role": "user", "content": str(shown)}, {"role": "assistant", "content": str(shown + step)}]
-    chat += [{"role": "user", "content": str(number)}]
-    answer = str(number + step)
-    return Prompt(chat, {"answer": answer, "completion": answer}, id)
+        chat += [
+            {"role": "user", "content": str(shown)},
+            {"role": "assistant", "content": str(shown + _STEP[direction])},
+        ]
+    return [*chat, {"role": "user", "content": question}]

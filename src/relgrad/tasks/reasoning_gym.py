@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from relgrad.tasks import Task
-from relgrad.tasks._rows import Wording, content_of
+from relgrad.tasks._rows import Wording, asker, content_of
 from relgrad.types import Prompt, RelgradError
 
 _ROUNDS = 20
@@ -51,6 +51,7 @@ def load(settings: Settings, seed: int) -> Task:
         settings.task,
         [_prompt(entry, i, settings) for i, entry in enumerate(train)],
         [_prompt(entry, len(train) + i, settings) for i, entry in enumerate(held_out)],
+        ask=asker(settings),
     )
 
 
