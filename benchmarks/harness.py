@@ -74,8 +74,10 @@ class Meter:
         return {
             "wall_s": wall / steps,
             "cpu_s": cpu / steps,
-            "phases_wall_s": {k: v / steps for k, v in self.wall.items()} | {"rest": (wall - sum(self.wall.values())) / steps},
-            "phases_cpu_s": {k: v / steps for k, v in self.cpu.items()} | {"rest": (cpu - sum(self.cpu.values())) / steps},
+            "phases_wall_s": {k: v / steps for k, v in self.wall.items()}
+            | {"rest": (wall - sum(self.wall.values())) / steps},
+            "phases_cpu_s": {k: v / steps for k, v in self.cpu.items()}
+            | {"rest": (cpu - sum(self.cpu.values())) / steps},
         }
 
 
@@ -148,7 +150,9 @@ def measure_apart(module: str, arm: str, threads: int, options: Mapping[str, Any
     done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not lines:
-        raise RelgradError(f"benchmark {module}, {arm}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise RelgradError(
+            f"benchmark {module}, {arm}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return {"arm": arm, "threads": threads, "load_before": load, **options, **json.loads(lines[-1][len(MARK) :])}
 
 
@@ -170,7 +174,9 @@ def take_turns(
                     record = measure_apart(module, arm, count, case) | {"repeat": repeat}
                     found.append(record)
                     took = f"{record['cpu_s']:.3f} cpu-s, {record['wall_s']:.3f} s" if "cpu_s" in record else ""
-                    say(f"{module} {arm}, {count} thread{'s' if count > 1 else ''}, {dict(case)}, repeat {repeat + 1}: {took}")
+                    say(
+                        f"{module} {arm}, {count} thread{'s' if count > 1 else ''}, {dict(case)}, repeat {repeat + 1}: {took}"
+                    )
     return found
 
 
@@ -189,5 +195,7 @@ def save(name: str, records: Sequence[Mapping[str, Any]], extra: Mapping[str, An
     RESULTS.mkdir(exist_ok=True)
     about = environment.capture() | {"packages": environment.versions(PACKAGES)}
     file = RESULTS / f"{datetime.datetime.now():%Y-%m-%d-%H%M}-{name}.json"
-    file.write_text(json.dumps({"benchmark": name, **about, **(extra or {}), "records": list(records)}, indent=1) + "\n")
+    file.write_text(
+        json.dumps({"benchmark": name, **about, **(extra or {}), "records": list(records)}, indent=1) + "\n"
+    )
     return file

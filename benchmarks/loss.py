@@ -15,10 +15,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import harness, tables as shared
+from benchmarks import harness
+from benchmarks import tables as shared
 from benchmarks.systems import TUNED_COLUMNS, import_trl
 
-TITLE = "(c) the loss alone: 4 x 512 positions, vocabulary 151,936, float32, log-probs and entropy, forward and backward"
+TITLE = (
+    "(c) the loss alone: 4 x 512 positions, vocabulary 151,936, float32, log-probs and entropy, forward and backward"
+)
 ARMS = ("relgrad", "trl", "trl-tuned")
 VOCABULARY, ROWS = 151_936, 2048
 HIDDEN = (256, 1024)
@@ -83,7 +86,16 @@ def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
         threads, hidden = case
         chosen = [r for r in records if (r["threads"], r["hidden"]) == case]
         table = Table(title=f"hidden {hidden}, {shared.threads(threads)}")
-        for column in ("", "cpu-s", "±", "s", "peak above baseline, MB", "time / relgrad", "memory / relgrad", "entropy"):
+        for column in (
+            "",
+            "cpu-s",
+            "±",
+            "s",
+            "peak above baseline, MB",
+            "time / relgrad",
+            "memory / relgrad",
+            "entropy",
+        ):
             table.add_column(column, justify="right")
         own = [r for r in chosen if r["arm"] == "relgrad"]
         for arm in ARMS:

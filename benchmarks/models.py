@@ -83,13 +83,17 @@ def word_prompts(count: int, tokens: int) -> list[Prompt]:
 def text_prompts(folder: str, count: int, tokens: int) -> list[Prompt]:
     """Prompts of exactly `tokens` tokens for any byte-level BPE tokenizer: words that are one token each."""
     tokenizer = causal.load_tokenizer(folder)
-    words = sorted(w[1:] for w in tokenizer.get_vocab() if w[0] == "Ġ" and w[1:].isascii() and w[1:].isalpha() and len(w) > 4)
+    words = sorted(
+        w[1:] for w in tokenizer.get_vocab() if w[0] == "Ġ" and w[1:].isascii() and w[1:].isalpha() and len(w) > 4
+    )
     draw = random.Random(0)
     prompts = [Prompt("".join(f" {draw.choice(words)}" for _ in range(tokens)), id=i) for i in range(count)]
     for prompt in prompts:
         length = len(tokenizer(prompt.text).input_ids)
         if length != tokens:
-            raise RelgradError(f"a benchmark prompt has {length} tokens, not {tokens}: the words are not one token each")
+            raise RelgradError(
+                f"a benchmark prompt has {length} tokens, not {tokens}: the words are not one token each"
+            )
     return prompts
 
 

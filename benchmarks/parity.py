@@ -17,8 +17,8 @@ from benchmarks import models
 from benchmarks.systems import Job, relgrad_loop, trl_trainer
 from relgrad.losses import PolicyLoss
 from relgrad.models.decode import Generated
-from relgrad.types import RelgradError, Rollouts
 from relgrad.train import Grpo
+from relgrad.types import RelgradError, Rollouts
 
 TOLERANCE = 1e-5
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
@@ -51,7 +51,9 @@ def gate() -> Table:
         worst = max(worst, loss_gap, gap)
         table.add_row(loss_type, f"{ours:+.7f}", f"{theirs:+.7f}", f"{loss_gap:.1e}", f"{gap:.1e}")
     if worst > TOLERANCE:
-        raise RelgradError(f"parity: loss or gradient differ by {worst:.1e} (allowed {TOLERANCE:.0e}); nothing is timed")
+        raise RelgradError(
+            f"parity: loss or gradient differ by {worst:.1e} (allowed {TOLERANCE:.0e}); nothing is timed"
+        )
     return table
 
 

@@ -26,6 +26,8 @@ class Job:
 
     exact_length  every completion has exactly `length` tokens: TRL is forbidden the end-of-sequence token
                   (`min_new_tokens`), relgrad is told to wait for an id beyond the vocabulary, which is never drawn
+    trl_rows      completions in one of TRL's micro-batches (0: all), accumulated to the same optimizer step; relgrad cuts by
+                  tokens, at its default of 8,192
     """
 
     model: str
@@ -39,6 +41,7 @@ class Job:
     seed: int = 0
     lora: bool = False
     exact_length: bool = False
+    trl_rows: int = 0
 
 
 def relgrad_loop(job: Job) -> Grpo:
@@ -74,11 +77,14 @@ def trl_trainer(job: Job, *, tuned: bool, callbacks: Sequence[Any] = ()) -> Any:
 
     if tuned:
         tune()
+    rows = job.num_prompts * job.num_generations
+    micro_rows = job.trl_rows or rows
     ordered = draw_epochs(job.prompts, 0, job.steps * job.num_prompts, job.seed)
     arguments = trl.GRPOConfig(
         output_dir=tempfile.mkdtemp(prefix="trl-"),
         max_steps=job.steps,
-        per_device_train_batch_size=job.num_prompts * job.num_generations,
+        per_device_train_batch_size=micro_rows,
+        gradient_accumulation_steps=rows // micro_rows,
         num_generations=job.num_generations,
         max_completion_length=job.length,
         generation_kwargs={"min_new_tokens": job.length} if job.exact_length else None,
@@ -102,7 +108,9 @@ def trl_trainer(job: Job, *, tuned: bool, callbacks: Sequence[Any] = ()) -> Any:
         disable_tqdm=True,
         use_vllm=False,
     )
-    lora = LoraConfig(task_type="CAUSAL_LM", r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules="all-linear")
+    lora = LoraConfig(
+        task_type="CAUSAL_LM", r=LORA_R, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules="all-linear"
+    )
     trainer = trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
         reward_funcs=job.reward,
@@ -134,5 +142,7 @@ def tune() -> None:
     from trl.trainer import utils
 
     if not hasattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE"):
-        raise RelgradError("this TRL has no _CHUNKED_LOGPROB_CHUNK_SIZE to tune; the benchmarks are written for trl 1.16")
+        raise RelgradError(
+            "this TRL has no _CHUNKED_LOGPROB_CHUNK_SIZE to tune; the benchmarks are written for trl 1.16"
+        )
     utils._CHUNKED_LOGPROB_CHUNK_SIZE = TUNED_COLUMNS

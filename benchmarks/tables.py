@@ -30,7 +30,18 @@ def step_tables(
         chosen = [r for r in records if r["threads"] == count]
         own = median([r for r in chosen if r["arm"] == "relgrad"], key)
         table = Table(title=f"{threads(count)}: {unit} per step (medians; ± is half the range)")
-        columns = ["", "step", "±", "wall s", *phases, "GFLOP", "of matmul speed", "peak MB", "relgrad is faster by", "target"]
+        columns = [
+            "",
+            "step",
+            "±",
+            "wall s",
+            *phases,
+            "GFLOP",
+            "of matmul speed",
+            "peak MB",
+            "relgrad is faster by",
+            "target",
+        ]
         for column in columns:
             table.add_column(column, justify="right")
         for arm in arms:

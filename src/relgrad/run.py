@@ -126,7 +126,7 @@ class StageRun:
                 self.console.note(f"resumed after step {first}")
             self.baseline = self._baseline()
             train(self.loop, self._after)
-        if isinstance(self.loop, Grpo) or self.stage.rewards:
+        if self.rewards is not None:
             self.rewards.close()
         print(f"report: {write_report(self.run_dir.root)}")
 
@@ -134,7 +134,8 @@ class StageRun:
         """Task, rewards, policy and loop. The cheap parts come first, so that their mistakes cost no model loading."""
         stage = self.stage
         self.task = load_task(stage)
-        self.rewards = build_rewards(stage.rewards, stage.grpo.reward_timeout)
+        self.rewards = build_rewards(stage.rewards, stage.grpo.reward_timeout) if stage.rewards else None
+        self._evaluates = self.rewards is not None and len(self.task.held_out) > 0
         start = None
         if self.previous is not None:
             start = checkpoint.latest(RunDir(self.previous).checkpoints)
@@ -145,6 +146,7 @@ class StageRun:
             examples = supervised_examples(self.task, stage.sft.completion_column)
         self.policy = build_policy(stage, start)
         if stage.stage == "grpo":
+            assert self.rewards is not None
             self.loop: Any = Grpo(
                 self.policy, self.task.train, self.rewards, policy_loss(stage), stage.grpo, seed=stage.seed
             )
@@ -175,7 +177,7 @@ class StageRun:
             self.console.samples(step, samples)
         self._warn(step)
         every = self.stage.evaluation.every
-        evaluated = self.stage.rewards and (last or (every and step % every == 0))
+        evaluated = self._evaluates and (last or (every and step % every == 0))
         if evaluated:
             self._evaluate(step)
         every = self.stage.checkpoint.every
@@ -190,6 +192,7 @@ class StageRun:
                 self.console.warn(f"{warning.name}: {warning.evidence} {warning.advice}")
 
     def _evaluate(self, step: int) -> None:
+        assert self.rewards is not None
         settings = self.stage.evaluation
         prompts = self.task.held_out[: settings.num_prompts]
         self.console.note(f"evaluating on {len(prompts)} held-out prompts x {settings.num_generations} completions ...")
@@ -210,7 +213,7 @@ class StageRun:
     def _baseline(self) -> Evaluation | None:
         """The evaluation before the first step: read where an earlier process made it, made now otherwise."""
         self.baseline = None
-        if not self.stage.rewards or not self.task.held_out:
+        if not self._evaluates:
             return None
         for record in self.run_dir.lines("evaluations.jsonl"):
             if record["step"] == 0:
@@ -320,6 +323,8 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
         asked: Sequence[Prompt] = [Prompt(task.ask(text), id=i) for i, text in enumerate(prompts)]
     else:
         asked = task.held_out[:4]
+        if not asked:
+            raise RelgradError(f"{source}: the task holds out no prompts to sample for; give your own with --prompt")
         rewards = build_rewards(stage.rewards, stage.grpo.reward_timeout) if stage.rewards else None
     policy = build_policy(stage, start)
     rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+BLOCK = 64
+"""Entries per block of the two-level inversion."""
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -73,23 +76,45 @@ def sample(
     Returns (token_N int64, logp_N float32 nats, support_NV bool or None where nothing is truncated). The uniform
     numbers come from `generator`, or are given as `uniform_N` in [0, 1).
     """
-    scaled_NV = logits_NV.float() / law.temperature
+    scaled_NV = logits_NV.float()
+    if law.temperature != 1.0:
+        scaled_NV = scaled_NV / law.temperature
     support_NV = law.support(logits_NV) if law.truncates else None
     if support_NV is not None:
         scaled_NV = scaled_NV.masked_fill(~support_NV, -torch.inf)
     if uniform_N is None:
         uniform_N = torch.rand(logits_NV.shape[0], generator=generator, device=logits_NV.device)
-    top_N = scaled_NV.amax(-1)
-    mass_NV = (scaled_NV - top_N[:, None]).exp_()
-    cumulative_NV = mass_NV.cumsum(-1)
-    total_N = cumulative_NV[:, -1]
-    # strictly below the total, so that the first entry whose cumulative mass exceeds it exists and has mass itself
-    point_N = torch.minimum(uniform_N * total_N, torch.nextafter(total_N, torch.zeros_like(total_N)))
-    token_N = torch.searchsorted(cumulative_NV, point_N[:, None], right=True)[:, 0]
-    if logits_NV.is_cuda:
-        token_N = land_on_mass(token_N, mass_NV)
-    logp_N = scaled_NV.gather(-1, token_N[:, None])[:, 0] - top_N - mass_NV.sum(-1).log()
-    return token_N, logp_N, support_NV
+    prob_NV = torch.softmax(scaled_NV, dim=-1)
+    token_N = invert(prob_NV, uniform_N)
+    # the logarithm of a rounded probability is as exact as the probability: no second pass over the vocabulary
+    return token_N, prob_NV.gather(-1, token_N[:, None])[:, 0].log(), support_NV
+
+
+def invert(mass_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The entry of each row whose stretch of the cumulative mass holds the point `uniform_N` (in [0, 1)) of the total.
+
+    In two levels: blocks of BLOCK entries first, then the entries of one block, so that only V / BLOCK + BLOCK numbers
+    are summed up one after the other. An entry without mass is never drawn.
+    """
+    rows, vocabulary = mass_NV.shape
+    if vocabulary % BLOCK:
+        mass_NV = torch.nn.functional.pad(mass_NV, (0, -vocabulary % BLOCK))
+    block_NKB = mass_NV.view(rows, -1, BLOCK)
+    cumulative_NK = block_NKB.sum(-1).cumsum(-1)
+    point_N1 = _below(uniform_N[:, None] * cumulative_NK[:, -1:], cumulative_NK[:, -1:])
+    block_N1 = torch.searchsorted(cumulative_NK, point_N1, right=True)
+    inside_NB = block_NKB[torch.arange(rows, device=mass_NV.device), block_N1[:, 0]]
+    before_N1 = cumulative_NK.gather(-1, block_N1) - inside_NB.sum(-1, keepdim=True)
+    within_NB = inside_NB.cumsum(-1)
+    point_N1 = _below((point_N1 - before_N1).clamp(min=0), within_NB[:, -1:])
+    entry_N1 = torch.searchsorted(within_NB, point_N1, right=True)
+    token_N = (block_N1 * BLOCK + entry_N1)[:, 0]
+    return land_on_mass(token_N, mass_NV) if mass_NV.is_cuda else token_N
+
+
+def _below(point: Tensor, total: Tensor) -> Tensor:
+    """`point`, strictly below `total`: then an entry whose cumulative mass exceeds it exists, and has mass itself."""
+    return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
 
 
 def land_on_mass(token_N: Tensor, mass_NV: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +157,9 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, targ
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        with warnings.catch_warnings():  # peft asks transformers under a name that it will lose
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise RelgradError(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relgrad.laws import categorical, tiled
+from relgrad.models.lean import LeanDecoder
 from relgrad.models.shared_prompt import Ragged, _repeat_heads, hidden_states
 
 COMPACT_BELOW = 0.75
@@ -171,17 +172,20 @@ def generate(
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     logits = tiled.logits(last, head).repeat_interleave(per_prompt, 0)
     position = length_G.repeat_interleave(per_prompt)
+    lean = LeanDecoder.of(decoder, limit - 1)
     for step in range(limit):
         token, logp, support = categorical.sample(logits, law, uniform_N=uniform_BT[row_of_slot, step])
-        live_rows = row_of_slot[alive]
-        out.token_BT[live_rows, step] = token[alive]
-        out.logp_BT[live_rows, step] = logp[alive]
+        live = slice(None) if bool(alive.all()) else alive  # most steps retire nobody: no copies then
+        live_rows = row_of_slot[live]
+        out.token_BT[live_rows, step] = token[live]
+        out.logp_BT[live_rows, step] = logp[live]
         out.length_B[live_rows] = step + 1
         if support is not None:
-            supports.append((live_rows * limit + step, tiled.Support.pack(support[alive])))
+            supports.append((live_rows * limit + step, tiled.Support.pack(support[live])))
         ended = torch.isin(token, eos_ids) & alive
-        out.ended_B[row_of_slot[ended]] = True
-        alive = alive & ~ended
+        if bool(ended.any()):
+            out.ended_B[row_of_slot[ended]] = True
+            alive = alive & ~ended
         if on_step is not None:
             on_step(step, int(alive.sum()))
         if step + 1 == limit or not bool(alive.any()):
@@ -192,7 +196,10 @@ def generate(
             grid.keep(groups, slots, per_group)
             alive, token, position, row_of_slot = alive[slots], token[slots], position[slots], row_of_slot[slots]
         grid.step = step
-        hidden = hidden_states(decoder, token, position + step, grid)
+        if lean is not None:
+            hidden = lean.step(token, position + step, grid)
+        else:
+            hidden = hidden_states(decoder, token, position + step, grid)
         logits = tiled.logits(hidden, head)
     if supports:
         cell_N = torch.cat([cells for cells, _ in supports])
