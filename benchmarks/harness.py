@@ -98,6 +98,12 @@ def matmul_speed(seconds: float = 0.7, size: int = 1024) -> dict[str, float]:
     }
 
 
+def matmul_share(found: Mapping[str, float], threads: int) -> float:
+    """Matrix-product FLOPs done per second, as a share of `matmul_speed`: by process time for one thread, else by wall."""
+    clock = "cpu" if threads == 1 else "wall"
+    return found["gflop"] / found[f"{clock}_s"] / found[f"gemm_gflops_{clock}"]
+
+
 def count_flops() -> Any:
     """A context manager whose `get_total_flops()` are the matrix-product FLOPs executed inside (attention too)."""
     import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Meter, count_flops, matmul_speed, peak_mb, resident_mb, take_turns
+from benchmarks.harness import Meter, count_flops, matmul_share, matmul_speed, peak_mb, resident_mb, take_turns
 from benchmarks.systems import Job, relgrad_loop, trl_trainer
 
 ARMS = ("relgrad", "trl", "trl-tuned")
@@ -26,9 +26,7 @@ def measure(arm: str, job: Job) -> dict[str, Any]:
     after = matmul_speed()
     speed = {key: (before[key] + after[key]) / 2 for key in before}
     found = result | speed | {"peak_mb": peak_mb(), "torch_threads": torch.get_num_threads(), "timed_steps": timed}
-    one = found["torch_threads"] == 1
-    seconds, peak = (found["cpu_s"], speed["gemm_gflops_cpu"]) if one else (found["wall_s"], speed["gemm_gflops_wall"])
-    found["matmul_share"] = found["gflop"] / seconds / peak
+    found["matmul_share"] = matmul_share(found, found["torch_threads"])
     return found
 
 

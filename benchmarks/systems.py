@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relgrad.config import RewardComponent  # noqa: F401  (imported first: rewards.combine needs it)
 from relgrad.losses import PolicyLoss
 from relgrad.policies import autoregressive
 from relgrad.randomness import draw_epochs
@@ -132,6 +132,7 @@ def import_trl() -> Any:
         raise RelgradError(f"the benchmarks compare with TRL: pip install 'relgrad[bench]' ({error})") from None
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return trl

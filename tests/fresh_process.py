@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from relgrad.checkpoint import load_rollouts
 from safetensors.torch import save_file
+
+from relgrad.checkpoint import load_rollouts
 
 
 @torch.no_grad()

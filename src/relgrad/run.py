@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from relgrad.train import Grpo, train
 from relgrad.types import Example, Prompt, RelgradError, StepRecord
 
 RECIPES = Path(relgrad.__file__).parent / "recipes"
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 def find_recipe(name: str) -> Path:
@@ -99,13 +101,27 @@ class StageRun:
         self.title = f"{stage.name}/{folder.name}"
 
     def run(self) -> None:
-        """Train to the last step, unless that was done before."""
+        """Train to the last step, unless that was done before. Raises RelgradError when the folder cannot be written."""
+        try:
+            self._run()
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            saved = checkpoint.steps(self.run_dir.checkpoints)
+            kept = f"The newest complete checkpoint is step {saved[-1]}" if saved else "There is no checkpoint yet"
+            raise RelgradError(
+                f"{self.run_dir.root} cannot be written: {error}. {kept}. Free some space (or change `out`) and start the "
+                "same command again"
+            ) from error
+
+    def _run(self) -> None:
         saved = checkpoint.steps(self.run_dir.checkpoints)
         if saved and saved[-1] >= self.total:
             print(f"{self.title}: finished before ({self.run_dir.root}); --fresh starts over")
             if not (self.run_dir.root / "report.html").is_file():  # killed between the last checkpoint and the report
                 write_report(self.run_dir.root)
             return
+        print(f"{self.title}: loading the task and the policy ...", flush=True)
         self._build()
         newest = checkpoint.latest(self.run_dir.checkpoints)
         if newest is not None:
