@@ -114,7 +114,7 @@ def _relgrad(job: Job, judge: Judge, meter: harness.Meter) -> list[float]:
 def _trl(job: Job, judge: Judge, meter: harness.Meter) -> list[float]:
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):  # type: ignore[misc]
+    class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % EVERY == 0:
                 judge(state.global_step, kwargs["model"])

@@ -12,7 +12,7 @@ from benchmarks import harness, parity
 from relgrad.types import RelgradError
 
 MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning"}
-console = Console()
+console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
 
 

@@ -54,7 +54,7 @@ def _trl(job: Job, meter: Meter, *, tuned: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     flops = count_flops()
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             meter.wrap(trainer.optimizer, "step", "optimizer")
             meter.wrap(trainer.accelerator, "clip_grad_norm_", "optimizer")

@@ -86,8 +86,9 @@ def sample(
         uniform_N = torch.rand(logits_NV.shape[0], generator=generator, device=logits_NV.device)
     prob_NV = torch.softmax(scaled_NV, dim=-1)
     token_N = invert(prob_NV, uniform_N)
-    # the logarithm of a rounded probability is as exact as the probability: no second pass over the vocabulary
-    return token_N, prob_NV.gather(-1, token_N[:, None])[:, 0].log(), support_NV
+    # softmax adds up one by one and is off by 1e-5 over a large vocabulary; the pairwise sum takes that out again
+    logp_N = prob_NV.gather(-1, token_N[:, None])[:, 0].log() - prob_NV.sum(-1).log()
+    return token_N, logp_N, support_NV
 
 
 def invert(mass_NV: Tensor, uniform_N: Tensor) -> Tensor:
