@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from relgrad.laws import tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.models import causal, decode, shared_prompt
 from relgrad.policies import _transformers
+from relgrad.policies._packed import Packed
 from relgrad.settings import Strict
 from relgrad.types import CellScores, Example, Output, Prompt, RelgradError, Rollouts, Stop
 
@@ -78,12 +78,6 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
             adapter, model_name = start, causal.base_of(start, settings.model)
         else:
             model_name = str(start.resolve())
-    tokenizer = causal.load_tokenizer(
-        settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
-    )
-    model = causal.load_model(
-        model_name, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code
-    )
     if settings.quantize and settings.lora is None:
         raise RelgradError(f"quantize={settings.quantize!r} trains adapters only: add a lora section")
     if settings.lora is None and settings.dtype in ("bfloat16", "float16"):
@@ -95,6 +89,12 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
         raise RelgradError(
             f"{adapter} is an adapter, but policy.lora is not set: add the lora section it was trained with"
         )
+    tokenizer = causal.load_tokenizer(
+        settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
+    )
+    model = causal.load_model(
+        model_name, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code
+    )
     if settings.quantize is None:
         model.to(_device(settings.device))
     if settings.lora is not None:
@@ -261,7 +261,7 @@ class AutoregressivePolicy:
         self._set_modes(dropout=False)
         if self.engine == "transformers":
             return _transformers.score(self, rollouts, cells_N2, entropy=entropy, reference_kl=reference_kl)
-        packed = _Packed.of(rollouts, cells_N2, self.device)
+        packed = Packed.of(rollouts, cells_N2, self.device)
         hidden_NH = self._hidden(packed)
         logp_N, entropy_N = tiled.log_probs(hidden_NH, self._head(), packed.target_N, support=packed.support)
         kl_N = None
@@ -273,7 +273,7 @@ class AutoregressivePolicy:
             kl_N = tiled.reference_kl(hidden_NH, self._head(), reference_NH, reference_head, packed.support)
         return CellScores(logp_N, entropy_N if entropy else None, kl_N)
 
-    def _hidden(self, packed: _Packed) -> Tensor:
+    def _hidden(self, packed: Packed) -> Tensor:
         flat = shared_prompt.hidden_states(
             self.causal_lm.get_decoder(), packed.token_N, packed.layout.position_N, packed.layout
         )
@@ -311,7 +311,7 @@ class AutoregressivePolicy:
             if self.engine == "transformers":
                 scores = _transformers.score(self, rollouts, rollouts.cells(), temperature=1.0)
                 return -scores.logp_N.sum(), sum(lengths)
-            packed = _Packed.of(rollouts, rollouts.cells(), self.device)
+            packed = Packed.of(rollouts, rollouts.cells(), self.device)
             head = self._head()._replace(temperature=1.0)
             logp_N, _ = tiled.log_probs(self._hidden(packed), head, packed.target_N)
         return -logp_N.sum(), sum(lengths)
@@ -403,50 +403,6 @@ def _unsampled(prompts: tuple[Prompt, ...], mask_BT: Tensor, trace: dict[str, Te
         prompts, torch.arange(rows), torch.zeros(mask_BT.shape), mask_BT, mask_BT.long(),
         tuple(Output("") for _ in range(rows)), tuple(stop * rows), 0, trace,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """The rows that some cells need, as one flat row of tokens, and where each cell's hidden state lies in it."""
-
-    token_N: Tensor
-    layout: shared_prompt.PackedLayout
-    hidden_N: Tensor
-    target_N: Tensor
-    support: tiled.Support | None
-
-    @staticmethod
-    def of(rollouts: Rollouts, cells_N2: Tensor, device: torch.device) -> _Packed:
-        trace, group_B = rollouts.trace, rollouts.group_B
-        row_N, step_N = cells_N2[:, 0], cells_N2[:, 1]
-        # a row's tokens are needed up to the one before its last chosen decision
-        needed_B = torch.zeros(rollouts.rows, dtype=torch.int64).scatter_reduce(0, row_N, step_N, "amax")
-        rows = row_N.unique()
-        rows = rows[group_B[rows].argsort(stable=True)]
-        prompts, row_prompt = group_B[rows].unique_consecutive(return_inverse=True)
-        prompt_length_G = trace["prompt_length_G"]
-        start_G = prompt_length_G.cumsum(0) - prompt_length_G
-        length = needed_B[rows]
-        layout = shared_prompt.PackedLayout(
-            prompt_length_G[prompts].tolist(), length.tolist(), row_prompt.tolist(), device
-        )
-        prompt_index = start_G[prompts].repeat_interleave(prompt_length_G[prompts]) + layout.prompts.position.cpu()
-        width = trace["token_BT"].shape[1]
-        token_index = rows.repeat_interleave(length) * width + layout.completions.position.cpu()
-        token_N = torch.cat([trace["prompt_ids"][prompt_index], trace["token_BT"].flatten()[token_index]]).long()
-        # decision t of a row is predicted at its token t-1; decision 0 at the last token of the prompt
-        first_of_row = torch.zeros(rollouts.rows, dtype=torch.int64)
-        first_of_row[rows] = layout.prompts.total + length.cumsum(0) - length
-        last_of_prompt = torch.zeros(rollouts.rows, dtype=torch.int64)
-        last_of_prompt[rows] = (prompt_length_G[prompts].cumsum(0) - 1)[row_prompt]
-        hidden_N = torch.where(step_N == 0, last_of_prompt[row_N], first_of_row[row_N] + step_N - 1)
-        support = None
-        if "support_index" in trace:
-            cell_of_BT = (rollouts.mask_BT.flatten().cumsum(0) - 1).view_as(rollouts.mask_BT)
-            support = tiled.Support(trace["support_offset"], trace["support_index"]).take(cell_of_BT[row_N, step_N])
-            support = tiled.Support(support.offset_N1.to(device), support.entry_M.to(device))
-        target_N = trace["token_BT"][row_N, step_N].long()
-        return _Packed(token_N.to(device), layout, hidden_N.to(device), target_N.to(device), support)
 
 
 def toys() -> dict[str, Any]:
