@@ -178,6 +178,17 @@ def test_normalize_then_sum_with_unscored_and_flat():
     assert result.advantage_B[:2].tolist() == pytest.approx(standardised(total)[:2], abs=1e-6)
 
 
+def test_normalize_then_sum_takes_the_penalty_as_it_is():
+    # beta is inside the penalty: divided by its own spread, a tenfold beta would give the same credit
+    rewards, nats = [1.0, 0.0, 1.0, 0.0], [0.3, 0.1, 0.2, 0.2]
+    for beta in (0.1, 1.0):
+        penalty_B = beta * torch.tensor(nats)
+        result = combine(table([rewards]), groups(0, 0, 1, 1), aggregation="normalize_then_sum", penalty_B=penalty_B)
+        parts = standardised(rewards[:2]) + standardised(rewards[2:])
+        total = [a - beta * (n - 0.2) for a, n in zip(parts, nats, strict=True)]
+        assert result.advantage_B.tolist() == pytest.approx(standardised(total), abs=1e-6)
+
+
 def test_an_unknown_aggregation_is_named():
     with pytest.raises(ValueError, match="aggregation='mean'"):
         combine(table([[1, 0]]), groups(0, 0), aggregation="mean")  # type: ignore[arg-type]

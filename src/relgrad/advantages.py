@@ -91,7 +91,8 @@ def combine(
     "sum_then_normalize": weighted sum first, group-relative afterwards (GRPO). "normalize_then_sum": each reward made
     group-relative by itself, weighted sum, then standardised over the batch (GDPO, arXiv:2601.05242), so that a reward of
     small scale is heard. A reward that is NaN for a row is left out of its sum; a row with no reward at all is unscored.
-    `penalty_B` (nats, already times beta) is subtracted from the total reward: the k1 divergence *in the reward*.
+    `penalty_B` (nats, already times beta) is subtracted from the total reward: the k1 divergence *in the reward*
+    ("normalize_then_sum": from the sum of the normalised rewards, centred within its group).
     """
     weighted_BR = table.value_BR * table.weights_R
     reward_B = weighted_BR.nansum(-1)
@@ -103,13 +104,12 @@ def combine(
         advantage_B = group_advantages(reward_B, group_B, scale=scale, leave_one_out=leave_one_out)
     elif aggregation == "normalize_then_sum":
         columns = [table.value_BR[:, r] for r in range(len(table.names))]
-        weights = list(table.weights_R)
-        if penalty_B is not None:
-            columns.append(-penalty_B.to(reward_B.dtype))
-            weights.append(torch.ones((), dtype=reward_B.dtype))
         total_B = torch.zeros_like(reward_B)
-        for column_B, weight in zip(columns, weights, strict=True):
+        for column_B, weight in zip(columns, table.weights_R, strict=True):
             total_B += weight * group_advantages(column_B, group_B, scale="group", leave_one_out=leave_one_out)
+        if penalty_B is not None:  # centred only: divided by its own spread, beta would cancel
+            columns.append(torch.where(unscored_B, torch.nan, -penalty_B.to(reward_B.dtype)))
+            total_B += group_advantages(columns[-1], group_B, scale="none", leave_one_out=leave_one_out)
         total_B = torch.where(unscored_B, torch.nan, total_B)
         scored = total_B[~unscored_B]
         std = scored.std() if scored.numel() > 1 else scored.new_zeros(())

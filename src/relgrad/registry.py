@@ -6,6 +6,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
     policies:  Settings (pydantic), build(settings, seed, start, reference) -> Policy, toys() -> contract instances
     rewards:   Settings, build(settings) -> reward callable
     tasks:     Settings, load(settings, seed) -> Task
+    losses:    build(settings: GrpoSettings) -> Loss; the built-in ones are in losses.py and named by `grpo.loss_type`
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ def find(room: str, kind: str) -> ModuleType:
             raise RelgradError(
                 f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
             ) from None
+    if room == "losses":
+        raise RelgradError(
+            f"grpo.loss={kind!r}: give a .py file or an importable module; built-in losses are `loss_type`s"
+        )
     known = kinds(room)
     if kind not in known:
         near = difflib.get_close_matches(kind, known, 1)

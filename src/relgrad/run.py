@@ -18,7 +18,7 @@ from relgrad.diagnose import diagnose
 from relgrad.environment import capture
 from relgrad.evaluate import Evaluation, compare, evaluate
 from relgrad.losses import PolicyLoss
-from relgrad.protocols import Rewards
+from relgrad.protocols import Loss, Rewards
 from relgrad.randomness import generator
 from relgrad.report import write_report
 from relgrad.rewards.combine import build_rewards
@@ -295,8 +295,10 @@ def build_policy(stage: Stage, start: Path | None) -> Any:
     return module.build(settings, stage.seed, start=start, reference=reference)
 
 
-def policy_loss(stage: Stage) -> PolicyLoss:
-    """The loss that the `grpo` section describes."""
+def policy_loss(stage: Stage) -> Loss:
+    """The loss that the `grpo` section describes: a built-in one, or what the `build` of its `loss` module returns."""
+    if stage.grpo.loss is not None:
+        return registry.find("losses", stage.grpo.loss).build(stage.grpo)
     names = PolicyLoss.__dataclass_fields__
     return PolicyLoss(**{name: getattr(stage.grpo, name) for name in names})
 

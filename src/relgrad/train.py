@@ -48,6 +48,7 @@ class GrpoSettings(OptimizerSettings):
     num_iterations: int = Field(1, ge=1)
     steps_per_generation: int = Field(1, ge=1)
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce"] = "dapo"
+    loss: str | None = Field(None, description="a loss of your own in place of `loss_type`: .py file or module")
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float | None = Field(None, gt=0)
     delta: float | None = None
@@ -81,6 +82,8 @@ class GrpoSettings(OptimizerSettings):
             raise ValueError(
                 f"delta={self.delta} must exceed 1 + epsilon_high = {upper}: below it the ordinary clip acts first"
             )
+        if self.loss is not None and "loss_type" in self.model_fields_set and self.loss_type != "dapo":
+            raise ValueError(f"loss={self.loss!r} and loss_type={self.loss_type!r} exclude each other; keep one")
         if self.kl_estimator != "k3" and not self.beta:
             raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0: set beta, or drop it")
         return self

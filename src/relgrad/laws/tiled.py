@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from relgrad.divergences import categorical_kl
 
 ROWS = 512
-COLUMNS = 2048
+COLUMNS = 512
 KL_ROWS = 64
 
 
@@ -177,26 +177,15 @@ class _TiledLogProbs(torch.autograd.Function):
         if bias_V is not None and ctx.needs_input_grad[2]:
             grad_bias = torch.zeros(bias_V.shape, dtype=lse_N.dtype, device=lse_N.device)
         head = Head(weight_VH, bias_V, ctx.temperature)
-        entropy_terms = None if grad_entropy_N is None else (grad_entropy_N.to(lse_N.dtype), mean_N)
+        slopes = _Slopes(lse_N, mean_N, scaled_N1, None if grad_entropy_N is None else grad_entropy_N.to(lse_N.dtype))
+        grads = (grad_hidden, grad_weight, grad_bias)
         for first in range(0, len(lse_N), ROWS):
             block = slice(first, min(first + ROWS, len(lse_N)))
-            _tile_gradients(
-                hidden_NH,
-                head,
-                block,
-                ctx.support,
-                lse_N,
-                scaled_N1,
-                entropy_terms,
-                (grad_hidden, grad_weight, grad_bias),
-            )
-        chosen = weight_VH[target_N].to(lse_N.dtype)
-        grad_hidden.addcmul_(chosen, scaled_N1)
+            _tile_gradients(hidden_NH, head, target_N, block, ctx.support, slopes, grads)
         if grad_weight is not None:
-            grad_weight.index_add_(0, target_N, hidden_NH.to(lse_N.dtype) * scaled_N1)
             grad_weight = grad_weight.to(weight_VH.dtype)
         if grad_bias is not None:
-            grad_bias = grad_bias.index_add_(0, target_N, scaled_N1[:, 0]).to(bias_V.dtype)
+            grad_bias = grad_bias.to(bias_V.dtype)
         return grad_hidden.to(hidden_NH.dtype), grad_weight, grad_bias, None, None, None
 
 
@@ -267,37 +256,49 @@ def _weigh(mass: Tensor, weight: Tensor) -> Tensor:
     return mass @ weight.to(mass.dtype)
 
 
+class _Slopes(NamedTuple):
+    """What the backward pass knows of each row: log-sum-exp, mean logit, dL/dlog pi over tau, and dL/dH or None."""
+
+    lse_N: Tensor
+    mean_N: Tensor
+    scaled_N1: Tensor
+    entropy_N: Tensor | None
+
+
 def _tile_gradients(
     hidden_NH: Tensor,
     head: Head,
+    target_N: Tensor,
     block: slice,
     support: Support | None,
-    lse_N: Tensor,
-    scaled_N1: Tensor,
-    entropy_terms: tuple[Tensor, Tensor] | None,
+    slopes: _Slopes,
     grads: tuple[Tensor, Tensor | None, Tensor | None],
 ) -> None:
-    """Add one block's share of -g pi (and of the entropy's gradient) to the gradients of (hidden, weight, bias)."""
+    """Add one block's share of g (1[v = y] - pi), and of the entropy's gradient, to the gradients of (hidden, weight, bias)."""
     grad_hidden, grad_weight, grad_bias = grads
     hidden = hidden_NH[block]
-    lse = lse_N[block, None]
+    lse, target, scaled = slopes.lse_N[block, None], target_N[block], slopes.scaled_N1[block]
     vocabulary = head.weight_VH.shape[0]
     allowed = support.dense(block.start, block.stop, vocabulary) if support is not None else None
     for first in range(0, vocabulary, COLUMNS):
         columns = slice(first, min(first + COLUMNS, vocabulary))
         z = _tile(hidden, head, columns, allowed)
-        if entropy_terms is None:
-            grad_z = z.sub_(lse).exp_().mul_(-scaled_N1[block])
+        if slopes.entropy_N is None:
+            grad_z = z.sub_(lse).exp_().mul_(-scaled)
         else:
-            grad_entropy_N, mean_N = entropy_terms
             # -e pi (log pi + H) = -e pi (z - mean); the division by tau is the chain rule to the undivided logits
             p = (z - lse).exp_()
             if allowed is not None:
                 z.masked_fill_(p == 0, 0.0)
-            slope = (grad_entropy_N[block, None] / head.temperature) * (z.sub_(mean_N[block, None])) + scaled_N1[block]
+            slope = (slopes.entropy_N[block, None] / head.temperature) * z.sub_(slopes.mean_N[block, None]) + scaled
             grad_z = p.mul_(slope).neg_()
         grad_hidden[block] += _weigh(grad_z, head.weight_VH[columns])
         if grad_weight is not None:
             grad_weight[columns].addmm_(grad_z.T, hidden.to(grad_z.dtype))
         if grad_bias is not None:
             grad_bias[columns] += grad_z.sum(0)
+    grad_hidden[block].addcmul_(head.weight_VH[target].to(scaled.dtype), scaled)
+    if grad_weight is not None:
+        grad_weight.index_add_(0, target, hidden.to(scaled.dtype) * scaled)
+    if grad_bias is not None:
+        grad_bias.index_add_(0, target, scaled[:, 0])

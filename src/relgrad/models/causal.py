@@ -159,12 +159,18 @@ def add_lora(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, targ
     try:
         with warnings.catch_warnings():  # peft asks transformers under a name that it will lose
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return get_peft_model(model, config, autocast_adapter_dtype=True)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         linear = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise RelgradError(
             f"lora.target_modules={targets!r}: {error}. This model's linear layers: {', '.join(linear)}"
         ) from None
+    if hasattr(model.get_output_embeddings(), "lora_A"):
+        raise RelgradError(
+            f"lora.target_modules={targets!r} adapts the output head, which relgrad reads as a plain matrix; leave it out "
+            '("all-linear" does)'
+        )
+    return adapted
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: Sequence[int] = ()) -> list[int]:
@@ -175,6 +181,17 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: S
     if tokenizer.eos_token_id is not None:
         found.add(int(tokenizer.eos_token_id))
     return sorted(found | set(extra))
+
+
+def context(config: Any) -> int | None:
+    """The most tokens a row may have, or None where the model sets no limit.
+
+    With "longrope" (Phi-3 128k) that is the original context: beyond it the rotation of every token depends on how long
+    the row has become, so that a token drawn early is scored by another law than the one that drew it.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else limit
 
 
 def base_of(adapter: Path, name: str) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from relgrad.laws import categorical, tiled
 from relgrad.models.lean import LeanDecoder
-from relgrad.models.shared_prompt import Ragged, _repeat_heads, hidden_states
+from relgrad.models.shared_prompt import Ragged, _additive, _repeat_heads, hidden_states
 
 COMPACT_BELOW = 0.75
 """The grid is compacted when it can shrink to this share of its slots; copying the cache costs about one step."""
@@ -38,6 +38,15 @@ class Generated:
     ended_B: Tensor
     support: tiled.Support | None
 
+    def ordinary(self) -> Generated:
+        """The same on the CPU, in tensors that a backward pass may keep (those of inference mode it may not)."""
+
+        def copy(t: Tensor) -> Tensor:
+            return t.cpu().clone()
+
+        support = self.support and tiled.Support(copy(self.support.offset_N1), copy(self.support.entry_M))
+        return Generated(copy(self.token_BT), copy(self.logp_BT), copy(self.length_B), copy(self.ended_B), support)
+
 
 class _Prefill:
     """Layout of all prompts end to end; keeps their keys and values, padded, per layer."""
@@ -47,8 +56,11 @@ class _Prefill:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         repeats = query.shape[1] // key.shape[1]
+        mask = self.prompts.causal(window, query)
         k, v = self.prompts.pad(key[0]), self.prompts.pad(value[0])
         self.keys.append(k.contiguous())
         self.values.append(v.contiguous())
@@ -56,7 +68,8 @@ class _Prefill:
             self.prompts.pad(query[0]),
             _repeat_heads(k, repeats),
             _repeat_heads(v, repeats),
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=scale,
         )
         return self.prompts.flatten(out)[None]
@@ -69,26 +82,41 @@ class _Grid:
         self.groups, self.per_group, self.limit = groups, per_group, limit
         self.prompt_keys = [k.transpose(-1, -2).contiguous() for k in prefill.keys]
         self.prompt_values = prefill.values
-        inside = prefill.prompts.inside
-        self.hidden: Tensor | None = None
-        if not prefill.prompts.uniform:
-            zero = torch.zeros(groups, 1, 1, inside.shape[1], dtype=self.prompt_values[0].dtype, device=inside.device)
-            self.hidden = zero.masked_fill(~inside[:, None, None, :], torch.finfo(zero.dtype).min)
+        self.inside = prefill.prompts.inside
+        self.length_G1 = self.inside.sum(-1, keepdim=True)
+        self.furthest = prefill.prompts.width
+        self.hidden = None if prefill.prompts.uniform else self._unseen(self.inside)
         self.own_keys: list[Tensor] = []
         self.own_values: list[Tensor] = []
         self.step = 0
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _unseen(self, seen_GP: Tensor) -> Tensor:
+        """The additive mask [G, 1, 1, P] of the prompts' keys."""
+        return _additive(seen_GP[:, None, None, :], self.prompt_values[0])
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """The prompts' mask at this step: their padding, and what a sliding window has left behind."""
+        if window is None or self.furthest + self.step < window:
+            return self.hidden
+        behind = self.length_G1 + self.step - window
+        return self._unseen(self.inside & (torch.arange(self.inside.shape[1], device=behind.device) > behind))
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         _, heads, slots, size = query.shape
         kv_heads = key.shape[1]
         repeats = heads // kv_heads
         own_k, own_v = self._store(layer, key[0], value[0])
+        if window is not None:
+            own_k, own_v = own_k[:, :, -window:], own_v[:, :, -window:]
         # [1, heads, slots, D] -> rows of a group together against its prompt: [G, kv_heads, K * repeats, D]
         q = (query[0] * scale).view(kv_heads, repeats, self.groups, self.per_group, size)
         by_group = q.permute(2, 0, 3, 1, 4).reshape(self.groups, kv_heads, self.per_group * repeats, size)
         prompt_scores = by_group @ self.prompt_keys[layer]
-        if self.hidden is not None:
-            prompt_scores = prompt_scores + self.hidden
+        hidden = self._mask(window)
+        if hidden is not None:
+            prompt_scores = prompt_scores + hidden
         by_slot = by_group.view(self.groups, kv_heads, self.per_group, repeats, size).transpose(1, 2)
         own_scores = by_slot.reshape(slots, kv_heads, repeats, size) @ own_k.transpose(-1, -2)
         width = prompt_scores.shape[-1]
@@ -105,15 +133,15 @@ class _Grid:
             to_prompt.reshape(self.groups, kv_heads, self.per_group * repeats, width) @ self.prompt_values[layer]
         )
         out = (attention[..., width:] @ own_v).unflatten(0, (self.groups, self.per_group))
-        out = out + from_prompt.view(self.groups, kv_heads, self.per_group, repeats, size).transpose(1, 2)
-        return out.reshape(1, slots, heads, size)
+        out = out + from_prompt.view(self.groups, kv_heads, self.per_group, repeats, -1).transpose(1, 2)
+        return out.reshape(1, slots, heads, value.shape[-1])
 
     def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write this step's key and value [kv_heads, slots, D]; return the slots' caches up to and including it."""
         if layer == len(self.own_keys):
-            room = (key.shape[1], key.shape[0], min(BLOCK, self.limit), key.shape[2])
-            self.own_keys.append(key.new_empty(room))
-            self.own_values.append(value.new_empty(room))
+            room = (key.shape[1], key.shape[0], min(BLOCK, self.limit))
+            self.own_keys.append(key.new_empty(*room, key.shape[2]))
+            self.own_values.append(value.new_empty(*room, value.shape[2]))
         elif self.step >= self.own_keys[layer].shape[2]:
             more = min(self.own_keys[layer].shape[2] * 2, self.limit) - self.own_keys[layer].shape[2]
             self.own_keys[layer] = F.pad(self.own_keys[layer], (0, 0, 0, more))
@@ -127,6 +155,7 @@ class _Grid:
         if len(groups) < self.groups:
             self.prompt_keys = [k[groups] for k in self.prompt_keys]
             self.prompt_values = [v[groups] for v in self.prompt_values]
+            self.inside, self.length_G1 = self.inside[groups], self.length_G1[groups]
             self.hidden = self.hidden[groups] if self.hidden is not None else None
         self.own_keys = [k[slots] for k in self.own_keys]
         self.own_values = [v[slots] for v in self.own_values]
@@ -152,6 +181,9 @@ def generate(
     on_step     called with (step, rows still running)
     """
     device = prompts[0].device
+    if device.type == "cpu":  # a CPU multiplies in float32 (laws/tiled.py): converted once, not in every step
+        exact = torch.promote_types(head.weight_VH.dtype, torch.float32)
+        head = head._replace(weight_VH=head.weight_VH.detach().to(exact))
     ragged = Ragged([len(p) for p in prompts], device)
     prefill = _Prefill(ragged)
     hidden = hidden_states(decoder, torch.cat(list(prompts)), ragged.position, prefill)

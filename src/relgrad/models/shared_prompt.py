@@ -27,8 +27,13 @@ ATTENTION = "relgrad_shared_prompt"
 class Layout(Protocol):
     """Says how the tokens of one flat row attend to each other."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [1, heads, N, D], key and value [1, kv_heads, N, D] -> [1, N, heads, D]."""
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
+        """query [1, heads, N, D], key [1, kv_heads, N, D], value [1, kv_heads, N, E] -> [1, N, heads, E].
+
+        `window` is the layer's sliding window: a token sees itself and the window - 1 tokens before it; None sees all.
+        """
         ...
 
 
@@ -44,11 +49,26 @@ def register_attention() -> None:
         layout: Layout | None = kwargs.pop("relgrad_layout", None)
         if layout is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        for extra in ("softcap", "s_aux"):
+            if kwargs.get(extra) is not None:
+                raise NotImplementedError(f"its attention has an extra ({extra}) that the layouts do not compute")
         scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        return layout.attend(module.layer_idx, query, key, value, scale), None
+        return layout.attend(module.layer_idx, query, key, value, scale, _window(module, kwargs)), None
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
+
+
+def _window(module: Any, kwargs: dict[str, Any]) -> int | None:
+    """The layer's sliding window, or None. Raises NotImplementedError where the configuration has one that is not passed on."""
+    window = kwargs.get("sliding_window")
+    config = getattr(module, "config", None)
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else "full_attention"
+    slides = kind == "sliding_attention" if kinds else getattr(config, "sliding_window", None) is not None
+    if kind not in ("full_attention", "sliding_attention") or (slides and window is None):
+        raise NotImplementedError(f"layer {module.layer_idx} ({kind}) restricts attention in a way of its own")
+    return window if slides else None
 
 
 def hidden_states(decoder: torch.nn.Module, token_N: Tensor, position_N: Tensor, layout: Layout) -> Tensor:
@@ -85,6 +105,13 @@ class Ragged:
         """[heads, total, D] -> [rows, heads, width, D], zeros in the padding."""
         padded = flat if self.uniform else _Scatter.apply(flat, self.slot, self.rows * self.width)
         return padded.unflatten(1, (self.rows, self.width)).transpose(0, 1)
+
+    def causal(self, window: int | None, like: Tensor) -> Tensor | None:
+        """The additive mask [width, width] of causal attention within a window, or None where plain causal does it."""
+        if window is None or window >= self.width:
+            return None
+        seen = torch.ones(self.width, self.width, dtype=torch.bool, device=like.device).tril()
+        return _additive(seen & ~seen.tril(-window), like)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """[rows, heads, width, D] -> [total, heads, D]."""
@@ -140,35 +167,50 @@ class PackedLayout:
         starts = torch.tensor(list(prompt_lengths), dtype=torch.int64, device=device)[self.row_prompt]
         offsets = starts.repeat_interleave(torch.tensor(list(completion_lengths), dtype=torch.int64, device=device))
         self.position_N = torch.cat([self.prompts.position, offsets + self.completions.position])
-        width = self.completions.width
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        visible = self.prompts.inside[self.row_prompt][:, None, None, :].expand(-1, 1, width, -1)
-        own = causal.expand(len(self.row_prompt), 1, width, width)
         # prompts of one length share one mask
-        self.visible = torch.cat([visible, own], -1)[: 1 if self.prompts.uniform else None]
+        self._starts = starts[: 1 if self.prompts.uniform else None]
+        self._furthest = int(self.position_N.max()) if len(self.position_N) else 0
         per_prompt = torch.bincount(self.row_prompt, minlength=self.prompts.rows)
         self.group = int(per_prompt[0]) if len(per_prompt) and bool((per_prompt == per_prompt[0]).all()) else 0
-        self._bias: Tensor | None = None
+        self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
-    def bias(self, like: Tensor) -> Tensor:
-        """The mask of the completions as an additive one in the model's dtype, made once per forward."""
-        if self._bias is None or self._bias.dtype != like.dtype:
-            zero = torch.zeros(self.visible.shape, dtype=like.dtype, device=like.device)
-            self._bias = zero.masked_fill(~self.visible, torch.finfo(like.dtype).min)
-        return self._bias
+    def bias(self, window: int | None, like: Tensor) -> Tensor:
+        """The mask of the completions as an additive one in the model's dtype, made once per forward and window."""
+        window = None if window is None or window > self._furthest else window
+        if (window, like.dtype) not in self._biases:
+            self._biases[window, like.dtype] = _additive(self._visible(window), like)
+        return self._biases[window, like.dtype]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _visible(self, window: int | None) -> Tensor:
+        """bool [rows, 1, width, prompt width + width]: what each completion token sees of its prompt and of its own row."""
+        start_R11 = self._starts[:, None, None]
+        prompt = torch.arange(self.prompts.width, device=start_R11.device)
+        own = torch.arange(self.completions.width, device=start_R11.device)
+        # positions along the keys: the prompt's, then the row's own; what lies beyond the end of a prompt is nobody's
+        inside = (prompt < start_R11).expand(-1, len(own), -1)
+        causal = (own <= own[:, None]).expand(len(start_R11), -1, -1)
+        visible = torch.cat([inside, causal], -1)
+        if window is not None:
+            key = torch.cat([prompt.expand(len(start_R11), 1, -1), start_R11 + own], -1)
+            visible = visible & (start_R11 + own[:, None] - key < window)
+        return visible[:, None]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """Scaled dot-product attention of the whole flat row; see `Layout`."""
         repeats = query.shape[1] // key.shape[1]
         border = self.prompts.total
         q, k, v = query[0], key[0], value[0]
         prompt_k, prompt_v = self.prompts.pad(k[:, :border]), self.prompts.pad(v[:, :border])
+        mask = self.prompts.causal(window, q)
         # prompts are padded on the right, so the causal mask alone keeps padding out of every real query
         prompt_out = F.scaled_dot_product_attention(
             self.prompts.pad(q[:, :border]),
             _repeat_heads(prompt_k, repeats),
             _repeat_heads(prompt_v, repeats),
-            is_causal=True,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=scale,
         )
         outputs = [self.prompts.flatten(prompt_out)]
@@ -178,7 +220,7 @@ class PackedLayout:
                 self.completions.pad(q[:, border:]),
                 _repeat_heads(torch.cat([self._per_row(prompt_k), own_k], 2), repeats),
                 _repeat_heads(torch.cat([self._per_row(prompt_v), own_v], 2), repeats),
-                attn_mask=self.bias(q),
+                attn_mask=self.bias(window, q),
                 scale=scale,
             )
             outputs.append(self.completions.flatten(own_out))
@@ -189,6 +231,12 @@ class PackedLayout:
         if self.group:
             return prompt[:, None].expand(-1, self.group, *prompt.shape[1:]).flatten(0, 1)
         return prompt.index_select(0, self.row_prompt)
+
+
+def _additive(visible: Tensor, like: Tensor) -> Tensor:
+    """0 where `visible`, the lowest number of the dtype elsewhere."""
+    zero = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+    return zero.masked_fill(~visible, torch.finfo(like.dtype).min)
 
 
 def _repeat_heads(x: Tensor, repeats: int) -> Tensor:

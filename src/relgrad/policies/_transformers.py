@@ -1,11 +1,13 @@
 """For architectures that do not run on the shared-prompt attention: transformers' own generate() and forward, same law.
 
-A probe decides, once, at loading time: it runs two prompts with two completions each through both ways and compares
-the log-probabilities. What it finds is said, never silently worked around.
+A probe decides, once, at loading time: it draws two completions for each of two prompts on the shared-prompt engine, scores them
+there, and compares both log-probabilities with the model's own forward pass, attention as it came. What it finds is said,
+never silently worked around.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from relgrad.laws import categorical, tiled
-from relgrad.models import shared_prompt
+from relgrad.models import decode, shared_prompt
 from relgrad.models.decode import Generated
 from relgrad.types import CellScores, RelgradError, Rollouts
 
@@ -32,8 +34,10 @@ def choose_engine(model: Any, wanted: str) -> tuple[str, str]:
     before = model.config._attn_implementation
     shared_prompt.register_attention()
     try:
+        head = _plain_head(model)
+        expected = _probe_forward(model)
         model.set_attn_implementation(shared_prompt.ATTENTION)
-        error = _probe(model)
+        error = _probe(model, head, expected)
         reason = f"log-probs differ by {error:.2g} nats" if error > TOLERANCE[model.dtype] else ""
     except Exception as problem:  # any failure of a foreign architecture means the same: it cannot run here
         reason = f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
@@ -48,24 +52,63 @@ def choose_engine(model: Any, wanted: str) -> tuple[str, str]:
     return "transformers", f"{type(model).__name__} does not run on the shared-prompt attention ({reason})"
 
 
-@torch.no_grad()
-def _probe(model: Any) -> float:
-    """Largest difference in log-prob between the packed and the plain forward, on random tokens."""
+def _plain_head(model: Any) -> tiled.Head:
+    """The model's head. Raises NotImplementedError where the logits are not simply its product with the hidden states."""
+    layer = model.get_output_embeddings()
+    if getattr(model.config, "final_logit_softcapping", None) is not None:
+        raise NotImplementedError("its logits are soft-capped")
+    return tiled.Head(layer.weight, getattr(layer, "bias", None))
+
+
+def _probe_tokens(model: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Two prompts and, for each, two completions of random tokens."""
     device = next(model.parameters()).device
     draw = torch.Generator().manual_seed(0)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    prompts = [torch.randint(0, vocabulary, (n,), generator=draw).to(device) for n in (5, 3)]
-    rows = [torch.randint(0, vocabulary, (n,), generator=draw).to(device) for n in (2, 4, 3, 1)]
-    layout = shared_prompt.PackedLayout([5, 3], [2, 4, 3, 1], [0, 0, 1, 1], device)
-    hidden = shared_prompt.hidden_states(model.get_decoder(), torch.cat(prompts + rows), layout.position_N, layout)
-    layer = model.get_output_embeddings()
-    head = tiled.Head(layer.weight, getattr(layer, "bias", None))
-    packed = torch.log_softmax(tiled.logits(hidden[8:], head), -1)
-    plain = [
-        torch.log_softmax(model(torch.cat([prompts[i // 2], row])[None]).logits[0, -len(row) :].to(packed.dtype), -1)
-        for i, row in enumerate(rows)
-    ]
-    return float((packed - torch.cat(plain)).abs().max())
+    lengths = ((5, 3), (2, 4, 3, 1))
+    prompts, rows = ([torch.randint(0, vocabulary, (n,), generator=draw).to(device) for n in ns] for ns in lengths)
+    return prompts, rows
+
+
+def _log_probs(model: Any, prompt: Tensor, row: Tensor) -> Tensor:
+    """log pi [len(row), V] at the prompt's last token and at every token of the row but the last, by the model's forward."""
+    logits = model(torch.cat([prompt, row])[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+
+
+@torch.no_grad()
+def _probe_forward(model: Any) -> Tensor:
+    """log pi of the probe's completions, all positions one below the other, by the model's own forward."""
+    prompts, rows = _probe_tokens(model)
+    return torch.cat([_log_probs(model, prompts[i // 2], row) for i, row in enumerate(rows)])
+
+
+@torch.no_grad()
+def _probe(model: Any, head: tiled.Head, expected: Tensor) -> float:
+    """Largest difference in log-prob from the model's own forward: of packed scoring, and of what decoding drew."""
+    prompts, rows = _probe_tokens(model)
+    device, decoder = prompts[0].device, model.get_decoder()
+    lengths = [len(row) for row in rows]
+    layout = shared_prompt.PackedLayout([len(p) for p in prompts], lengths, [0, 0, 1, 1], device)
+    hidden = shared_prompt.hidden_states(decoder, torch.cat(prompts + rows), layout.position_N, layout)
+    border = sum(len(p) for p in prompts)
+    before = [len(prompts[0]) - 1, len(prompts[0]) - 1, border - 1, border - 1]
+    at, first = [], border
+    for row, n in enumerate(lengths):  # decision 0 is predicted at the prompt's last token, decision t at token t - 1
+        at += [before[row], *range(first, first + n - 1)]
+        first += n
+    packed = torch.log_softmax(tiled.logits(hidden[at], head), -1)
+    error = float((packed - expected).abs().max())
+    if error > TOLERANCE[model.dtype]:
+        return error
+    drawn = decode.generate(
+        decoder, head, prompts, 2, law=categorical.Truncation(), limit=4, eos_ids=torch.tensor([-1], device=device),
+        uniform_BT=torch.rand(4, 4, generator=torch.Generator().manual_seed(1)).to(device),
+    )  # fmt: skip
+    for i, token_T in enumerate(drawn.token_BT):
+        own = _log_probs(model, prompts[i // 2], token_T).gather(-1, token_T[:, None])[:, 0]
+        error = max(error, float((own - drawn.logp_BT[i]).abs().max()))
+    return error
 
 
 @torch.no_grad()
@@ -80,7 +123,7 @@ def generate(
     uniform_BT: Tensor,
 ) -> Generated:
     """As decode.generate, through `model.generate()`: a logits processor draws the token by our law and leaves no choice."""
-    from transformers import LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList
 
     device = prompts[0].device
     repeated = [p for p in prompts for _ in range(per_prompt)]
@@ -96,11 +139,15 @@ def generate(
         drawn.append((token, logp, support))
         return torch.full_like(scores, -torch.inf).scatter_(1, token[:, None], 0.0)
 
-    model.generate(
-        ids, attention_mask=attention, max_new_tokens=limit, do_sample=False, num_beams=1, pad_token_id=pad,
-        eos_token_id=eos_ids.tolist(), logits_processor=LogitsProcessorList([draw]),
-        temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
-    )  # fmt: skip
+    # what a model's own generation config asks for (suppressed tokens, penalties, minimum lengths) is no part of the law
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.generate(
+            ids, attention_mask=attention, max_new_tokens=limit, do_sample=False, pad_token_id=pad,
+            eos_token_id=eos_ids.tolist(), logits_processor=LogitsProcessorList([draw]),
+        )  # fmt: skip
+    finally:
+        model.generation_config = own
     token_BT = torch.stack([t for t, _, _ in drawn], 1)
     is_end = torch.isin(token_BT, eos_ids)
     ended_B = is_end.any(1)
@@ -158,6 +205,11 @@ def _logits(policy: AutoregressivePolicy, rollouts: Rollouts, row_N: Tensor, ste
     ]
     ids = pad_sequence(full, batch_first=True).to(policy.device)
     attention = pad_sequence([torch.ones_like(f) for f in full], batch_first=True).to(policy.device)
-    logits_BLV = policy.model(input_ids=ids, attention_mask=attention, use_cache=False).logits
     at_N = torch.tensor([len(p) for p in row_prompts])[index_N] + step_N - 1
+    # logits from the first chosen position on, where the model can leave the others out
+    first, options = int(at_N.min()), {}
+    if "logits_to_keep" in inspect.signature(policy.causal_lm.forward).parameters:
+        options["logits_to_keep"] = ids.shape[1] - first
+    logits_BLV = policy.causal_lm(input_ids=ids, attention_mask=attention, use_cache=False, **options).logits
+    at_N = at_N - (first if options else 0)
     return logits_BLV[index_N.to(policy.device), at_N.to(policy.device)]

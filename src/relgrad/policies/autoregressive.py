@@ -134,7 +134,7 @@ class AutoregressivePolicy:
         self.eos_ids = causal.eos_ids(self.causal_lm, tokenizer, settings.eos_token_ids)
         if not self.eos_ids:
             raise RelgradError(f"model {settings.model!r} names no end-of-sequence id: set policy.eos_token_ids")
-        self.context = getattr(self.causal_lm.config, "max_position_embeddings", None)
+        self.context = causal.context(self.causal_lm.config)
         self._start: dict[str, Tensor] | None = None
         if settings.gradient_checkpointing:
             lm = self.causal_lm  # the method's name since transformers 5.20, and before
@@ -177,7 +177,6 @@ class AutoregressivePolicy:
 
     # ------------------------------------------------------------------ sampling
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
         """See protocols.Policy. One uniform number per (row, decision), drawn up front."""
         self._set_modes(dropout=False)
@@ -186,22 +185,18 @@ class AutoregressivePolicy:
         uniform_BT = torch.rand(len(prompts) * group_size, limit, generator=generator).to(self.device)
         eos = torch.tensor(self.eos_ids, device=self.device)
         on_device = [p.to(self.device) for p in encoded]
-        if self.engine == "shared":
-            out = decode.generate(
-                self.causal_lm.get_decoder(), self._head(), on_device, group_size,
-                law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT,
-            )  # fmt: skip
-        else:
-            out = _transformers.generate(
-                self.causal_lm,
-                on_device,
-                group_size,
-                law=self.truncation,
-                limit=limit,
-                eos_ids=eos,
-                uniform_BT=uniform_BT,
-            )
-        return self._rollouts(tuple(prompts), encoded, group_size, out)
+        with torch.inference_mode():
+            if self.engine == "shared":
+                out = decode.generate(
+                    self.causal_lm.get_decoder(), self._head(), on_device, group_size,
+                    law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT,
+                )  # fmt: skip
+            else:
+                out = _transformers.generate(
+                    self.causal_lm, on_device, group_size,
+                    law=self.truncation, limit=limit, eos_ids=eos, uniform_BT=uniform_BT,
+                )  # fmt: skip
+        return self._rollouts(tuple(prompts), encoded, group_size, out.ordinary())
 
     def _rollouts(
         self, prompts: tuple[Prompt, ...], encoded: list[Tensor], group_size: int, out: decode.Generated
@@ -238,14 +233,15 @@ class AutoregressivePolicy:
     # ------------------------------------------------------------------ scoring
 
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-        """Chunks of neighbouring rows whose packed tokens (a shared prompt counts once) stay near `budget`."""
+        """Chunks of neighbouring rows whose tokens stay near `budget`; a prompt counts once where the engine shares it."""
         group_B = rollouts.group_B
         prompt_cost_B = rollouts.trace["prompt_length_G"][group_B].tolist()
         row_cost_B = rollouts.trace["length_B"].tolist()
         chunks: list[list[int]] = []
-        used, group = budget + 1, -1
+        used, group, shares = budget + 1, -1, self.engine == "shared"
         for row in sorted(rows.tolist(), key=lambda b: (int(group_B[b]), b)):
-            cost = row_cost_B[row] + (prompt_cost_B[row] if int(group_B[row]) != group or used > budget else 0)
+            prompt_is_paid = shares and int(group_B[row]) == group
+            cost = row_cost_B[row] + (0 if prompt_is_paid else prompt_cost_B[row])
             if used + cost > budget or not chunks:
                 chunks.append([])
                 used, cost = 0, row_cost_B[row] + prompt_cost_B[row]
@@ -268,8 +264,11 @@ class AutoregressivePolicy:
         if reference_kl:
             with torch.no_grad(), self.reference():
                 reference_NH, reference_head = self._hidden(packed), self._head()
-                weight = reference_head.weight_VH.detach()
-                reference_head = reference_head._replace(weight_VH=weight)
+                # detached, these are the start's own tensors; the parameters themselves get their weights back
+                bias = reference_head.bias_V
+                reference_head = reference_head._replace(
+                    weight_VH=reference_head.weight_VH.detach(), bias_V=None if bias is None else bias.detach()
+                )
             kl_N = tiled.reference_kl(hidden_NH, self._head(), reference_NH, reference_head, packed.support)
         return CellScores(logp_N, entropy_N if entropy else None, kl_N)
 
