@@ -1,6 +1,6 @@
 """The table of docs/results.md from run folders: held-out score before and after, with 95 % intervals, and the time taken.
 
-    python -m benchmarks.results_table runs/demo-0 runs/demo-1 runs/demo-2
+python -m benchmarks.results_table runs/demo-0 runs/demo-1 runs/demo-2
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 from relgrad.rundir import RunDir
 
-HEAD = "| seed | before | after | difference, paired by prompt | prompts x completions | steps | training time |\n|---|---|---|---|---|---|---|"
+COLUMNS = ("seed", "before", "after", "difference, paired by prompt", "prompts x completions", "steps", "training time")
 
 
 def row(run: Path) -> str:
@@ -44,7 +44,7 @@ def main() -> None:
     runs = [Path(argument) for argument in sys.argv[1:]]
     if not runs:
         raise SystemExit(__doc__)
-    print(HEAD)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for run in runs:
         print(row(run))
     environment = sorted(runs[0].glob("*/environment.json"))[-1]

@@ -241,7 +241,7 @@ def test_a_rotation_that_depends_on_the_rows_length_limits_the_context():
         "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, "factor": 4.0,
         "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
     }  # fmt: skip
-    config = Phi3Config(**{**BASE, "sliding_window": None, "rope_parameters": rope})
+    config = Phi3Config(**{**BASE, "original_max_position_embeddings": 16, "rope_parameters": rope})
     assert causal.context(config) == 16
     assert causal.context(network("llama").config) == 64
 
