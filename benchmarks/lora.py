@@ -18,8 +18,8 @@ from relgrad.models import causal
 TITLE = "(b) SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 4 prompts x 256 tokens x 8 generations x 48 tokens, float32"
 TARGETS = {"trl": 3.0, "trl-tuned": 3.0}
 ARMS = steps.ARMS
-REPEATS = 3
-STEPS = 2
+REPEATS = 1
+STEPS = 1
 
 
 def measure(arm: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -97,5 +97,5 @@ def run(
     module: str, *, quick: bool, threads: Sequence[int], repeats: int, timed: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """All arms of a steps benchmark in turn; `--quick` takes two steps once."""
-    cases = [{"steps": 2 if quick else timed}]
+    cases = [{"steps": min(2, timed) if quick else timed}]
     return take_turns(module, cases, threads=threads, repeats=1 if quick else repeats, say=say)
