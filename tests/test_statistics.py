@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from relgrad.metrics.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k, wilson
+from relgrad.metrics.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k
 
 NAN = math.nan
 
@@ -65,22 +65,6 @@ def test_pairs_with_an_unscored_side_are_left_out():
     assert paired_difference([0, NAN, 1, 0], [1, 1, NAN, 1]) == (1, 1, 1)
     with pytest.raises(ValueError, match="2 scores before, 3 after"):
         paired_difference([0, 1], [0, 1, 2])
-
-
-def test_wilson_known_answers():
-    # (p + z^2/2n +- z sqrt(p q / n + z^2 / 4n^2)) / (1 + z^2 / n)
-    z = 1.959963984540054
-    for c, n in [(0, 10), (8, 10), (10, 10), (37, 100)]:
-        p = c / n
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        assert wilson(c, n) == pytest.approx((p, max(0, centre - half), min(1, centre + half)), abs=1e-12)
-    assert wilson(8, 10)[1:] == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    empty = wilson(0, 0)
-    assert math.isnan(empty.value)
-    assert empty[1:] == (0, 1)
-    with pytest.raises(ValueError, match="successes=3, trials=2"):
-        wilson(3, 2)
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 2), (5, 2, 1), (5, 2, 3), (5, 2, 4), (6, 5, 2), (4, 4, 4)])

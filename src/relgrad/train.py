@@ -28,7 +28,7 @@ from torch import Tensor
 from relgrad import advantages
 from relgrad.batch import Batch, merge_tables, mismatch_metrics
 from relgrad.divergences import k1
-from relgrad.losses import truncated_importance_weights
+from relgrad.losses import KlEstimator, LossType, truncated_importance_weights
 from relgrad.optimizer import Optimizer, OptimizerSettings, require_finite
 from relgrad.protocols import Loss, LossTerms, Policy, Rewards
 from relgrad.randomness import draw_epochs, generator
@@ -47,14 +47,14 @@ class GrpoSettings(OptimizerSettings):
     num_generations: int = Field(8, description="completions per prompt (the group)")
     num_iterations: int = Field(1, ge=1)
     steps_per_generation: int = Field(1, ge=1)
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce"] = "dapo"
+    loss_type: LossType = "dapo"
     loss: str | None = Field(None, description="a loss of your own in place of `loss_type`: .py file or module")
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float | None = Field(None, gt=0)
     delta: float | None = None
     importance_sampling_level: Literal["token", "sequence"] = "token"
     beta: float = Field(0.0, ge=0)
-    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k3"
+    kl_estimator: KlEstimator = "k3"
     use_bias_correction_kl: bool = True
     entropy_coef: float = 0.0
     scale_rewards: Literal["group", "batch", "none"] = "group"

@@ -66,21 +66,6 @@ def paired_difference(
     return bootstrap_mean([b - a for a, b in zip(before, after, strict=True)], confidence=confidence, seed=seed)
 
 
-def wilson(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
-    """A proportion with its Wilson score interval (Wilson 1927), which keeps a width at 0 and 1.
-
-    Assumes independent trials. No trials give (NaN, 0, 1).
-    """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"wilson: successes={successes}, trials={trials}; need 0 <= successes <= trials")
-    if trials == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return Interval(successes / trials, float(interval.low), float(interval.high))
-
-
 def pass_at_k(samples: int, passes: int, k: int) -> float:
     """Unbiased probability that one of k samples passes, from n samples with c passes: 1 - C(n-c, k) / C(n, k).
 

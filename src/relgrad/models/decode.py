@@ -7,7 +7,7 @@ finished groups go, and every group keeps as many slots as the fullest one still
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,6 +162,45 @@ class _Grid:
         self.groups, self.per_group = len(groups), per_group
 
 
+class _Record:
+    """What has been drawn so far, row by row."""
+
+    def __init__(self, rows: int, limit: int, device: torch.device) -> None:
+        self.limit = limit
+        self.token_BT = torch.zeros(rows, limit, dtype=torch.int64, device=device)
+        self.logp_BT = torch.zeros(rows, limit, dtype=torch.float32, device=device)
+        self.length_B = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.supports: list[tuple[Tensor, tiled.Support]] = []
+
+    def add(
+        self,
+        step: int,
+        row_of_slot: Tensor,
+        alive: Tensor,
+        drawn: tuple[Tensor, Tensor, Tensor | None],
+        ended: Tensor,
+    ) -> None:
+        """Keep the (token, log-prob, support) that the living slots drew in this step, and which of them ended."""
+        token, logp, support = drawn
+        live = slice(None) if bool(alive.all()) else alive  # most steps retire nobody: no copies then
+        rows = row_of_slot[live]
+        self.token_BT[rows, step] = token[live]
+        self.logp_BT[rows, step] = logp[live]
+        self.length_B[rows] = step + 1
+        if support is not None:
+            self.supports.append((rows * self.limit + step, tiled.Support.pack(support[live])))
+        if bool(ended.any()):
+            self.ended_B[row_of_slot[ended]] = True
+
+    def finish(self) -> Generated:
+        support = None
+        if self.supports:
+            cell_N = torch.cat([cells for cells, _ in self.supports])
+            support = tiled.Support.concatenate([s for _, s in self.supports]).take(cell_N.argsort())
+        return Generated(self.token_BT, self.logp_BT, self.length_B, self.ended_B, support)
+
+
 def generate(
     decoder: torch.nn.Module,
     head: tiled.Head,
@@ -172,13 +211,11 @@ def generate(
     limit: int,
     eos_ids: Tensor,
     uniform_BT: Tensor,
-    on_step: Callable[[int, int], None] | None = None,
 ) -> Generated:
     """Draw `per_prompt` completions for each prompt (int64 token ids) of at most `limit` tokens, with their log-probs.
 
     uniform_BT  [B, limit] uniform numbers: decision (b, t) uses entry (b, t), whatever else is in the batch
     eos_ids     every id that ends a row; drawing one is a decision of its own
-    on_step     called with (step, rows still running)
     """
     device = prompts[0].device
     if device.type == "cpu":  # a CPU multiplies in float32 (laws/tiled.py): converted once, not in every step
@@ -191,14 +228,7 @@ def generate(
     last = hidden[length_G.cumsum(0) - 1]
 
     rows = len(prompts) * per_prompt
-    out = Generated(
-        torch.zeros(rows, limit, dtype=torch.int64, device=device),
-        torch.zeros(rows, limit, dtype=torch.float32, device=device),
-        torch.zeros(rows, dtype=torch.int64, device=device),
-        torch.zeros(rows, dtype=torch.bool, device=device),
-        None,
-    )
-    supports: list[tuple[Tensor, tiled.Support]] = []
+    record = _Record(rows, limit, device)
     grid = _Grid(prefill, len(prompts), per_prompt, limit)
     row_of_slot = torch.arange(rows, device=device)
     alive = torch.ones(rows, dtype=torch.bool, device=device)
@@ -207,19 +237,9 @@ def generate(
     lean = LeanDecoder.of(decoder, limit - 1)
     for step in range(limit):
         token, logp, support = categorical.sample(logits, law, uniform_N=uniform_BT[row_of_slot, step])
-        live = slice(None) if bool(alive.all()) else alive  # most steps retire nobody: no copies then
-        live_rows = row_of_slot[live]
-        out.token_BT[live_rows, step] = token[live]
-        out.logp_BT[live_rows, step] = logp[live]
-        out.length_B[live_rows] = step + 1
-        if support is not None:
-            supports.append((live_rows * limit + step, tiled.Support.pack(support[live])))
         ended = torch.isin(token, eos_ids) & alive
-        if bool(ended.any()):
-            out.ended_B[row_of_slot[ended]] = True
-            alive = alive & ~ended
-        if on_step is not None:
-            on_step(step, int(alive.sum()))
+        record.add(step, row_of_slot, alive, (token, logp, support), ended)
+        alive = alive & ~ended
         if step + 1 == limit or not bool(alive.any()):
             break
         kept = _compaction(alive.view(grid.groups, grid.per_group))
@@ -233,10 +253,7 @@ def generate(
         else:
             hidden = hidden_states(decoder, token, position + step, grid)
         logits = tiled.logits(hidden, head)
-    if supports:
-        cell_N = torch.cat([cells for cells, _ in supports])
-        out.support = tiled.Support.concatenate([support for _, support in supports]).take(cell_N.argsort())
-    return out
+    return record.finish()
 
 
 def _compaction(alive_GK: Tensor) -> tuple[Tensor, Tensor, int] | None:
