@@ -97,7 +97,7 @@ def test_an_entry_without_mass_is_never_drawn(u: float):
 
 def test_a_draw_that_rounding_put_beside_the_mass_lands_on_it():
     mass_NV = torch.tensor([[0.0, 0.4, 1.0], [0.5, 0.0, 0.2], [0.3, 0.3, 0.0]])
-    assert land_on_mass(torch.tensor([1, 1, 2]), mass_NV).tolist() == [1, 0, 0]
+    assert land_on_mass(torch.tensor([[1], [1], [2]]), mass_NV).tolist() == [[1], [0], [0]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the parallel cumulative sum is CUDA's")

@@ -94,23 +94,28 @@ def sample(
 def invert(mass_NV: Tensor, uniform_N: Tensor) -> Tensor:
     """The entry of each row whose stretch of the cumulative mass holds the point `uniform_N` (in [0, 1)) of the total.
 
-    In two levels: blocks of BLOCK entries first, then the entries of one block, so that only V / BLOCK + BLOCK numbers
-    are summed up one after the other. An entry without mass is never drawn.
+    In two levels: blocks of BLOCK entries first, then the entries of one
+    block, so that only V / BLOCK + BLOCK numbers are summed up one after the other. An entry without mass is never drawn.
     """
+    return invert_many(mass_NV, uniform_N[:, None])[:, 0]
+
+
+def invert_many(mass_NV: Tensor, uniform_NK: Tensor) -> Tensor:
+    """K draws [N, K] from every row at once; see `invert`. The rows are not copied K times."""
     rows, vocabulary = mass_NV.shape
     if vocabulary % BLOCK:
         mass_NV = torch.nn.functional.pad(mass_NV, (0, -vocabulary % BLOCK))
-    block_NKB = mass_NV.view(rows, -1, BLOCK)
-    cumulative_NK = block_NKB.sum(-1).cumsum(-1)
-    point_N1 = _below(uniform_N[:, None] * cumulative_NK[:, -1:], cumulative_NK[:, -1:])
-    block_N1 = torch.searchsorted(cumulative_NK, point_N1, right=True)
-    inside_NB = block_NKB[torch.arange(rows, device=mass_NV.device), block_N1[:, 0]]
-    before_N1 = cumulative_NK.gather(-1, block_N1) - inside_NB.sum(-1, keepdim=True)
-    within_NB = inside_NB.cumsum(-1)
-    point_N1 = _below((point_N1 - before_N1).clamp(min=0), within_NB[:, -1:])
-    entry_N1 = torch.searchsorted(within_NB, point_N1, right=True)
-    token_N = (block_N1 * BLOCK + entry_N1)[:, 0]
-    return land_on_mass(token_N, mass_NV) if mass_NV.is_cuda else token_N
+    block_NJB = mass_NV.view(rows, -1, BLOCK)
+    cumulative_NJ = block_NJB.sum(-1).cumsum(-1)
+    point_NK = _below(uniform_NK * cumulative_NJ[:, -1:], cumulative_NJ[:, -1:])
+    block_NK = torch.searchsorted(cumulative_NJ, point_NK, right=True)
+    inside_NKB = block_NJB[torch.arange(rows, device=mass_NV.device)[:, None], block_NK]
+    before_NK = cumulative_NJ.gather(-1, block_NK) - inside_NKB.sum(-1)
+    within_NKB = inside_NKB.cumsum(-1)
+    point_NK1 = _below((point_NK - before_NK).clamp(min=0)[..., None], within_NKB[..., -1:])
+    entry_NK = torch.searchsorted(within_NKB, point_NK1, right=True)[..., 0]
+    token_NK = block_NK * BLOCK + entry_NK
+    return land_on_mass(token_NK, mass_NV) if mass_NV.is_cuda else token_NK
 
 
 def _below(point: Tensor, total: Tensor) -> Tensor:
@@ -118,11 +123,11 @@ def _below(point: Tensor, total: Tensor) -> Tensor:
     return torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
 
 
-def land_on_mass(token_N: Tensor, mass_NV: Tensor) -> Tensor:
-    """`token_N`, with the most probable entry in place of one without mass.
+def land_on_mass(token_NK: Tensor, mass_NV: Tensor) -> Tensor:
+    """`token_NK`, with the most probable entry in place of one without mass.
 
     A parallel cumulative sum rounds neighbours differently, so that it can step up by one unit in the last place at an
     entry that adds nothing, and a uniform number can fall right there. A sequential sum (CPU) cannot.
     """
-    has_mass_N = mass_NV.gather(-1, token_N[:, None])[:, 0] > 0
-    return torch.where(has_mass_N, token_N, mass_NV.argmax(-1))
+    has_mass_NK = mass_NV.gather(-1, token_NK) > 0
+    return torch.where(has_mass_NK, token_NK, mass_NV.argmax(-1, keepdim=True))

@@ -10,7 +10,7 @@ not run on the shared-prompt attention (a probe at loading time finds out) use t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from relgrad.laws import tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.models import causal, decode, shared_prompt
+from relgrad.models.frozen_start import FrozenStart
+from relgrad.models.seeded import seeded
 from relgrad.policies import _transformers
 from relgrad.policies._packed import Packed
 from relgrad.settings import Strict
@@ -135,7 +137,7 @@ class AutoregressivePolicy:
         if not self.eos_ids:
             raise RelgradError(f"model {settings.model!r} names no end-of-sequence id: set policy.eos_token_ids")
         self.context = causal.context(self.causal_lm.config)
-        self._start: dict[str, Tensor] | None = None
+        self._start = FrozenStart()
         if settings.gradient_checkpointing:
             lm = self.causal_lm  # the method's name since transformers 5.20, and before
             enable = getattr(lm, "activation_checkpointing_enable", None) or lm.gradient_checkpointing_enable
@@ -306,7 +308,7 @@ class AutoregressivePolicy:
         }
         rollouts = _unsampled(tuple(e.prompt for e in examples), mask_BT, trace)
         self._set_modes(dropout=True)
-        with _seeded(generator):
+        with seeded(generator):
             if self.engine == "transformers":
                 scores = _transformers.score(self, rollouts, rollouts.cells(), temperature=1.0)
                 return -scores.logp_N.sum(), sum(lengths)
@@ -338,23 +340,11 @@ class AutoregressivePolicy:
 
     def freeze_reference(self) -> None:
         """Take the trainable weights of this moment as the reference (for a fresh LoRA adapter: the bare model)."""
-        self._start = {n: p.detach().clone() for n, p in self.parameters()}
+        self._start.take(self.parameters())
 
-    @contextmanager
-    def reference(self) -> Iterator[None]:
+    def reference(self) -> AbstractContextManager[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
-        if self._start is None:
-            raise RelgradError(
-                "this policy was built without a reference: build it with reference=True (a recipe's beta > 0)"
-            )
-        current = {n: p.data for n, p in self.parameters()}
-        try:
-            for name, parameter in self.parameters():
-                parameter.data = self._start[name]
-            yield
-        finally:
-            for name, parameter in self.parameters():
-                parameter.data = current[name]
+        return self._start.in_place(self.parameters())
 
     def save(self, folder: Path) -> None:
         """A PEFT adapter folder or a full model folder, with the tokenizer; transformers and peft load it as it is."""
@@ -383,15 +373,6 @@ class AutoregressivePolicy:
             raise RelgradError(
                 f"{folder}: the adapter was loaded but does not change the output (untrained: every B is 0?)"
             )
-
-
-@contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """PyTorch's global random state, which dropout draws from, set from `generator`; as before on leaving."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
 
 
 def _unsampled(prompts: tuple[Prompt, ...], mask_BT: Tensor, trace: dict[str, Tensor]) -> Rollouts:

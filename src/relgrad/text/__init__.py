@@ -1,0 +1,1 @@
+"""Masked text: vocabularies, corpora, masks and files of masked samples. Policies, tasks and rewards share it."""

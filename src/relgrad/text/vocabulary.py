@@ -1,0 +1,184 @@
+"""Text to ids and back, with a mask, a padding and a summary id that no generator may write.
+
+Ordinary ids are 0 .. base - 1: sorted characters, the 256 bytes, or the entries of a given tokenizer. The special ones
+follow: MASK = base, PAD = base + 1, CLS = base + 2. `excluded` also names special entries inside a given tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from relgrad.types import RelgradError
+
+FILE = "vocabulary.json"
+BLANK = "█"
+"""How a masked position is shown to people, and written by them."""
+
+Kind = Literal["char", "byte", "tokenizer"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`symbols`: the characters in id order (kind "char"); `tokenizer`: the text of a tokenizer.json (kind "tokenizer")."""
+
+    kind: Kind
+    symbols: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+    # ------------------------------------------------------------------ making one
+
+    @staticmethod
+    def of_text(text: str) -> Vocabulary:
+        """All characters of a text, sorted. Raises RelgradError when the text holds the sign that shows a mask."""
+        if BLANK in text:
+            raise RelgradError(
+                f"the text holds {BLANK!r} at {text.index(BLANK)}, which shows masked positions: replace it"
+            )
+        return Vocabulary("char", tuple(sorted(set(text))))
+
+    @staticmethod
+    def of(symbols: str, text: str) -> Vocabulary:
+        """What a recipe's `symbols` asks for: "char" (the characters of `text`), "byte", or a tokenizer.json (or its folder)."""
+        if symbols == "char":
+            return Vocabulary.of_text(text)
+        if symbols == "byte":
+            return Vocabulary("byte")
+        path = Path(symbols) / "tokenizer.json" if Path(symbols).is_dir() else Path(symbols)
+        if not path.is_file():
+            raise RelgradError(f'symbols={symbols!r}: "char", "byte", or the path of a tokenizer.json or its folder')
+        found = Vocabulary("tokenizer", tokenizer=path.read_text(encoding="utf-8"))
+        found._library  # noqa: B018  a file that is no tokenizer is refused here
+        return found
+
+    @cached_property
+    def _library(self) -> Any:
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_str(self.tokenizer)
+        except Exception as error:
+            raise RelgradError(f"not a tokenizer.json of the tokenizers library: {error}") from None
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    # ------------------------------------------------------------------ ids
+
+    @cached_property
+    def base(self) -> int:
+        """The number of ordinary ids."""
+        if self.kind == "tokenizer":
+            return int(self._library.get_vocab_size(with_added_tokens=True))
+        return 256 if self.kind == "byte" else len(self.symbols)
+
+    @property
+    def mask_id(self) -> int:
+        return self.base
+
+    @property
+    def pad_id(self) -> int:
+        return self.base + 1
+
+    @property
+    def cls_id(self) -> int:
+        return self.base + 2
+
+    @property
+    def size(self) -> int:
+        """All ids, special ones included."""
+        return self.base + 3
+
+    @cached_property
+    def excluded(self) -> tuple[int, ...]:
+        """Ids that are never generated: the special ones, and a given tokenizer's own special entries."""
+        own: Iterable[int] = ()
+        if self.kind == "tokenizer":
+            own = (i for i, added in self._library.get_added_tokens_decoder().items() if added.special)
+        return (*sorted(own), self.mask_id, self.pad_id, self.cls_id)
+
+    # ------------------------------------------------------------------ text
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; `BLANK` becomes the mask. Raises RelgradError naming the characters that are not in it."""
+        ids: list[int] = []
+        for number, piece in enumerate(text.split(BLANK)):
+            if number:
+                ids.append(self.mask_id)
+            ids += self._encode(piece)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        if self.kind == "byte":
+            return list(text.encode("utf-8"))
+        if self.kind == "tokenizer":
+            return list(self._library.encode(text, add_special_tokens=False).ids) if text else []
+        try:
+            return [self._index[c] for c in text]
+        except KeyError:
+            foreign = sorted(set(text) - set(self.symbols))
+            shown = " ".join(f"{c!r} (U+{ord(c):04X})" for c in foreign[:8])
+            at = min(text.index(c) for c in foreign)
+            raise RelgradError(
+                f"{len(foreign)} characters are not in the vocabulary of {self.base}: {shown}; the first at {at}, in "
+                f"{text[max(0, at - 20) : at + 20]!r}. Remove them, or make the vocabulary of a text that has them"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; a mask is shown as `BLANK`, padding and the summary id as nothing."""
+        if self.kind == "char":
+            return "".join(self._shown(i) for i in ids)
+        pieces, run = [], list[int]()
+        for i in [*ids, self.mask_id]:
+            if i < self.base:
+                run.append(i)
+                continue
+            pieces.append(self._decode(run) + (BLANK if i == self.mask_id else ""))
+            run = []
+        return "".join(pieces)[: -len(BLANK)]
+
+    def _shown(self, i: int) -> str:
+        return self.symbols[i] if i < self.base else BLANK if i == self.mask_id else ""
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.kind == "byte":
+            return bytes(ids).decode("utf-8", errors="replace")
+        return str(self._library.decode(ids, skip_special_tokens=False)) if ids else ""
+
+    # ------------------------------------------------------------------ identity and disk
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal vocabularies, in every process."""
+        return hashlib.sha256(repr((self.kind, self.symbols, self.tokenizer)).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.kind} vocabulary of {self.base} ({self.fingerprint})"
+
+    def require(self, fingerprint: str, what: str) -> None:
+        """Raise RelgradError when `what` was made with another vocabulary."""
+        if fingerprint != self.fingerprint:
+            raise RelgradError(
+                f"{what} was made with another vocabulary ({fingerprint}) than this one: {self}. Use the same `text` and "
+                "`symbols` for both"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write `vocabulary.json`."""
+        plain = {"kind": self.kind, "symbols": list(self.symbols), "tokenizer": self.tokenizer}
+        (folder / FILE).write_text(json.dumps(plain, ensure_ascii=False), encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> Vocabulary:
+        """Read `vocabulary.json`. Raises RelgradError where there is none."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise RelgradError(f"{folder}: no {FILE}; give the folder of a generator, a judge or prepared data")
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return Vocabulary(plain["kind"], tuple(plain["symbols"]), plain["tokenizer"])
