@@ -1,16 +1,22 @@
-"""The table of docs/results.md from run folders: held-out score before and after, with 95 % intervals, and the time taken.
+"""Tables for docs/, as Markdown.
+
+Of run folders (docs/results.md): held-out score before and after, with 95 % intervals, and the time taken. Of a file in
+benchmarks/results/ (docs/performance.md): the benchmark's own tables.
 
 python -m benchmarks.results_table runs/demo-0 runs/demo-1 runs/demo-2
+python -m benchmarks.results_table benchmarks/results/2026-11-20-1056-tiny.json
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.table import Table
 
 from relgrad.rundir import RunDir
 
@@ -39,11 +45,31 @@ def difference(record: dict[str, Any]) -> str:
     return f"{record['difference']:+.3f} [{record['difference_low']:+.3f}, {record['difference_high']:+.3f}]"
 
 
+def of_benchmark(file: Path) -> str:
+    """The tables of one results file, titles included, and the hardware it names."""
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    module = importlib.import_module(f"benchmarks.{saved['benchmark']}")
+    hardware = ", ".join(str(value) for value in saved["hardware"].values() if value)
+    return "\n\n".join([*map(markdown, module.tables(saved["records"])), hardware])
+
+
+def markdown(table: Table) -> str:
+    """One of rich's tables of plain strings; its columns keep their alignment."""
+    heads = [str(column.header) for column in table.columns]
+    rules = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    rows = zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)]
+    return "\n".join([str(table.title), "", *lines])
+
+
 def main() -> None:
-    """Print the table and the hardware the runs name."""
+    """Print the tables and the hardware."""
     runs = [Path(argument) for argument in sys.argv[1:]]
     if not runs:
         raise SystemExit(__doc__)
+    if all(run.suffix == ".json" for run in runs):
+        print("\n\n".join(map(of_benchmark, runs)))
+        return
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for run in runs:
         print(row(run))

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.run a|b|c|d|all [--quick]`: measure, print a table, keep the figures in benchmarks/results/."""
+"""`python -m benchmarks.run a|b|c|d|fill|all [--quick]`: measure, print a table, keep the figures in benchmarks/results/."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rich.console import Console
 from benchmarks import harness, parity
 from relgrad.types import RelgradError
 
-MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning"}
+MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning", "fill": "fill"}
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -22,8 +23,8 @@ def child(module: str, arm: str, options: str) -> None:
     harness.child(module, arm, options)
 
 
-def _command(letters: str, title: str) -> None:
-    """Register one command of the same shape for a benchmark, or for all of them."""
+def _command(name: str, chosen: Sequence[str], title: str) -> None:
+    """Register one command of the same shape for a benchmark, or for several."""
 
     def command(
         quick: Annotated[bool, typer.Option(help="fewest repeats, one thread: does it run, roughly how fast")] = False,
@@ -31,30 +32,31 @@ def _command(letters: str, title: str) -> None:
     ) -> None:
         counts = [1] if quick else [int(n) for n in threads.split(",")]
         try:
-            if {"a", "b", "d"} & set(letters):
+            if {"a", "b", "d"} & set(chosen):
                 console.print(parity.gate())
-            for letter in letters:
-                module = importlib.import_module(f"benchmarks.{MODULES[letter]}")
+            for key in chosen:
+                module = importlib.import_module(f"benchmarks.{MODULES[key]}")
                 console.rule(module.TITLE)
                 records = module.run(quick=quick, threads=counts, say=console.log)
                 for table in module.tables(records):
                     console.print(table)
-                console.print(f"figures: {harness.save(MODULES[letter], records)}")
+                console.print(f"figures: {harness.save(MODULES[key], records)}")
         except RelgradError as error:
             console.print(f"[red]{error}[/red]", highlight=False)
             raise typer.Exit(1) from None
 
-    app.command("all" if len(letters) > 1 else letters, help=title)(command)
+    app.command(name, help=title)(command)
 
 
-for _letter, _title in {
+for _name, _title in {
     "a": "a whole GRPO step, tiny model",
     "b": "a whole GRPO step, SmolLM2-135M with LoRA",
     "c": "the loss alone: time and memory at a vocabulary of 151,936",
     "d": "learning curves of both systems from one warm start",
+    "fill": "a whole GRPO step of the fill-in diffusion GPT, against one that copies every prompt",
 }.items():
-    _command(_letter, _title)
-_command("abcd", "everything, one after the other")
+    _command(_name, [_name], _title)
+_command("all", list(MODULES), "everything, one after the other")
 
 if __name__ == "__main__":
     app()

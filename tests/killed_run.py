@@ -19,7 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "relgrad.cli",
-        "relgrad.run",
+        "relgrad.using",
         "relgrad.policies.autoregressive",
         "transformers.models.qwen3.modeling_qwen3",
         "peft",

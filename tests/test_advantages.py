@@ -146,6 +146,25 @@ def test_combine_weights_and_skips_what_is_unscored():
     assert result.flat_G.tolist() == [False]
 
 
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_monitor_scores_nobody(aggregation):
+    """A reward of weight 0 changes nothing, whatever it says; a row that it alone has scored is unscored."""
+    counts, watches = [1.0, 0.0, NAN, 5.0, 5.0], [7.0, NAN, 3.0, 1.0, 0.0]
+    group_B = groups(0, 0, 0, 1, 1)
+    alone = combine(table([counts], [0.5]), group_B, aggregation=aggregation)
+    watched = combine(table([watches, counts], [0.0, 0.5]), group_B, aggregation=aggregation)
+    for found, expected in zip(watched[:4], alone[:4], strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True, atol=0, rtol=0)
+    assert watched.reward_B.isnan().tolist() == [False, False, True, False, False]
+    assert watched.flat_G.tolist() == [False, True]
+
+
+def test_where_everybody_watches_nobody_is_scored():
+    result = combine(table([[1, 0]], [0.0]), groups(0, 0))
+    assert result.reward_B.isnan().all()
+    assert result.advantage_B.tolist() == [0, 0]
+
+
 def test_combine_subtracts_the_penalty_from_the_reward():
     result = combine(table([[1, 1, NAN]]), groups(0, 0, 0), penalty_B=torch.tensor([0.25, 0.0, 9.0]), scale="none")
     assert result.reward_B[:2].tolist() == [0.75, 1]

@@ -96,6 +96,7 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("policy.kind=autoregresive", r"policies: unknown kind 'autoregresive'\. Known: .*Did you mean 'autoregressive'\?"),
         ("task.kind=digit", r"tasks: unknown kind 'digit'\. Known: .*Did you mean 'digits'\?"),
         ("rewards.0.kind=exakt", r"rewards: unknown kind 'exakt'\. Known: .*Did you mean 'exact'\?"),
+        ("rewards.0.weight=0", r"rewards: every one has weight 0, so nothing would be scored; give one that counts"),
         ("rewards=[]", r"rewards is empty: a grpo stage needs at least one, for example `rewards: \[\{kind: exact\}\]`"),
         ("task.length=1", r"train_size \+ held_out_size = 50, but there are only 10 strings of 1 digits"),
         ("policy.model=./nowhere", r"model: no folder './nowhere' \(working directory /"),

@@ -9,10 +9,12 @@ import time
 
 import pytest
 
-from relgrad.diagnose import RULES, diagnose, parity_tolerance
+from relgrad.diagnose import RULES, diagnose
+from relgrad.diagnose.history import monitors, parity_tolerance
 
 RECIPE = {
     "stage": "grpo",
+    "rewards": [{"kind": "judge", "weight": 1.0, "name": None}, {"kind": "judge", "weight": 0.0, "name": "watcher"}],
     "policy": {"kind": "autoregressive", "dtype": "float32"},
     "grpo": {"num_generations": 8, "num_iterations": 2, "beta": 0.01, "scale_rewards": "group", "warmup_steps": 5},
 }
@@ -69,6 +71,7 @@ FIRING = {
     "no_spread": {"frac_reward_zero_std": lambda t: 0.8},
     "reward_flat": {"reward": lambda t: 0.3 + 0.05 * (-1) ** t},
     "length_hacking": {"completions/mean_length": lambda t: 40 + 2 * t},
+    "reward_hacking": {"rewards/watcher/mean": lambda t: 0.6 - 0.003 * t + 0.01 * (-1) ** t},
     "parity_broken": {"parity/max_abs": lambda t: 0.01},
     "all_truncated": {"completions/clipped_ratio": lambda t: 0.97},
     "entropy_collapse": {"entropy": lambda t: 2.0 * 0.9**t},
@@ -166,6 +169,36 @@ def test_low_entropy_of_a_solved_task_is_not_a_collapse():
         entropy=lambda t: 2.0 * 0.9**t, frac_groups_all_max=lambda t: 0.7, frac_reward_zero_std=lambda t: 0.7
     )
     assert names(records) == ["no_spread"]
+
+
+@pytest.mark.parametrize(
+    ("watched", "fires"),
+    [(lambda t: 0.5 + 0.002 * t, False), (lambda t: 0.5 + 0.05 * (-1) ** t, False), (lambda t: 0.6 - 0.002 * t, True)],
+    ids=["rises too", "stays", "falls"],
+)
+def test_reward_hacking_is_a_monitor_that_falls_while_the_reward_rises(watched, fires):
+    assert ("reward_hacking" in names(healthy(rewards__watcher__mean=watched))) is fires
+    flat = healthy(rewards__watcher__mean=watched, reward=lambda t: 0.3 + 0.01 * (-1) ** t)
+    assert "reward_hacking" not in names(flat), "nobody gains where the reward does not rise"
+    paid = {**RECIPE, "rewards": [{"kind": "judge", "name": "watcher", "weight": 0.1}]}
+    assert "reward_hacking" not in names(healthy(rewards__watcher__mean=watched), paid), "not a monitor"
+    fallen = diagnose(healthy(rewards__watcher__mean=watched), RECIPE) if fires else ()
+    assert all("watcher fell from 0.579 to 0.459" in w.evidence for w in fallen)
+
+
+def test_monitors_are_found_by_the_names_they_are_logged_under():
+    rewards = [
+        {"kind": "exact"},
+        {"kind": "a/mine.py", "weight": 0},
+        {"kind": "p.judge", "weight": 0.0},
+        RECIPE["rewards"][1],
+    ]
+    assert monitors({"rewards": rewards}) == ["mine", "judge", "watcher"]
+    assert monitors({}) == monitors({"rewards": None}) == []
+
+
+def test_two_generations_with_credit_per_decision_have_no_fixed_size():
+    assert names([], with_grpo(num_generations=2, credit="decision")) == []
 
 
 def test_two_generations_with_std_scaling():

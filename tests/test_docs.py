@@ -37,6 +37,7 @@ from relgrad.policies.autoregressive import Lora
 from relgrad.protocols import Toy
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.sft import Sft, SftSettings
+from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.train import Grpo, GrpoSettings
 from relgrad.types import Example, Output, Prompt, Rollouts
 
@@ -229,10 +230,11 @@ def test_the_loss_of_the_docs_is_its_formula(own: types.SimpleNamespace) -> None
 def allowed(annotation: Any, metadata: list[Any] = ()) -> str:
     """A type and its bounds in words: `int >= 1`, `a` or `b`, list of text."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return allowed(arguments[0])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(allowed(a, metadata) for a in arguments if a is not type(None)) + (
-            " or null" if type(None) in arguments else ""
-        )
+        kinds = dict.fromkeys(allowed(a, metadata) for a in arguments if a is not type(None))
+        return " or ".join(kinds) + (" or null" if type(None) in arguments else "")
     if origin is Literal:
         return ", ".join(f"`{a}`" for a in arguments)
     if origin is tuple:
@@ -260,9 +262,15 @@ def default(field: FieldInfo) -> str:
         if value is None or isinstance(value, (bool, int, str))
         else str(value)
         if isinstance(value, Path)
-        else list(value)
+        else [section(item) if isinstance(item, BaseModel) else item for item in value]
     )
     return f"`{json.dumps(plain)}`" if not isinstance(value, dict) else "`{}`"
+
+
+def section(item: BaseModel) -> dict[str, Any]:
+    """What a recipe would write for it: its type, and what is not the default."""
+    kind = {"type": item.type} if hasattr(item, "type") else {}
+    return kind | item.model_dump(exclude_defaults=True)
 
 
 def settings_rows(model: type[BaseModel], without: type[BaseModel] | None = None) -> dict[str, tuple[str, str]]:
@@ -287,6 +295,9 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "rewards": settings_rows(config.RewardComponent),
         "policies.autoregressive.lora": settings_rows(Lora),
     }
+    tables["masks"] = settings_rows(Strategy)
+    for mask in (Random, Sticky, Span, Line):
+        tables[f"masks.{mask.model_fields['type'].default}"] = settings_rows(mask, Strategy)
     for room in registry.ROOMS:
         for kind in registry.kinds(room):
             tables[f"{room}.{kind}"] = settings_rows(registry.find(room, kind).Settings)
@@ -319,7 +330,7 @@ def test_no_table_of_settings_is_left_over() -> None:
 # ---------------------------------------------------------------------- run-folder.md: every metric, warning and key
 
 
-def own_loop(own: types.SimpleNamespace, *, foreign: bool = False, **settings: Any) -> Grpo:
+def own_loop(own: types.SimpleNamespace, *, foreign: bool = False, supervised: bool = False, **settings: Any) -> Grpo:
     """GRPO on the policy of write-your-own.md; a reward of few values, so that some groups have no spread."""
     policy = own.my_policy.build(own.my_policy.Settings(max_words=2), seed=0)
     task = own.my_task.load(own.my_task.Settings(), seed=0)
@@ -333,6 +344,8 @@ def own_loop(own: types.SimpleNamespace, *, foreign: bool = False, **settings: A
             )
 
         policy.sample = sample
+    if supervised:
+        policy.supervised_loss = lambda examples, generator: (policy.table_VV.square().sum(), len(examples))
 
     def ends_in_blue(prompt: Prompt, outputs: list[Output]) -> list[float]:
         return [float(output.text.endswith("blue")) for output in outputs]
@@ -366,6 +379,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_logged(own: t
         own_loop(own, beta=0.1, kl_estimator="exact", entropy_coef=0.01),
         own_loop(own, loss_type="cispo"),
         own_loop(own, foreign=True),
+        own_loop(own, supervised=True, sft_coef=0.1, sft_column="last_word"),
     ]
     logged: set[str] = set()
     for loop in variants:
@@ -404,7 +418,7 @@ def test_the_map_is_the_tree() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    documented = re.findall(r"^\| `relgrad (\w+)", README.read_text(encoding="utf-8"), re.MULTILINE)
+    documented = re.findall(r"^\| `relgrad ([\w-]+)", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(documented) == sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
 
 

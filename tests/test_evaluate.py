@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import toy_policy
-from relgrad.evaluate import Evaluation, compare, evaluate
+from relgrad.divergences import categorical_kl
+from relgrad.evaluate import Evaluation, compare, compare_rewards, evaluate
 from relgrad.laws.categorical import Truncation
 from relgrad.metrics.statistics import bootstrap_mean, paired_difference
 from relgrad.protocols import Toy
@@ -152,7 +154,7 @@ def test_compare_pairs_by_prompt(toy: Toy):
 
 def test_the_record_survives_the_run_folder(toy: Toy, tmp_path):
     start = evaluate(toy.policy, many(12), Scores(only_short), num_generations=1, seed=0)
-    end = evaluate(toy.policy, many(12), Scores(only_short), num_generations=1, seed=1)
+    end = evaluate(toy.policy, many(12), Scores(only_short), num_generations=1, seed=1, divergence=True)
     record = end.to_record(7, "held_out", start)
     assert {"step", "name", "score", "low", "high", "n", "per_prompt", "samples"} <= record.keys()
     assert (record["difference"], record["difference_low"], record["difference_high"]) == compare(start, end)
@@ -164,6 +166,96 @@ def test_the_record_survives_the_run_folder(toy: Toy, tmp_path):
     assert json.dumps(back.to_record(7, "held_out", start)) == json.dumps(record)
     assert back.ids == end.ids
     assert any(math.isnan(score) for score in back.per_prompt)
+
+
+def favour_b(toy: Toy, by: float = 1.0) -> None:
+    with torch.no_grad():
+        dict(toy.policy.parameters())["table_PSV"][..., 2] += by
+
+
+def test_every_reward_is_compared_by_prompt(toy: Toy):
+    """Also one that only watches, and one that cannot score every completion."""
+    rewards = Scores(share_of_b, ends_in_b, only_short, weights=(1.0, 0.0, 0.5))
+    before = evaluate(toy.policy, many(30), rewards, num_generations=4, seed=0)
+    favour_b(toy)
+    after = evaluate(toy.policy, many(30), rewards, num_generations=4, seed=1)
+    found = compare_rewards(before, after)
+    assert found.keys() == {"r0", "r1", "r2"}
+    for name, difference in found.items():
+        assert difference == paired_difference(before.per_prompt_rewards[name], after.per_prompt_rewards[name])
+    assert found["r0"].low > 0
+    assert found["r0"].value == pytest.approx(after.rewards["r0"] - before.rewards["r0"])
+    assert any(math.isnan(v) for v in after.per_prompt_rewards["r2"]), "nothing but long completions for some prompt"
+    record = after.to_record(3, "held-out", before)
+    assert record["reward_differences"] == {name: list(interval) for name, interval in found.items()}
+    with pytest.raises(RelgradError, match="different prompts"):
+        compare_rewards(before, evaluate(toy.policy, many(29), rewards, num_generations=4, seed=0))
+
+
+def test_the_means_per_prompt_are_unweighted(toy: Toy):
+    result = evaluate(toy.policy, many(6), Scores(share_of_b, ends_in_b, weights=(3.0, 0.0)), num_generations=1, seed=0)
+    assert result.per_prompt_rewards["r0"] == pytest.approx(
+        [share_of_b(Output(s["completion"])) for s in result.samples]
+    )
+    assert result.per_prompt_rewards["r1"] == tuple(ends_in_b(Output(s["completion"])) for s in result.samples)
+    assert result.per_prompt == pytest.approx([3 * v for v in result.per_prompt_rewards["r0"]])
+
+
+def test_a_monitor_alone_scores_nothing(toy: Toy):
+    result = evaluate(
+        toy.policy, many(6), Scores(lambda output: None, share_of_b, weights=(1.0, 0.0)), num_generations=2, seed=0
+    )
+    assert math.isnan(result.score)
+    assert result.unscored == 12
+    assert 0 < result.rewards["r1"] < 1
+
+
+def test_the_divergence_is_exact_and_at_the_start_nothing(toy: Toy):
+    policy: Any = toy.policy
+    start = evaluate(policy, many(40), Scores(share_of_b), num_generations=8, seed=0, divergence=True)
+    assert start.kl == pytest.approx(0, abs=1e-6)
+    favour_b(toy, 0.7)
+    moved = evaluate(policy, many(40), Scores(share_of_b), num_generations=50, seed=0, divergence=True)
+    # expected number of visits of every state, and the divergence and entropy of the law there
+    total = torch.zeros(3)
+    for prompt in toy.prompts:
+        everything = policy.enumerate(prompt)
+        p_B = everything.behaviour_logp_BT.sum(-1).exp()
+        at_BT = everything.trace["state_BT"]
+        log_p_SV = policy.table_PSV[policy.index[prompt.text]].detach().log_softmax(-1)
+        kl_S = categorical_kl(log_p_SV, policy.start_PSV[policy.index[prompt.text]].log_softmax(-1))
+        entropy_S = -(log_p_SV.exp() * log_p_SV).sum(-1)
+        for i, per_state in enumerate((kl_S, entropy_S, torch.ones_like(kl_S))):
+            total[i] += (p_B[:, None] * per_state[at_BT] * everything.mask_BT).sum()
+    assert moved.kl == pytest.approx(float(total[0] / total[2]), rel=0.03)
+    assert moved.entropy == pytest.approx(float(total[1] / total[2]), rel=0.03)
+    assert moved.kl > 0.03
+    without = evaluate(policy, many(4), Scores(share_of_b), num_generations=2, seed=0)
+    assert math.isnan(without.kl)
+    assert math.isnan(without.entropy)
+
+
+def test_asking_for_the_divergence_changes_no_sample(toy: Toy):
+    plain, measured = (
+        evaluate(toy.policy, many(10), Scores(share_of_b), num_generations=4, seed=5, divergence=divergence)
+        for divergence in (False, True)
+    )
+    assert plain.samples == measured.samples
+    assert plain.per_prompt == measured.per_prompt
+
+
+def test_old_records_are_read(toy: Toy):
+    """Records may lack what was measured later on; what is not known is left out of the comparison."""
+    start = evaluate(toy.policy, many(5), Scores(share_of_b), num_generations=2, seed=0, divergence=True)
+    record = start.to_record(0, "held-out")
+    for key in ("kl", "entropy", "per_prompt_rewards"):
+        del record[key]
+    old = Evaluation.from_record(record)
+    assert math.isnan(old.kl)
+    assert old.per_prompt == start.per_prompt
+    later = start.to_record(9, "held-out", old)
+    assert later["reward_differences"] == {}
+    assert later["difference"] == 0
 
 
 def test_truncation_reaches_the_evaluation():

@@ -120,6 +120,25 @@ def test_held_out_scores_with_intervals_are_on_the_page(wide):
         assert figure in text
 
 
+def test_every_reward_has_its_row_and_a_monitor_says_so(wide):
+    rows = [r.inner_text().split("\t") for r in wide.page.get_by_test_id("rewards").last.locator("tbody tr").all()]
+    assert rows == [
+        ["exact", "0.21", "0.64", "+0.43", "+0.2 to +0.5"],
+        ["second monitor", "0.5", "0.44", "−0.06", "−0.1 to −0.02"],
+        ["KL nats per decision", "0", "0.12", "–", "–"],
+        ["entropy nats per decision", "1.5", "0.9", "–", "–"],
+    ]
+
+
+def test_the_table_of_evaluations_has_divergence_and_entropy(wide):
+    table = wide.page.locator("details:has(summary:text('All evaluations')) table").last
+    heads = table.locator("th").all_inner_texts()
+    cells = table.locator("tbody tr").last.locator("td").all_inner_texts()
+    found = dict(zip(heads, cells, strict=True))
+    assert found["KL"] == "0.12"
+    assert found["Entropy"] == "0.9"
+
+
 def test_before_and_after_stand_side_by_side(wide):
     pair = wide.page.get_by_test_id("pair").nth(1)
     left, right = pair.locator(".sides > div").all()
@@ -262,6 +281,21 @@ def test_samples_are_matched_by_prompt_across_the_first_and_the_last_evaluation(
     assert [e["completion"] for e in pair["before"]] == ["b0", "b0"]
     assert [e["completion"] for e in pair["after"]] == ["b9"]
     assert held_out(evaluations)[0]["last"]["step"] == 9
+
+
+def test_records_without_rewards_by_prompt_still_have_a_table(tmp_path):
+    """What an old record does not have is a dash; a divergence that nobody measured has no column."""
+    old = {"name": "e", "score": 0.5, "low": None, "high": None, "rewards": {"a": 0.25}}
+    evaluations = [{**old, "step": 0}, {**old, "step": 5, "rewards": {"a": 0.5}}]
+    (row,) = held_out(evaluations, ["b"])
+    (figures,) = row["rewards"]
+    assert (figures["before"], figures["after"], figures["difference"], figures["watches"]) == (0.25, 0.5, None, False)
+    assert held_out(evaluations[:1])[0]["rewards"][0]["after"] is None
+    (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations), encoding="utf-8")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<th>KL</th>" not in text
+    assert "nats per decision" not in text
+    assert re.search(r"<td>a</td><td>0.25</td><td>0.5</td><td>–</td><td>–</td>", text)
 
 
 def test_numbers_read_well():

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fill_prompts
 import killed_run
 from relgrad import checkpoint
 from relgrad.losses import PolicyLoss
@@ -193,8 +194,25 @@ def supervised_with_dropout() -> tuple[Sft, Any]:
     return Sft(trained, [Example(p, p.columns["answer"]) for p in PROMPTS], settings, seed=3), trained
 
 
+def credit_per_decision_and_truth() -> tuple[Grpo, Any]:
+    trained = fill_prompts.policy(dropout=0.3)
+    settings = GrpoSettings(
+        steps=10, num_prompts=4, num_generations=3, num_iterations=2, steps_per_generation=2, learning_rate=0.01,
+        max_resamples=1, credit="decision", sft_coef=0.1, sft_column="truth",
+    )  # fmt: skip
+    rewards = RewardSet([NamedReward("right", fill_prompts.right)], timeout=60)
+    return Grpo(trained, fill_prompts.PROMPTS, rewards, PolicyLoss(), settings, seed=3), trained
+
+
 @pytest.mark.parametrize(
-    "build", [k3_with_truncation, exact_kl_sequence_level, k1_in_the_reward, supervised_with_dropout]
+    "build",
+    [
+        k3_with_truncation,
+        exact_kl_sequence_level,
+        k1_in_the_reward,
+        supervised_with_dropout,
+        credit_per_decision_and_truth,
+    ],
 )
 def test_stopped_after_every_step(build: Callable[[], tuple[Any, Any]], tmp_path: Path):
     loop, trained = build()

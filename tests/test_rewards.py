@@ -454,6 +454,24 @@ def test_nothing_scored_at_all_stops_with_the_first_reason_and_traceback():
     assert "_workers.py" not in message
 
 
+def test_a_monitor_is_logged_and_keeps_no_batch_alive():
+    def sure(completions):
+        return [1.0 for _ in completions]
+
+    def lost(completions):
+        return [None for _ in completions]
+
+    batch = rollouts((ASK, ["4", "5"]))
+    watched = RewardSet([NamedReward("counts", sure), NamedReward("watches", lost, 0.0)], 5.0)(batch)
+    assert watched.counted_R.tolist() == [True, False]
+    assert watched.value_BR[:, 0].tolist() == [1, 1]
+    assert watched.why == ("watches: returned None",) * 2
+    with pytest.raises(RelgradError, match="none of 2 completions could be scored; the first: counts: returned None"):
+        RewardSet([NamedReward("counts", lost), NamedReward("watches", sure, 0.0)], 5.0)(batch)
+    with pytest.raises(RelgradError, match=r"every reward has weight 0 \(a, b\); give one that counts a weight"):
+        RewardSet([NamedReward("a", sure, 0.0), NamedReward("b", sure, 0.0)], 5.0)
+
+
 def test_nothing_hangs_one_thread_and_less_than_a_millisecond_per_group():
     threads = set()
 

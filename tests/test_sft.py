@@ -18,7 +18,9 @@ from relgrad.models import tiny
 from relgrad.policies import autoregressive
 from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
 from relgrad.randomness import generator
-from relgrad.run import build_policy, evaluate_run, open_source, run_recipe
+from relgrad.parts import build_policy
+from relgrad.run import run_recipe
+from relgrad.using import evaluate_run, open_source
 from relgrad.sft import Sft, SftSettings
 from relgrad.types import Example, Prompt, RelgradError
 

@@ -181,6 +181,15 @@ def test_off_a_terminal_a_resumed_run_reports_its_first_step() -> None:
     assert [line.split()[2] for line in out.getvalue().splitlines()] == ["63/100", "100/100"]
 
 
+def test_a_policy_may_say_which_figures_to_show() -> None:
+    out = io.StringIO()
+    with Console("t", 10, figures=("pg_loss", "mean_kl", "absent"), file=out) as console:
+        console.log(1, {"reward": 0.5, "mean_kl": 0.25, "pg_loss": -0.125})
+    assert "pg_loss -0.125  mean_kl 0.25  left" in out.getvalue()
+    assert "reward" not in out.getvalue()
+    assert "absent" not in out.getvalue()
+
+
 def test_on_a_terminal_the_display_shows_progress_figures_and_samples() -> None:
     """A real pseudo-terminal, wide enough for one line per row."""
     code = (

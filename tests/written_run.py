@@ -80,7 +80,7 @@ def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
         "name": "sums",
         "stage": kind,
         kind: {"steps": steps, "num_generations": 8},
-        "rewards": [{"kind": "exact"}],
+        "rewards": [{"kind": "exact"}, {"kind": "number", "name": "second", "weight": 0.0}],
         "policy": {"kind": "autoregressive", "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "float32"},
         "task": {"kind": "sums", "path": f"data/{EVIL}.jsonl"},
     }
@@ -114,11 +114,15 @@ def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
             "high": score + 0.05,
             "n": 200,
             "per_prompt": [0.0, 1.0],
+            "rewards": {"exact": score - 0.1, "second": 0.5 - step / 1000},
+            "kl": step / 500,
+            "entropy": 1.5 - step / 100,
             "pass_at_k": {"1": score, "4": score + 0.1},
             "samples": samples,
         }
         if step:
             record |= {"difference": score - 0.31, "difference_low": score - 0.37, "difference_high": score - 0.25}
+            record["reward_differences"] = {"exact": [score - 0.31, 0.2, 0.5], "second": [-0.06, -0.1, -0.02]}
         run.append("evaluations.jsonl", record)
     if kind == "sft":
         return

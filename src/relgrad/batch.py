@@ -21,6 +21,7 @@ class Batch:
     keep_B             False for rows of groups that were replaced
     behaviour_logp_BT  what ratios are taken against: recorded when drawn, or this policy's own where another engine drew
     mask_BT            trainable decisions, after truncated or failed rows were dropped
+    advantage_BT       where credit was given per decision; `advantage_B` is then its mean over the row's decisions
     used               optimizer steps already taken on the batch
     """
 
@@ -31,6 +32,7 @@ class Batch:
     mask_BT: Tensor
     advantage_B: Tensor
     reward_B: Tensor
+    advantage_BT: Tensor | None = None
     reference_logp_BT: Tensor | None = None
     correction_BT: Tensor | None = None
     used: int = 0
@@ -74,6 +76,25 @@ class Batch:
         """Elementary choices (tokens) per row, trainable or not."""
         return torch.cat([(p.size_BT * p.mask_BT).sum(-1) for p in self.parts])
 
+    @property
+    def drawn_BT(self) -> Tensor:
+        """bool [B, T]: all decisions the policy made, also those of rows that were dropped since."""
+        return _stack([part.mask_BT for part in self.parts])
+
+    def credit(self, rows: Tensor) -> Tensor:
+        """Advantages [n, T] of the given rows' decisions; one per row, spread over its decisions, where that is how they are."""
+        if self.advantage_BT is not None:
+            return self.advantage_BT[rows]
+        return self.advantage_B[rows][:, None].expand(-1, self.mask_BT.shape[1])
+
+    def figures(self) -> dict[str, float]:
+        """What every step that uses the batch logs of its rewards."""
+        return {
+            "mean_reward": self.metrics["reward"],
+            "std_reward": self.metrics["reward_std"],
+            "mean_advantage": float(self.advantage_B[self.keep_B].mean()),
+        }
+
     def minibatches(self, pieces: int, order: torch.Generator) -> list[Tensor]:
         """Kept rows in `pieces` parts of whole groups, groups in random order."""
         groups = self.group_B[self.keep_B].unique()
@@ -95,7 +116,7 @@ class Batch:
 
     def describe(self, table: RewardTable, credit: Advantages) -> None:
         """Take over the credit; fill `metrics` (TRL's names) and `samples`."""
-        self.advantage_B, self.reward_B = credit.advantage_B, credit.reward_B
+        self.advantage_B, self.reward_B, self.advantage_BT = credit.advantage_B, credit.reward_B, credit.advantage_BT
         self.metrics |= reward_metrics(table, credit, self.group_B, self.keep_B) | self._length_metrics()
         prompts, stop = self.prompts, self.stop
         for row, output in enumerate(self.outputs):
@@ -173,15 +194,28 @@ def mismatch_metrics(own_BT: Tensor, engine_BT: Tensor, mask_BT: Tensor) -> dict
     }
 
 
-def merge_tables(tables: Sequence[RewardTable]) -> RewardTable:
-    """The tables of several parts one below the other."""
+def merge_tables(tables: Sequence[RewardTable], decisions: int) -> RewardTable:
+    """The tables of several parts one below the other; scores per decision padded with NaN to so many decisions."""
     return RewardTable(
         tables[0].names,
         tables[0].weights_R,
         torch.cat([t.value_BR for t in tables]),
         tuple(p for t in tables for p in t.parts),
         tuple(w for t in tables for w in t.why),
+        _merge_decisions(tables, decisions),
     )
+
+
+def _merge_decisions(tables: Sequence[RewardTable], decisions: int) -> Tensor | None:
+    if all(table.decision_BRT is None for table in tables):
+        return None
+    merged = []
+    for table in tables:
+        whole_BRT = table.value_BR.new_full((*table.value_BR.shape, decisions), math.nan)
+        if table.decision_BRT is not None:
+            whole_BRT[..., : table.decision_BRT.shape[-1]] = table.decision_BRT
+        merged.append(whole_BRT)
+    return torch.cat(merged)
 
 
 def _mean(value_B: Tensor) -> float:

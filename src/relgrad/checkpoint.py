@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,8 @@ from relgrad.types import Output, Prompt, RelgradError, Rollouts
 
 ROLLOUT_TENSORS = ("group_B", "behaviour_logp_BT", "mask_BT", "size_BT")
 BATCH_TENSORS = (
-    "keep_B", "group_B", "behaviour_logp_BT", "mask_BT", "advantage_B", "reward_B", "reference_logp_BT", "correction_BT",
+    "keep_B", "group_B", "behaviour_logp_BT", "mask_BT", "advantage_B", "reward_B", "advantage_BT", "reference_logp_BT",
+    "correction_BT",
 )  # fmt: skip
 
 
@@ -65,8 +66,11 @@ def latest(root: Path) -> Path | None:
     return folder_of(root, found[-1]) if found else None
 
 
-def save(root: Path, loop: Loop, weights: Weights) -> Path:
-    """Write the loop's checkpoint atomically. Raises RelgradError when it cannot; older checkpoints stay as they are."""
+def save(root: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights] | None = None) -> Path:
+    """Write the loop's checkpoint atomically. Raises RelgradError when it cannot; older checkpoints stay as they are.
+
+    `learners` are rewards that have weights of their own.
+    """
     target = folder_of(root, loop.step)
     unfinished = root / f".unfinished_{target.name}"
     try:
@@ -74,6 +78,8 @@ def save(root: Path, loop: Loop, weights: Weights) -> Path:
         trainer = unfinished / "trainer"
         trainer.mkdir(parents=True)
         weights.save(unfinished)
+        for name, learner in (learners or {}).items():
+            learner.save(trainer / "rewards" / name)
         save_file(loop.optimizer.state(), trainer / "optimizer.safetensors")
         batch: Batch | None = getattr(loop, "batch", None)
         if batch is not None:
@@ -97,8 +103,8 @@ def save(root: Path, loop: Loop, weights: Weights) -> Path:
     return target
 
 
-def restore(folder: Path, loop: Any, weights: Weights) -> None:
-    """Put the loop, its optimizer, batch and weights where the checkpoint left them.
+def restore(folder: Path, loop: Any, weights: Weights, learners: Mapping[str, Weights] | None = None) -> None:
+    """Put the loop, its optimizer, batch and weights, and the rewards that learn, where the checkpoint left them.
 
     Raises RelgradError when the checkpoint belongs to another model, before anything is changed.
     """
@@ -112,6 +118,8 @@ def restore(folder: Path, loop: Any, weights: Weights) -> None:
             f"{state['parameters'].get(name, 'absent')}, here {own.get(name, 'absent')}. Use another `name`, or --fresh"
         )
     weights.load(folder)
+    for name, learner in (learners or {}).items():
+        learner.load(folder / "trainer" / "rewards" / name)
     loop.optimizer.restore(load_file(folder / "trainer" / "optimizer.safetensors"))
     for name in loop.COUNTERS:
         setattr(loop, name, state["counters"][name])

@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
+STEPS = "Writing in several steps"
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
 
 
@@ -83,7 +85,8 @@ def run(
     Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
     """
     from relgrad.config import load_recipe
-    from relgrad.run import find_recipe, resolve, run_recipe
+    from relgrad.parts import find_recipe, resolve
+    from relgrad.run import run_recipe
 
     resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
     if dry_run:
@@ -98,21 +101,49 @@ def sample(
     source: Source,
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Your own prompt; repeatable.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Completions per prompt.")] = 4,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="Completions per prompt: 4, or 1 in several steps.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Fill in this often, masking again in between.")
+    ] = None,
+    remask: Annotated[
+        str | None, typer.Option(rich_help_panel=STEPS, help="What is masked again: by confidence, critic or random.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(rich_help_panel=STEPS, help="linear, or your own shares: 0.8,0.4,0.1")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Text from nothing, this long.")
+    ] = None,
+    animate: Annotated[
+        bool, typer.Option("--animate", rich_help_panel=STEPS, help="Play how the text fills in.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", rich_help_panel=STEPS, help="Keep the films in the run's folder, for its report.")
+    ] = False,
 ) -> None:
     """Let a policy write: a run's trained one, or a recipe's untrained one. Without --prompt, on held-out prompts.
 
     Example: [bold]relgrad sample runs/quick --prompt "12345" -n 2[/bold]
     """
-    from relgrad.run import sample as draw
-    from relgrad.rundir import finite
+    prompts, settings = prompt or [], overrides or []
+    if animate and as_json:
+        raise typer.BadParameter("--animate plays the frames and --json prints them: give one of them")
+    if animate or save or any(option is not None for option in (steps, remask, schedule, length)):
+        from relgrad.films import overrides_of, shoot
 
-    for record in draw(source, prompt or [], n, overrides or []):
-        if as_json:
-            print(json.dumps(finite(record), ensure_ascii=False), flush=True)
-        else:
-            _show_sample(record)
+        settings = [*settings, *overrides_of(steps, remask, schedule)]
+        films, file = shoot(source, prompts, n or 1, settings, length, save)
+        _show_films(films, animate, as_json)
+        if file is not None:
+            _say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
+        return
+    from relgrad.using import sample as draw
+
+    for record in draw(source, prompts, n or 4, settings):
+        _print_json(record) if as_json else _show_sample(record)
 
 
 @app.command()
@@ -125,17 +156,24 @@ def evaluate(
 
     Example: [bold]relgrad evaluate runs/quick --against runs/other[/bold]
     """
-    from rich.progress import Progress
+    from relgrad.using import evaluate_run
 
-    from relgrad.run import evaluate_run
+    _show_figures(_with_bar("evaluating", lambda progress: evaluate_run(source, against, overrides or [], progress)))
 
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
-        figures = evaluate_run(
-            source, against, overrides or [], lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    _show_figures(figures)
+
+@app.command()
+def audit(
+    judge: Annotated[str, typer.Argument(help="The folder of a judge or judge stage, or an original .pt file.")],
+    generator: Annotated[str, typer.Option(help="The run (or recipe) whose policy writes what is judged.")],
+    out: Annotated[str | None, typer.Option(help="A folder for the audited judge; otherwise its own.")] = None,
+) -> None:
+    """Examine a judge before it may reward: does its score go along with the truth, also within groups of one prompt?
+
+    Example: [bold]relgrad audit runs/fill/2-judge --generator runs/fill/1-sft[/bold]
+    """
+    from relgrad.using import audit as examine
+
+    _show_figures(_with_bar("auditing", lambda progress: examine(judge, generator, out, progress)))
 
 
 @app.command()
@@ -160,9 +198,74 @@ def demo(overrides: Overrides = None) -> None:
 
     Example: [bold]relgrad demo seed=1[/bold]
     """
-    from relgrad.run import demo as play
+    from relgrad.using import demo as play
 
     play(overrides or [])
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to fill, or to go on filling.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="Take the task of this recipe, its first of kind masked_text.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the task, e.g. length=256")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="A UTF-8 text file; without it, Python's help texts.")
+    ] = None,
+    files: Annotated[
+        int | None, typer.Option("--files", min=1, help="Files in all: 20, or endless with --ahead.")
+    ] = None,
+    ahead: Annotated[
+        int | None, typer.Option("--ahead", min=1, help="Stay at most this many files beyond the slowest consumer.")
+    ] = None,
+    samples_per_file: Annotated[int | None, typer.Option("--samples-per-file", min=1, help="1024 by default.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The recipe's, or 0.")] = None,
+) -> None:
+    """Mask a text and write the samples into a folder, for a task of kind masked_stream. The same command again goes on.
+
+    Example: [bold]relgrad prepare --text my.txt --out data/my --files 20 length=128 stages.0.max_masked_ratio=0.2[/bold]
+    """
+    from relgrad.masked_data import prepare as fill
+    from relgrad.masked_data import progress
+
+    settings = list(overrides or [])
+    if recipe is not None and "=" in recipe:
+        settings, recipe = [recipe, *settings], None
+    if text is not None:
+        settings.append(f"text={json.dumps(text)}")
+    bar, wrote = progress(Console(stderr=True))
+    with bar:
+        plan = fill(
+            out, recipe, settings, files=files, ahead=ahead, samples_per_file=samples_per_file, seed=seed, wrote=wrote
+        )
+    print(f"{out}: {plan.files} files of {plan.samples_per_file} samples, {plan.held_out} held-out samples")
+
+
+@app.command(name="inspect-batch")
+def inspect_batch(
+    source: Annotated[
+        str, typer.Argument(help="A recipe, a prepared folder or one of its files, or an original .pt file.")
+    ],
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=0, help="Samples to show.")] = 4,
+    truth: Annotated[bool, typer.Option("--truth", help="Show what the masks hide.")] = False,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The samples to judge by.")] = False,
+    meta: Annotated[
+        Path | None, typer.Option("--meta", help="An original file's meta.pkl, or a vocabulary.json.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Samples that the figures are about.")] = 1000,
+) -> None:
+    """Show what masks look like: some samples, and how much is masked, asked for and padding, by strategy.
+
+    Example: [bold]relgrad inspect-batch data/my --truth[/bold]
+    """
+    from relgrad.masked_data import print_rows, rows_of
+
+    rows, vocabulary = rows_of(source, overrides or [], meta=meta, held_out=held_out, limit=limit)
+    print_rows(rows, vocabulary, n, truth=truth)
 
 
 @app.command()
@@ -171,7 +274,7 @@ def recipes() -> None:
 
     Example: [bold]relgrad recipes[/bold]
     """
-    from relgrad.run import RECIPES
+    from relgrad.parts import RECIPES
 
     table = Table("recipe", "what it does", box=None, pad_edge=False)
     for path in sorted(RECIPES.glob("*.yaml")):
@@ -216,20 +319,19 @@ def _how_to_resume(command: str | None) -> str:
 def _explain(recipe: Recipe, fresh: bool) -> None:
     import yaml
 
-    from relgrad.run import stage_folders
+    from relgrad.parts import stage_folders
 
     for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
-        unused = {"grpo": {"sft"}, "sft": {"grpo"}}[stage.stage]
-        settings = stage.model_dump(mode="json", exclude=unused)
         print(f"# {_plan(folder, stage, fresh)}")
-        print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        print(yaml.safe_dump(stage.used, sort_keys=False, allow_unicode=True))
 
 
 def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
     from relgrad.checkpoint import steps
 
-    if stage.stage == "sft":
-        work = f"{stage.sft.steps} supervised steps of {stage.sft.batch_size} examples"
+    if stage.stage != "grpo":
+        what = "steps of a judge on" if stage.stage == "judge" else "supervised steps of"
+        work = f"{stage.sft.steps} {what} {stage.sft.batch_size} examples"
     else:
         grpo = stage.grpo
         work = f"{grpo.steps} GRPO steps, {grpo.num_prompts} prompts x {grpo.num_generations} completions per batch"
@@ -241,6 +343,27 @@ def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
     return f"{folder}: {work}; {start}"
 
 
+def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> None:
+    if animate:
+        from relgrad.animate import play
+
+        play(films)
+        return
+    for film in films:
+        if as_json:
+            _print_json(film)
+        else:
+            steps = film["frames"][-1]["step"]
+            shown = {"prompt": film["prompt"], "completion": film["final"], "steps": steps, "seconds": film["seconds"]}
+            _show_sample(shown)
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    from relgrad.rundir import finite
+
+    print(json.dumps(finite(record), ensure_ascii=False), flush=True)
+
+
 def _show_sample(record: dict[str, Any]) -> None:
     from relgrad.console import printable
 
@@ -249,6 +372,16 @@ def _show_sample(record: dict[str, Any]) -> None:
     console.print(Text("writes  ", style="bold") + Text(printable(str(record["completion"]), keep="\n")))
     rest = {k: v for k, v in record.items() if k not in ("prompt", "completion") and v not in (None, "", {})}
     console.print(Text("        " + "  ".join(f"{k} {_brief(v)}" for k, v in rest.items()), style="dim"))
+
+
+def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work under a progress bar."""
+    from rich.progress import Progress
+
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        return work(lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def _show_figures(figures: dict[str, Any]) -> None:

@@ -2,19 +2,21 @@
 
 A recipe is one stage, or a list of `stages` that inherit everything else written at the top. Overrides from the command
 line (`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
+The names of the original's configuration files are understood too (seed_names.py).
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from relgrad import seed_names
 from relgrad.settings import Strict
 from relgrad.sft import SftSettings
 from relgrad.train import GrpoSettings
@@ -34,6 +36,8 @@ class Component(BaseModel):
 
 
 class RewardComponent(Component):
+    """A reward of weight 0 is a monitor: logged and evaluated, never part of the sum."""
+
     weight: float = 1.0
     name: str | None = None
 
@@ -55,14 +59,16 @@ class Checkpointing(Strict):
 
 
 class Stage(Strict):
-    """One stage: what it trains (`policy`), on what (`task`), how (`grpo` or `sft`)."""
+    """One stage: what it trains (`policy`, or a `judge` of what it writes), on what (`task`), how (`grpo` or `sft`)."""
 
     name: str
-    stage: Literal["grpo", "sft"] = "grpo"
+    stage: Literal["grpo", "sft", "judge"] = "grpo"
+    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="the stage's folder; null: as `stage`")
     seed: int = 0
     out: Path = Path("runs")
     policy: Component
     task: Component
+    judge: Component | None = None
     rewards: tuple[RewardComponent, ...] = ()
     grpo: GrpoSettings = GrpoSettings()
     sft: SftSettings = SftSettings()
@@ -76,7 +82,26 @@ class Stage(Strict):
             raise ValueError(
                 "rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`"
             )
+        if self.rewards and not any(reward.weight for reward in self.rewards):
+            raise ValueError(
+                "rewards: every one has weight 0, so nothing would be scored; give one that counts a weight"
+            )
+        if self.stage == "judge" and self.judge is None:
+            raise ValueError("judge is missing: a judge stage needs to know which, for example `judge: {kind: refill}`")
         return self
+
+    @property
+    def loop(self) -> GrpoSettings | SftSettings:
+        """The settings of the stage's loop: its `grpo` section, or `sft` for supervised stages and judges."""
+        return self.grpo if self.stage == "grpo" else self.sft
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """What of the settings this stage acts on, as plain data."""
+        unused = {"grpo": {"sft", "judge"}, "sft": {"grpo", "judge"}, "judge": {"grpo", "rewards"}}[self.stage]
+        if self.label is None:
+            unused.add("label")
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class Recipe(Strict):
@@ -110,9 +135,10 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
     bodies = data.pop("stages", None) or [{}]
     if not isinstance(bodies, list) or not all(isinstance(body, dict) for body in bodies):
         raise RelgradError(f"{source}: stages is a list of mappings, one per stage (received {bodies!r})")
+    data = seed_names.translate(data, source)
     stages = []
     for number, body in enumerate(bodies):
-        merged = _merge(data, body)
+        merged = _merge(data, seed_names.translate(body, f"{source}, stage {number + 1}"))
         for key, value in [*shared_overrides, *stage_overrides.get(number, ())]:
             _assign(merged, key, value)
         try:
@@ -175,9 +201,10 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _split(overrides: Iterable[str]) -> tuple[list[tuple[list[str], Any]], dict[int, list[tuple[list[str], Any]]]]:
-    shared: list[tuple[list[str], Any]] = []
-    by_stage: dict[int, list[tuple[list[str], Any]]] = {}
+def _split(overrides: Iterable[str]) -> tuple[list[seed_names.Setting], dict[int, list[seed_names.Setting]]]:
+    """Overrides of all stages, and those of one stage by its number."""
+    shared: list[seed_names.Setting] = []
+    by_stage: dict[int, list[seed_names.Setting]] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
@@ -188,13 +215,14 @@ def _split(overrides: Iterable[str]) -> tuple[list[tuple[list[str], Any]], dict[
         except yaml.YAMLError as error:
             raise RelgradError(f"override {text!r}: the value is not valid YAML: {error}") from None
         if parts[0] == "stages" and len(parts) > 2 and parts[1].isdigit():
-            by_stage.setdefault(int(parts[1]), []).append((parts[2:], parsed))
+            by_stage.setdefault(int(parts[1]), []).append((tuple(parts[2:]), parsed))
         else:
-            shared.append((parts, parsed))
-    return shared, by_stage
+            shared.append((tuple(parts), parsed))
+    translated = {n: seed_names.translate_settings(own, f"overrides of stages.{n}") for n, own in by_stage.items()}
+    return seed_names.translate_settings(shared, "overrides"), translated
 
 
-def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
+def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
     target: Any = data
     for depth, part in enumerate(path):
         if isinstance(target, list) and not (part.isdigit() and int(part) < len(target)):
@@ -204,7 +232,7 @@ def _assign(data: dict[str, Any], path: list[str], value: Any) -> None:
             )
         key: Any = int(part) if isinstance(target, list) else part
         if depth + 1 == len(path):
-            target[key] = value
+            target[key] = copy.deepcopy(value)
             return
         target = target[key] if isinstance(target, list) else target.setdefault(key, {})
         if not isinstance(target, (dict, list)):

@@ -50,14 +50,23 @@ class Console:
     title        what is being trained, for example "quick/grpo"
     total_steps  the last step's number; `first_step` of them are already done when a run resumes
     every        steps between two plain lines; by default about 20 lines per run
+    figures      metrics to show in place of `FIGURES`, under their own names
     """
 
     def __init__(
-        self, title: str, total_steps: int, *, first_step: int = 0, every: int | None = None, file: TextIO | None = None
+        self,
+        title: str,
+        total_steps: int,
+        *,
+        first_step: int = 0,
+        every: int | None = None,
+        file: TextIO | None = None,
+        figures: Sequence[str] | None = None,
     ) -> None:
         self.title, self.total_steps, self.first_step = title, total_steps, first_step
         self.every = every or max(1, total_steps // LINES_PER_RUN)
         self.file = file or sys.stdout
+        self.figures = FIGURES if figures is None else {name: name for name in figures}
         self.started = time.monotonic()
         self.metrics: dict[str, float] = {}
         self.records: list[Mapping[str, Any]] = []
@@ -143,7 +152,7 @@ class Console:
             print(text, file=self.file, flush=True)
 
     def _figures(self) -> list[tuple[str, str]]:
-        return [(label, number(self.metrics[key])) for key, label in FIGURES.items() if key in self.metrics]
+        return [(label, number(self.metrics[key])) for key, label in self.figures.items() if key in self.metrics]
 
     def _time_left(self, step: int) -> str:
         done = step - self.first_step

@@ -35,9 +35,13 @@ def k3(logp: Tensor, reference_logp: Tensor) -> Tensor:
 def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) over the last axis of two normalised log-distributions; entries with p = 0 contribute 0.
 
-    An entry with p > 0 and q = 0 gives inf: the reference cannot draw what the policy can.
+    An entry with p > 0 and q = 0 gives inf: the reference cannot draw what the policy can. The gradient is
+    sum_v p_v (log p_v - log q_v) grad log p_v: the other term, sum_v p_v grad log p_v, is 0 because p is normalised. Left
+    out, it leaves no rounding noise, and at p = q the gradient is exactly 0 (Adam would make full steps of the noise).
     """
-    p = log_p.exp()
-    # the branch not taken may be -inf - -inf: chosen before the product, its gradient is 0 and not 0 * nan
-    log_ratio = torch.where(p > 0, log_p - log_q, torch.zeros_like(p))
-    return (p * log_ratio).sum(-1)
+    p = log_p.detach().exp()
+    # entries outside the support may be -inf - -inf: chosen before the product, they are 0 and not 0 * nan
+    weight = p * torch.where(p > 0, log_p.detach() - log_q.detach(), torch.zeros_like(p))
+    slope = (weight * torch.where(p > 0, log_p, torch.zeros_like(p))).sum(-1)
+    # at an infinite divergence there is nothing to follow, and inf - inf would be nan
+    return weight.sum(-1) + torch.where(slope.isfinite(), slope - slope.detach(), torch.zeros_like(slope))

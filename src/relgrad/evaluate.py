@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -17,6 +17,9 @@ from relgrad.advantages import combine
 from relgrad.metrics.statistics import Interval, bootstrap_mean, paired_difference, pass_at_k
 from relgrad.protocols import Policy, Rewards
 from relgrad.types import Prompt, RelgradError, RewardTable, Rollouts, Stop
+
+SCORING_TOKENS = 8192
+"""Work of one scoring chunk (see Policy.plan); without gradients it needs little memory."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class Evaluation:
     prompts           how many prompts have a score
     per_prompt        one score per prompt, in the order given; NaN where no completion was scored
     ids               the prompts' ids, by which two evaluations are paired
-    rewards           mean of each reward over the completions it scored, unweighted
+    rewards           mean of each reward over the completions it scored, unweighted; monitors too
+    per_prompt_rewards  each reward's mean per prompt, as `per_prompt`
     pass_at_k         mean over prompts of the unbiased pass@k; empty unless every total reward is 0 or 1
     mean_length       elementary choices (tokens) per completion
     stop              share of completions per reason they ended
-    unscored          completions without any reward
+    unscored          completions that no reward of any weight scored
     samples           the first completion of every prompt: {"prompt", "completion", "score"}
+    kl, entropy       nats per decision, over all decisions: exact KL to the reference, and entropy; NaN where not asked for
     """
 
     score: float
@@ -47,9 +52,12 @@ class Evaluation:
     stop: Mapping[str, float]
     unscored: int
     samples: tuple[Mapping[str, Any], ...]
+    per_prompt_rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    kl: float = math.nan
+    entropy: float = math.nan
 
     def to_record(self, step: int, name: str, baseline: Evaluation | None = None) -> dict[str, Any]:
-        """One line of evaluations.jsonl; with a `baseline`, also the paired difference to it and its interval."""
+        """One line of evaluations.jsonl; with a `baseline`, also the paired differences to it and their intervals."""
         record: dict[str, Any] = {
             "step": step,
             "name": name,
@@ -62,18 +70,22 @@ class Evaluation:
             "mean_length": self.mean_length,
             "stop": dict(self.stop),
             "unscored": self.unscored,
+            "kl": self.kl,
+            "entropy": self.entropy,
             "per_prompt": list(self.per_prompt),
+            "per_prompt_rewards": {name: list(values) for name, values in self.per_prompt_rewards.items()},
             "ids": list(self.ids),
             "samples": [dict(s) for s in self.samples],
         }
         if baseline is not None:
             difference, low, high = compare(baseline, self)
             record |= {"difference": difference, "difference_low": low, "difference_high": high}
+            record["reward_differences"] = {name: list(i) for name, i in compare_rewards(baseline, self).items()}
         return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Evaluation:
-        """The evaluation that a line of evaluations.jsonl tells of (null is NaN)."""
+        """The evaluation that a line of evaluations.jsonl tells of (null, or a key it does not have, is NaN)."""
 
         def number(value: float | None) -> float:
             return math.nan if value is None else value
@@ -91,6 +103,11 @@ class Evaluation:
             stop=record["stop"],
             unscored=record["unscored"],
             samples=tuple({**s, "score": number(s["score"])} for s in record["samples"]),
+            per_prompt_rewards={
+                name: tuple(number(v) for v in values) for name, values in record.get("per_prompt_rewards", {}).items()
+            },
+            kl=number(record.get("kl")),
+            entropy=number(record.get("entropy")),
         )
 
 
@@ -103,10 +120,13 @@ def evaluate(
     seed: int,
     batch_prompts: int = 16,
     progress: Callable[[int, int], None] | None = None,
+    divergence: bool = False,
 ) -> Evaluation:
     """Draw `num_generations` completions per prompt, `batch_prompts` prompts at a time, and score them all.
 
-    `progress(done, total)` is called after every batch, in prompts. Raises RelgradError when there are no prompts.
+    `progress(done, total)` is called after every batch, in prompts. `divergence` also measures the exact KL to the policy's
+    reference, and the entropy, at one more pass over the completions. Raises RelgradError when there are no prompts, or
+    where divergence is asked of a policy without a reference.
     """
     if not prompts:
         raise RelgradError(
@@ -114,13 +134,31 @@ def evaluate(
         )
     generator = torch.Generator().manual_seed(seed)
     batches: list[tuple[Rollouts, RewardTable]] = []
+    measured = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         for start in range(0, len(prompts), batch_prompts):
             rollouts = policy.sample(prompts[start : start + batch_prompts], num_generations, generator)
             batches.append((rollouts, rewards(rollouts)))
+            if divergence:
+                measured += spread_and_distance(policy, rollouts)
             if progress is not None:
                 progress(min(start + batch_prompts, len(prompts)), len(prompts))
-    return summarise(batches)
+    if not divergence:
+        return summarise(batches)
+    kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
+    return replace(summarise(batches), kl=kl, entropy=entropy)
+
+
+def spread_and_distance(policy: Policy, rollouts: Rollouts) -> torch.Tensor:
+    """float64 [3]: exact KL to the reference and entropy, summed over all decisions in nats, and how many there are."""
+    total = torch.zeros(3, dtype=torch.float64)
+    for cells_N2 in policy.plan(rollouts, torch.arange(rollouts.rows), SCORING_TOKENS):
+        scores = policy.score(rollouts, cells_N2, entropy=True, reference_kl=True)
+        assert scores.kl_N is not None
+        assert scores.entropy_N is not None
+        sums = float(scores.kl_N.double().sum()), float(scores.entropy_N.double().sum())
+        total += torch.tensor([*sums, len(cells_N2)], dtype=torch.float64)
+    return total
 
 
 def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
@@ -145,6 +183,7 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
         per_prompt=per_prompt,
         ids=tuple(prompt.id for rollouts, _ in batches for prompt in rollouts.prompts),
         rewards=reward_means([table for _, table in batches]),
+        per_prompt_rewards=prompt_means(batches),
         pass_at_k=mean_pass_at_k(groups),
         mean_length=sum(int(r.size_BT[r.mask_BT].sum()) for r, _ in batches) / len(stops),
         stop={reason: stops.count(reason) / len(stops) for reason in get_args(Stop)},
@@ -163,6 +202,17 @@ def reward_means(tables: Sequence[RewardTable]) -> dict[str, float]:
     """Mean of each reward by name, over the rows it scored."""
     value_BR = torch.cat([table.value_BR for table in tables])
     return {name: mean(value_BR[:, r].tolist()) for r, name in enumerate(tables[0].names)}
+
+
+def prompt_means(batches: Sequence[tuple[Rollouts, RewardTable]]) -> dict[str, tuple[float, ...]]:
+    """Mean of each reward by name for every prompt, over the rows it scored."""
+    found: dict[str, list[float]] = {name: [] for name in batches[0][1].names}
+    for rollouts, table in batches:
+        for group in range(len(rollouts.prompts)):
+            value_KR = table.value_BR[rollouts.group_B == group]
+            for r, name in enumerate(table.names):
+                found[name].append(mean(value_KR[:, r].tolist()))
+    return {name: tuple(values) for name, values in found.items()}
 
 
 def mean_pass_at_k(groups: Sequence[Sequence[float]]) -> dict[int, float]:
@@ -184,9 +234,20 @@ def compare(before: Evaluation, after: Evaluation) -> Interval:
 
     Raises RelgradError when the two were not made on the same prompts.
     """
+    _require_same_prompts(before, after)
+    return paired_difference(before.per_prompt, after.per_prompt)
+
+
+def compare_rewards(before: Evaluation, after: Evaluation) -> dict[str, Interval]:
+    """The same for every reward that both have per prompt, unweighted."""
+    _require_same_prompts(before, after)
+    earlier, later = before.per_prompt_rewards, after.per_prompt_rewards
+    return {name: paired_difference(earlier[name], later[name]) for name in later if name in earlier}
+
+
+def _require_same_prompts(before: Evaluation, after: Evaluation) -> None:
     if before.ids != after.ids:
         raise RelgradError(
             f"compare: the evaluations are of different prompts ({len(before.ids)} before, {len(after.ids)} after); "
             "evaluate both on the same held-out prompts, in the same order"
         )
-    return paired_difference(before.per_prompt, after.per_prompt)

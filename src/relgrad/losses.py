@@ -115,17 +115,23 @@ class PolicyLoss:
         return CISPO_EPSILON_HIGH if self.loss_type == "cispo" else self.epsilon
 
     def __call__(self, terms: LossTerms) -> tuple[Tensor, dict[str, float]]:
-        """(scalar loss, metrics in TRL's names). Differentiable in logp_BT, entropy_BT and kl_BT."""
+        """(scalar loss, metrics in TRL's names). Differentiable in logp_BT, entropy_BT and kl_BT.
+
+        loss = pg_loss + kl_penalty - entropy_coef x mean entropy; `mean_kl` is nats per row, `kl` per decision.
+        """
         ratio = log_ratio(terms, self.importance_sampling_level).exp()
         cell_BT = self.surrogate(terms, ratio)
         if terms.correction_BT is not None:
             cell_BT = cell_BT * terms.correction_BT
         metrics = clip_metrics(terms, ratio, self) if self.loss_type != "reinforce" else {}
+        loss = aggregate(cell_BT, terms, self.loss_type)
+        metrics |= {"pg_loss": float(loss.detach()), "kl_penalty": 0.0}
         if self.beta and self.kl_estimator != "k1":
             kl_BT = self.divergence(terms, ratio)
-            cell_BT = cell_BT + self.beta * kl_BT
-            metrics["kl"] = masked_mean(kl_BT, terms.mask_BT)
-        loss = aggregate(cell_BT, terms, self.loss_type)
+            penalty = aggregate(self.beta * kl_BT, terms, self.loss_type)
+            loss = loss + penalty
+            metrics |= {"kl_penalty": float(penalty.detach()), "kl": masked_mean(kl_BT, terms.mask_BT)}
+            metrics["mean_kl"] = mean_per_row(kl_BT, terms.mask_BT)
         if self.entropy_coef:
             assert terms.entropy_BT is not None
             mask_BT = terms.mask_BT.to(loss.dtype)
@@ -168,6 +174,12 @@ def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> float:
     """Mean over the masked decisions, as a float."""
     mask_BT = mask_BT.to(value_BT.dtype)
     return float((value_BT.detach() * mask_BT).sum() / mask_BT.sum().clamp(min=1.0))
+
+
+def mean_per_row(value_BT: Tensor, mask_BT: Tensor) -> float:
+    """Sum over a row's decisions, as a mean over the rows that have any; 0 where none has."""
+    total_B = (value_BT.detach() * mask_BT.to(value_BT.dtype)).sum(-1)
+    return float(total_B.sum() / mask_BT.any(-1).sum().clamp(min=1))
 
 
 def clip_metrics(terms: LossTerms, ratio: Tensor, loss: PolicyLoss) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -18,12 +19,20 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 def draw_epochs(items: Sequence[Item], first: int, count: int, seed: int) -> list[Item]:
-    """Entries first .. first + count of an endless sequence of epochs, each epoch a permutation of all items."""
-    orders: dict[int, list[int]] = {}
+    """Entries first .. first + count of an endless sequence of epochs, each epoch a permutation of all items.
+
+    Items that have an attribute `in_order` (a stream that is still being written, say) keep their order instead.
+    """
+    if getattr(items, "in_order", False):
+        return [items[position % len(items)] for position in range(first, first + count)]
     chosen = []
     for position in range(first, first + count):
         epoch, index = divmod(position, len(items))
-        if epoch not in orders:
-            orders[epoch] = torch.randperm(len(items), generator=generator(seed, "epoch", epoch)).tolist()
-        chosen.append(items[orders[epoch][index]])
+        chosen.append(items[int(permutation(len(items), seed, epoch)[index])])
     return chosen
+
+
+@lru_cache(maxsize=4)
+def permutation(size: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch, int64 [size]; kept, since every step of an epoch reads a stretch of it."""
+    return torch.randperm(size, generator=generator(seed, "epoch", epoch))

@@ -6,6 +6,8 @@
     samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why
     evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval), n, per_prompt, samples
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
+    films.jsonl              one object per text that was written in several steps: step, prompt, frames, final
+    audit.json               what a judge stage's audit found
     checkpoints/step_N/      see checkpoint.py
     report.html              see report/
 
@@ -23,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LINES_BY_STEP = ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl")
+LINES_BY_STEP = ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl", "films.jsonl")
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ r"""The GRPO loop: sample, score, compare within the group, update. Names no pol
         r_i        = rewards(rollouts)                          NaN where unscored
         A_i        = (r_i - mean_group) / std_group             advantages.py
         for every optimizer step:                               `num_iterations` x `steps_per_generation`
-            L      = loss(log pi, log pi_behaviour, A, ...)     losses.py
+            L      = loss(log pi, log pi_behaviour, A, ...)     losses.py; + sft_coef x cross-entropy, where it is asked for
             theta  = AdamW(theta, dL/dtheta)
 
 The gradient is taken in two passes, so that cutting a batch into memory-sized chunks is exact for every loss: first the loss
@@ -28,11 +28,15 @@ from torch import Tensor
 from relgrad import advantages
 from relgrad.batch import Batch, merge_tables, mismatch_metrics
 from relgrad.divergences import k1
-from relgrad.losses import KlEstimator, LossType, truncated_importance_weights
+from relgrad.losses import KlEstimator, LossType, mean_per_row, truncated_importance_weights
 from relgrad.optimizer import Optimizer, OptimizerSettings, require_finite
 from relgrad.protocols import Loss, LossTerms, Policy, Rewards
 from relgrad.randomness import draw_epochs, generator
-from relgrad.types import Prompt, RewardTable, Rollouts, StepRecord
+from relgrad.types import CellScores, Example, Prompt, RelgradError, RewardTable, Rollouts, StepRecord
+
+
+Chunk = tuple[Rollouts, Tensor, int, CellScores | None]
+"""(part, cells in the part's own rows, number of the part's first row in the batch, their scores where known)"""
 
 
 class GrpoSettings(OptimizerSettings):
@@ -59,8 +63,11 @@ class GrpoSettings(OptimizerSettings):
     entropy_coef: float = 0.0
     scale_rewards: Literal["group", "batch", "none"] = "group"
     leave_one_out: bool = False
+    credit: Literal["row", "decision"] = "row"
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     mask_truncated_completions: bool = False
+    sft_coef: float = Field(0.0, ge=0, description="weight of the cross-entropy of the prompts' own targets")
+    sft_column: str = "completion"
     max_resamples: int = Field(0, ge=0, description="rounds in which groups without spread are replaced (DAPO)")
     importance_sampling_cap: float = Field(2.0, gt=0, description="cap of the weights for another engine's log-probs")
     micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
@@ -86,6 +93,13 @@ class GrpoSettings(OptimizerSettings):
             raise ValueError(f"loss={self.loss!r} and loss_type={self.loss_type!r} exclude each other; keep one")
         if self.kl_estimator != "k3" and not self.beta:
             raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0: set beta, or drop it")
+        if self.credit == "decision" and self.kl_estimator == "k1":
+            raise ValueError("credit='decision' with kl_estimator='k1', a penalty of whole rows: use exact, k2 or k3")
+        if self.credit == "decision" and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"credit='decision' with multi_objective_aggregation={self.multi_objective_aggregation!r}: scores of decisions "
+                "are added before they are compared (sum_then_normalize); use that, or credit='row'"
+            )
         return self
 
 
@@ -106,6 +120,12 @@ class Grpo:
     ) -> None:
         self.policy, self.prompts, self.rewards, self.loss = policy, prompts, rewards, loss
         self.settings, self.seed = settings, seed
+        self.supervised_loss: Callable[..., tuple[Tensor, int]] | None = getattr(policy, "supervised_loss", None)
+        if settings.sft_coef and self.supervised_loss is None:
+            raise RelgradError(
+                f"sft_coef={settings.sft_coef:g} needs a policy that can be trained by supervision, but {type(policy).__name__} "
+                "has no supervised_loss; set sft_coef to 0"
+            )
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
         self.step, self.cursor, self.generations, self.tokens = 0, 0, 0, 0
         self.batch: Batch | None = None
@@ -124,7 +144,9 @@ class Grpo:
         update_started = time.perf_counter()
         order = generator(self.seed, "order", self.generations, batch.used // settings.steps_per_generation)
         rows = batch.minibatches(settings.steps_per_generation, order)[batch.used % settings.steps_per_generation]
-        metrics.update(self._accumulate(batch, rows))
+        supervised = self._supervise(batch, rows) if settings.sft_coef else {}
+        metrics.update(batch.figures() | self._accumulate(batch, rows) | supervised)
+        metrics["loss"] += settings.sft_coef * metrics.get("sft_loss", 0.0)
         metrics.update(self.optimizer.step(self.step))
         self.policy.version += 1
         self.step += 1
@@ -136,13 +158,40 @@ class Grpo:
             metrics["tokens_per_second"] = batch.metrics["completions/total_tokens"] / (now - started)
         return StepRecord(self.step, metrics)
 
+    def _supervise(self, batch: Batch, rows: Tensor) -> dict[str, float]:
+        """Leave sft_coef x the gradient of the mean cross-entropy of the rows' prompts in .grad, where nothing may be yet."""
+        assert self.supervised_loss is not None
+        prompts, noise = batch.prompts, generator(self.seed, "sft", self.step)
+        examples = [self._example(prompts[group]) for group in batch.group_B[rows].unique().tolist()]
+        total, count = 0.0, 0
+        for piece in pieces(examples, self.settings.micro_batch_tokens):
+            loss, targets = self.supervised_loss(piece, noise)
+            require_finite(loss.detach(), "the supervised loss", self.step)
+            loss.backward()
+            total, count = total + float(loss.detach()), count + targets
+        # the pieces left the gradient of a sum; one factor makes it that of the weighted mean, whatever the pieces were
+        for parameter in self.optimizer.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad *= self.settings.sft_coef / max(count, 1)
+        return {"sft_loss": total / max(count, 1)}
+
+    def _example(self, prompt: Prompt) -> Example:
+        target = prompt.columns.get(self.settings.sft_column)
+        if not isinstance(target, str):
+            raise RelgradError(
+                f"sft_coef: prompt {prompt.id} has no text column {self.settings.sft_column!r}; it has "
+                f"{', '.join(sorted(prompt.columns)) or 'none'}. Set grpo.sft_column to the column that holds the text to learn"
+            )
+        return Example(prompt, target)
+
     def _accumulate(self, batch: Batch, rows: Tensor) -> dict[str, float]:
-        """Leave dL/dtheta of one minibatch in the parameters' .grad; return its metrics."""
+        """Add dL/dtheta of one minibatch to the parameters' .grad; return its metrics."""
         fresh = all(part.policy_version == self.policy.version for part in batch.parts)
-        terms = self._terms(batch, rows, fresh)
+        terms, kept = self._terms(batch, rows, fresh)
         leaves = [t for t in (terms.logp_BT, terms.entropy_BT, terms.kl_BT) if t is not None]
         loss, metrics = self.loss(terms)
         require_finite(loss.detach(), "the loss", self.step)
+        metrics = row_figures(terms) | {"loss": float(loss.detach())} | metrics
         slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         require_finite(torch.stack([s.abs().max() for s in slopes]), "the loss's slope in the log-probs", self.step)
         needed = (torch.stack([s.abs().amax(-1) for s in slopes]).amax(0) > 0).nonzero()[:, 0]
@@ -150,8 +199,8 @@ class Grpo:
         count = 0
         # the slopes' rows are the minibatch's; the parts' rows are local to each part
         slope_BT = [torch.zeros_like(batch.behaviour_logp_BT).index_copy_(0, rows, s) for s in slopes]
-        for part, cells_N2, offset in self._chunks(batch, rows[needed]):
-            scores = self.policy.score(part, cells_N2, entropy=True, reference_kl=terms.kl_BT is not None)
+        for part, cells_N2, offset, known in kept if kept and len(needed) else self._chunks(batch, rows[needed]):
+            scores = known or self.policy.score(part, cells_N2, entropy=True, reference_kl=terms.kl_BT is not None)
             outputs = [scores.logp_N]
             outputs += [scores.entropy_N] if terms.entropy_BT is not None and scores.entropy_N is not None else []
             outputs += [scores.kl_N] if scores.kl_N is not None else []
@@ -167,28 +216,37 @@ class Grpo:
                 metrics |= {"parity/max_abs": worst, "parity/mean_abs": total / count}
         return metrics
 
-    def _terms(self, batch: Batch, rows: Tensor, fresh: bool) -> LossTerms:
-        """What the loss sees of the minibatch; log-probs, entropy and KL are leaves."""
+    def _terms(self, batch: Batch, rows: Tensor, fresh: bool) -> tuple[LossTerms, list[Chunk]]:
+        """What the loss sees of the minibatch; log-probs, entropy and KL are leaves.
+
+        Where they had to be computed and one chunk holds everything, the chunk with its graph is returned too: then the
+        gradient needs no second pass.
+        """
         settings = self.settings
         logp_BT = batch.behaviour_logp_BT[rows]
         entropy_BT = kl_BT = None
         needs = self.loss.needs & {"entropy", "kl"}
+        kept: list[Chunk] = []
         if needs or not fresh:
             columns = [torch.zeros_like(batch.behaviour_logp_BT) for _ in range(3)]
-            with torch.no_grad():
-                for part, cells_N2, offset in self._chunks(batch, rows):
-                    scores = self.policy.score(part, cells_N2, entropy="entropy" in needs, reference_kl="kl" in needs)
+            chunks = list(self._chunks(batch, rows))
+            single = len(chunks) == 1
+            with torch.set_grad_enabled(single):
+                for part, cells_N2, offset, _ in chunks:
+                    asked = {"entropy": single or "entropy" in needs, "reference_kl": "kl" in needs}
+                    scores = self.policy.score(part, cells_N2, **asked)
                     for column, value in zip(columns, scores, strict=True):
                         if value is not None:
-                            column[cells_N2[:, 0] + offset, cells_N2[:, 1]] = value.float().cpu()
+                            column[cells_N2[:, 0] + offset, cells_N2[:, 1]] = value.detach().float().cpu()
+                    kept += [(part, cells_N2, offset, scores)] if single else []
             logp_BT = columns[0][rows] if not fresh else logp_BT
             entropy_BT = columns[1][rows].requires_grad_() if "entropy" in needs else None
             kl_BT = columns[2][rows].requires_grad_() if "kl" in needs else None
         decisions = float(batch.mask_BT[batch.keep_B].sum()) / settings.steps_per_generation
-        return LossTerms(
+        terms = LossTerms(
             logp_BT=logp_BT.clone().requires_grad_(),
             behaviour_logp_BT=batch.behaviour_logp_BT[rows],
-            advantage_BT=batch.advantage_B[rows][:, None].expand(-1, logp_BT.shape[1]),
+            advantage_BT=batch.credit(rows),
             mask_BT=batch.mask_BT[rows],
             batch_decisions=decisions,
             max_decisions=self.policy.max_decisions,
@@ -197,12 +255,13 @@ class Grpo:
             kl_BT=kl_BT,
             correction_BT=None if batch.correction_BT is None else batch.correction_BT[rows],
         )
+        return terms, kept
 
-    def _chunks(self, batch: Batch, rows: Tensor) -> Iterator[tuple[Rollouts, Tensor, int]]:
-        """(part, cells in the part's own rows, number of the part's first row) over the given rows."""
+    def _chunks(self, batch: Batch, rows: Tensor) -> Iterator[Chunk]:
+        """The given rows in pieces that the policy planned, not scored yet."""
         for part, own, first in batch.local(rows):
             for cells_N2 in self.policy.plan(part, own, self.settings.micro_batch_tokens):
-                yield part, cells_N2, first
+                yield part, cells_N2, first, None
 
     # ------------------------------------------------------------------ one generation batch
 
@@ -222,7 +281,7 @@ class Grpo:
             started = time.perf_counter()
             tables.append(self.rewards(parts[-1]))
             clock["reward"] += time.perf_counter() - started
-            live_B = ~self._credit(parts[-1].group_B, tables[-1], None).flat_G[parts[-1].group_B]
+            live_B = ~self._credit(parts[-1].group_B, tables[-1], parts[-1].mask_BT).flat_G[parts[-1].group_B]
             spare = wanted - len(parts[-1].group_B[live_B].unique())
             if not spare or attempt == settings.max_resamples:
                 keep.append(torch.ones(parts[-1].rows, dtype=torch.bool))
@@ -256,14 +315,20 @@ class Grpo:
                 gap_BT = k1(batch.behaviour_logp_BT, batch.reference_logp_BT) * batch.mask_BT
                 penalty_B = settings.beta * gap_BT.sum(-1)
                 batch.metrics["kl"] = float(gap_BT[keep_B].sum() / batch.mask_BT[keep_B].sum().clamp(min=1))
-        table = merge_tables(tables)
+        table = merge_tables(tables, batch.mask_BT.shape[1])
         kept = dataclasses.replace(table, value_BR=table.value_BR.masked_fill(~keep_B[:, None], torch.nan))
-        batch.describe(table, self._credit(batch.group_B, kept, penalty_B))
+        batch.describe(table, self._credit(batch.group_B, kept, batch.drawn_BT, penalty_B))
         self.tokens += int(batch.length_B.sum())
         return batch
 
-    def _credit(self, group_B: Tensor, table: RewardTable, penalty_B: Tensor | None) -> advantages.Advantages:
+    def _credit(
+        self, group_B: Tensor, table: RewardTable, mask_BT: Tensor, penalty_B: Tensor | None = None
+    ) -> advantages.Advantages:
         settings = self.settings
+        if settings.credit == "decision":
+            return advantages.combine_decisions(
+                table, group_B, mask_BT, scale=settings.scale_rewards, leave_one_out=settings.leave_one_out
+            )
         return advantages.combine(
             table,
             group_B,
@@ -277,7 +342,7 @@ class Grpo:
     def _score_all(self, batch: Batch) -> Tensor:
         """Log-probs [B, T] of every trainable cell by the current policy, 0 elsewhere."""
         logp_BT = torch.zeros_like(batch.behaviour_logp_BT)
-        for part, cells_N2, offset in self._chunks(batch, torch.arange(len(batch.group_B))):
+        for part, cells_N2, offset, _ in self._chunks(batch, torch.arange(len(batch.group_B))):
             scores = self.policy.score(part, cells_N2)
             logp_BT[cells_N2[:, 0] + offset, cells_N2[:, 1]] = scores.logp_N.float().cpu()
         return logp_BT
@@ -286,6 +351,32 @@ class Grpo:
         prompts = draw_epochs(self.prompts, self.cursor, count, self.seed)
         self.cursor += count
         return prompts
+
+
+def row_figures(terms: LossTerms) -> dict[str, float]:
+    """Nats per row, of what the loss sees: log-probability, and divergence by k1 where a reference was scored.
+
+    A loss that knows its divergence better reports `mean_kl` itself, which then counts.
+    """
+    figures = {"mean_log_prob": mean_per_row(terms.logp_BT, terms.mask_BT)}
+    if terms.reference_logp_BT is not None:
+        gap_BT = k1(terms.behaviour_logp_BT, terms.reference_logp_BT)
+        figures["mean_kl"] = mean_per_row(gap_BT, terms.mask_BT)
+    return figures
+
+
+def pieces(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """The examples in order, cut so that each piece has at most `budget` characters, which are hardly fewer than tokens."""
+    cut: list[list[Example]] = []
+    used = 0
+    for example in examples:
+        size = len(example.prompt.text) + len(example.target)
+        if not cut or used + size > budget:
+            cut.append([])
+            used = 0
+        cut[-1].append(example)
+        used += size
+    return cut
 
 
 class Loop(Protocol):

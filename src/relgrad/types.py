@@ -122,22 +122,36 @@ class CellScores(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One reward for one output. NaN means *unscored*: `why` says for what reason. It is never counted as 0."""
+    """One reward for one output. NaN means *unscored*: `why` says for what reason. It is never counted as 0.
+
+    `per_decision` may give every decision of the row a score of its own, in order; `value` is then usually their mean.
+    """
 
     value: float
     parts: Mapping[str, float] = {}
     why: str = ""
+    per_decision: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class RewardTable:
-    """All rewards of one batch: `value_BR` float64 [B, R] with NaN where unscored, and what to show a person."""
+    """All rewards of one batch: `value_BR` float64 [B, R] with NaN where unscored, and what to show a person.
+
+    A reward of weight 0 is a *monitor*: it is shown, and neither its scores nor their absence count for anything else.
+    decision_BRT  float64 [B, R, T]: scores of single decisions, NaN where a reward gave none; None when none gave any
+    """
 
     names: tuple[str, ...]
     weights_R: Tensor
     value_BR: Tensor
     parts: tuple[Mapping[str, float], ...] = ()
     why: tuple[str, ...] = ()
+    decision_BRT: Tensor | None = None
+
+    @property
+    def counted_R(self) -> Tensor:
+        """bool [R]; False for monitors."""
+        return self.weights_R != 0
 
 
 @dataclass

@@ -73,11 +73,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BLH: Tensor, rotation: tuple[Tensor, Tensor] | None, attend: Tensor | None) -> Tensor:
         batch, length, width = x_BLH.shape
-        q, k, v = self.c_attn(x_BLH).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        qkv = self.c_attn(x_BLH).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k = qkv[:2] if rotation is None else rotate(qkv[:2], *rotation)
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=attend, dropout_p=self.dropout if self.training else 0.0,
+            q, k, qkv[2], attn_mask=attend, dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.is_causal and attend is None,
         )  # fmt: skip
         return self.resid_dropout(self.c_proj(out.transpose(1, 2).reshape(batch, length, width)))
@@ -196,7 +195,7 @@ class GPT(nn.Module):
             raise RelgradError(f"{length} ids, but the model's block_size is {self.config.block_size}")
         x = self.transformer.wte(ids_BL)
         if self.config.mode == "sequence_scorer":
-            x = torch.where((ids_BL == self.config.cls_token_id)[..., None], self.cls_embedding.to(x.dtype), x)
+            x = torch.where(ids_BL.eq(self.config.cls_token_id or 0)[..., None], self.cls_embedding.to(x.dtype), x)
         if self.config.position_encoding == "absolute":
             x = x + self.transformer.wpe.weight[:length]
         if mark_BL is not None:
@@ -209,9 +208,9 @@ class GPT(nn.Module):
 
     def _attend(self, valid_BL: Tensor | None, length: int) -> Tensor | None:
         """bool [B, 1, 1 or L, L], True where a position may be looked at; None where nothing is padded."""
-        if valid_BL is None or bool(valid_BL.all()):
+        if valid_BL is None or bool(torch.all(valid_BL)):
             return None
-        attend = valid_BL[:, None, None, :]
+        attend: Tensor = valid_BL[:, None, None, :]
         if self.config.attention_type == "causal":
             attend = attend & torch.ones(length, length, dtype=torch.bool, device=attend.device).tril()
         return attend

@@ -9,6 +9,7 @@ forward pass runs once per prompt, however many completions it has.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,9 +22,12 @@ from torch import Tensor
 from relgrad.divergences import categorical_kl
 from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
+from relgrad.models.denoise import Denoise, denoise
 from relgrad.models.diffusion_gpt import GPT, GPTConfig
 from relgrad.models.fill_losses import critic_head, label_smoothing, mask_ratio_weight
+from relgrad.models.film import describe
 from relgrad.models.frozen_start import FrozenStart
+from relgrad.models.saved import newest
 from relgrad.models.seeded import seeded
 from relgrad.settings import Strict
 from relgrad.text.corpus import BUILTIN, load_text
@@ -40,6 +44,7 @@ class Settings(Strict):
 
     text, symbols   the vocabulary: of which text, and in which symbols (as the task has them)
     checkpoint      a folder a run saved, or an original .pt file, in place of a new network
+    denoise         how `film` writes a text in several steps; training always fills in one
     scoring         "law": by what was sampled. "untempered": at temperature 1 over all ids, as the baseline does (a surrogate)
     """
 
@@ -63,6 +68,7 @@ class Settings(Strict):
     critic_weight: float = Field(
         0.0, ge=0, description="weight of a head that learns which fills are wrong; 0: no head"
     )
+    denoise: Denoise = Denoise()
     device: str = "auto"
 
 
@@ -88,6 +94,7 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
 
 def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
     """Network and vocabulary of a folder that a run saved, or of an original checkpoint file. Raises RelgradError."""
+    source = newest(source)
     if source.is_file():
         from relgrad.models import original_files
 
@@ -196,6 +203,31 @@ class FillInPolicy:
             trace={k: v.clone() for k, v in trace.items()},
         )
 
+    def film(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> list[dict[str, Any]]:
+        """`group_size` texts per prompt, each written in `settings.denoise.steps` steps, as models/film.py tells it.
+
+        Raises RelgradError where remasking asks for a critic that the network does not have.
+        """
+        if self.settings.denoise.remask == "critic" and not self.model.config.critic:
+            raise RelgradError(
+                "policy.denoise.remask=critic, but this network has no critic head. Train one with policy.critic_weight "
+                "above 0, or remask by confidence or random"
+            )
+        begun = time.perf_counter()
+        self.model.eval()
+        asked = [prompt for prompt in prompts for _ in range(group_size)]
+        start_BL, length_B = pad([self.encode(p) for p in asked], self.vocabulary.pad_id)
+        frames = denoise(
+            start_BL, length_B, self.vocabulary.mask_id, self.truncation, self.settings.denoise,
+            self._logits, self._wrong, generator,
+        )  # fmt: skip
+        told = describe(frames, [p.text for p in asked], length_B, self.vocabulary.mask_id, self.vocabulary.decode)
+        return [{**row, "seconds": time.perf_counter() - begun} for row in told]
+
+    def _wrong(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
+        """[B, L] on the CPU: the critic's probability that the token at a position is wrong."""
+        return self.model.critic(self._hidden(ids_BL, length_B)).sigmoid().cpu()
+
     # ------------------------------------------------------------------ scoring
 
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
@@ -261,10 +293,13 @@ class FillInPolicy:
         groups, local_M = torch.unique(group_M, return_inverse=True)
         ids_GL, length_G = masked_GL[groups].long(), length_G[groups]
         ids_GL = ids_GL[:, : int(length_G.max())]
-        valid_GL = torch.arange(ids_GL.shape[1])[None] < length_G[:, None]
-        hidden_GLH = self.model.hidden(ids_GL.to(self.device), valid_GL.to(self.device))
+        hidden_GLH = self._hidden(ids_GL, length_G)
         logits_MV = self.model.logits(hidden_GLH[local_M.to(self.device), position_M.to(self.device)])
         return logits_MV if everything else logits_MV.masked_fill(self._excluded_V, -torch.inf)
+
+    def _hidden(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
+        valid_BL = torch.arange(ids_BL.shape[1])[None] < length_B[:, None]
+        return self.model.hidden(ids_BL.to(self.device), valid_BL.to(self.device))
 
     # ------------------------------------------------------------------ supervised
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any
 
-from relgrad.diagnose import parity_tolerance, policy_dtype
+from relgrad.diagnose.history import parity_tolerance, policy_dtype
 
 MAX_POINTS = 1_200  # per line: more than the pixels a chart is wide
 SMOOTH_FROM = 30  # records: shorter runs are shown as they are
@@ -53,7 +53,8 @@ def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Char
     rest = [
         key
         for key in keys
-        if key not in used | {"step", "time", "step_time"} and not key.startswith(("reward", "time/", "completions/"))
+        if key not in used | SHOWN_ELSEWHERE | {"step", "time", "step_time"}
+        and not key.startswith(("reward", "time/", "completions/"))
     ]
     others = [_chart(f"other-{i}", key, "", [_series(records, key, key)]) for i, key in enumerate(rest)]
     return [c for c in charts if c.series], others
@@ -142,6 +143,9 @@ SPECS = (
          {"rewards/unscored": "unscored"}),
     Spec("parity", "Parity", "", {"parity/max_abs": "largest", "parity/mean_abs": "mean"}, log=True),
     Spec("loss", "Loss", "The surrogate's value; its gradient matters, its level does not.", {"loss": "loss"}),
+    Spec("loss_terms", "Terms of the loss", "What the loss is the sum of.",
+         {"pg_loss": "policy gradient", "kl_penalty": "divergence"}),
+    Spec("sft_loss", "Supervised loss", "Nats per target token, of the step's own prompts.", {"sft_loss": "cross-entropy"}),
     Spec("grad_norm", "Gradient norm", "Before clipping to max_grad_norm.", {"grad_norm": "norm"}, log=True),
     Spec("update", "Relative update", "Norm of the step over norm of the trained weights.",
          {"update/relative_norm": "update / weights"}, log=True),
@@ -149,6 +153,8 @@ SPECS = (
     Spec("speed", "Speed", "Tokens per second, sampling and training together.", {"tokens_per_second": "tokens / s"}),
     Spec("tokens", "Tokens seen", "", {"num_tokens": "tokens"}),
 )  # fmt: skip
+SHOWN_ELSEWHERE = {"mean_reward", "std_reward"}
+"""Other names of `reward` and `reward_std`."""
 UNSMOOTHED = {"learning_rate", "tokens", "unscored"}
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from relgrad.diagnose import diagnose
+from relgrad.diagnose.history import monitors
 from relgrad.report.charts import evaluation_chart, plain, stage_charts
 from relgrad.report.read import StageFiles, read_stage, shorten, stage_folders
 from relgrad.rundir import finite, write_atomic
 
 MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
 TASK_KEYS = ("path", "dataset", "name", "file")
-SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high")
+SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high", "kl", "entropy")
 VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
 
 
@@ -61,12 +62,13 @@ def render(name: str, stages: Sequence[StageFiles]) -> str:
 def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
     """Everything the template shows of one stage; `data` is what the script draws."""
     charts, others = stage_charts(stage.metrics, stage.recipe)
-    scores = held_out(stage.evaluations)
+    scores = held_out(stage.evaluations, monitors(stage.recipe))
     data = {
         "evaluation": plain([evaluation_chart(stage.evaluations)]) if scores else [],
         "charts": plain(charts),
         "others": plain(others),
         "samples": [{"step": step, "records": records} for step, records in stage.samples],
+        "films": film_groups(stage.films),
     }
     return {
         "id": f"stage-{number}",
@@ -78,11 +80,14 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "warnings": all_warnings(stage),
         "scores": scores,
         "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
+        "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
         "comparison": before_after(stage.evaluations),
         "recipe": stage.recipe_text,
         "environment": list(flatten(stage.environment)),
         "sample_steps": stage.sample_steps,
         "shown_steps": len(stage.samples),
+        "film_count": stage.film_count,
+        "shown_films": len(stage.films),
         "other_count": len(others),
         "data": data,
     }
@@ -120,14 +125,31 @@ def status(stage: StageFiles) -> dict[str, Any]:
     return {"text": f"complete, {steps:,} steps" if done else f"step {reached:,} of {steps:,}", "done": done}
 
 
-def held_out(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per evaluation name: its records, the first, and the last (None while there is only one)."""
+def held_out(evaluations: Sequence[Mapping[str, Any]], watching: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One row per evaluation name: its records, the first, the last (None while there is only one), and its rewards."""
     rows = []
     for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
-        records = [score_figures(e) for e in evaluations if str(e.get("name", "score")) == name]
+        own = [e for e in evaluations if str(e.get("name", "score")) == name]
+        records = [score_figures(e) for e in own]
         last = records[-1] if len(records) > 1 else None
-        rows.append({"name": name, "records": records, "first": records[0], "last": last})
+        rewards = reward_figures(own, set(watching))
+        rows.append({"name": name, "records": records, "first": records[0], "last": last, "rewards": rewards})
     return rows
+
+
+def reward_figures(evaluations: Sequence[Mapping[str, Any]], watching: set[str]) -> list[dict[str, Any]]:
+    """Every reward before and after, with the paired difference where the records have it; None for what is not known."""
+    before, after = (_mapping(evaluations[i].get("rewards")) for i in (0, -1))
+    changes = _mapping(evaluations[-1].get("reward_differences"))
+    figures = []
+    for name in after:
+        difference, low, high = changes.get(name) or (None, None, None)
+        later = after[name] if len(evaluations) > 1 else None
+        figures.append(
+            {"name": name, "watches": name in watching, "before": before.get(name), "after": later,
+             "difference": difference, "low": low, "high": high}
+        )  # fmt: skip
+    return figures
 
 
 def score_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +172,14 @@ def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
                 pairs.append({"name": name, "prompt": prompt, "before": before[prompt], "after": after[prompt],
                               "steps": (records[0].get("step"), records[-1].get("step"))})  # fmt: skip
     return pairs
+
+
+def film_groups(films: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Films that begin with the same text together, earlier training steps first: they are played side by side."""
+    return [
+        {"prompt": prompt, "films": sorted((f for f in films if f["prompt"] == prompt), key=lambda f: f["step"] or 0)}
+        for prompt in dict.fromkeys(f["prompt"] for f in films)
+    ]
 
 
 def all_warnings(stage: StageFiles) -> list[dict[str, Any]]:

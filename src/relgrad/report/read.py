@@ -16,6 +16,8 @@ STAGE_FILES = ("metrics.jsonl", "recipe.yaml", "environment.json", "evaluations.
 MAX_SAMPLE_STEPS = 40  # steps whose samples the page carries, spread evenly with the first and the last among them
 MAX_SAMPLES_PER_STEP = 32
 SAMPLE_KEYS = ("group", "prompt", "completion", "reward", "parts", "advantage", "stop", "why")
+MAX_FILMS = 24  # the newest; see films.jsonl in rundir.py
+MAX_FRAMES = 64  # of one film, spread evenly with the first and the last among them
 MAX_TEXT = 6_000  # characters of one prompt or completion that are shown
 
 
@@ -32,6 +34,8 @@ class StageFiles:
     live_warnings: list[dict[str, Any]]
     samples: list[tuple[int, list[dict[str, Any]]]]
     sample_steps: int
+    films: list[dict[str, Any]]
+    film_count: int
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -62,6 +66,7 @@ def read_stage(folder: Path) -> StageFiles:
     recipe_text = _text(folder / "recipe.yaml", missing)
     steps = sorted(int(p.stem.removeprefix("step_")) for p in (folder / "samples").glob("step_*.jsonl"))
     recipe = _recipe(recipe_text, missing)
+    films = _films(run, missing)
     if not steps and recipe.get("stage") != "sft":
         missing.append("samples/ has no step files")
     return StageFiles(
@@ -74,8 +79,17 @@ def read_stage(folder: Path) -> StageFiles:
         live_warnings=_lines(run, "warnings.jsonl", missing) if (folder / "warnings.jsonl").exists() else [],
         samples=[(step, _step_samples(run, step, missing)) for step in spread(steps, MAX_SAMPLE_STEPS)],
         sample_steps=len(steps),
+        films=[thinned(film) for film in films[-MAX_FILMS:]],
+        film_count=len(films),
         missing=missing,
     )
+
+
+def thinned(film: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page shows of a film, with at most MAX_FRAMES frames."""
+    frames, step = film["frames"], film.get("step")
+    kept = [frames[i] for i in spread(list(range(len(frames))), MAX_FRAMES)]
+    return {"step": step if isinstance(step, int) else None, "prompt": str(film["prompt"]), "frames": kept}
 
 
 def spread(items: list[int], count: int) -> list[int]:
@@ -145,6 +159,28 @@ def _lines(run: RunDir, name: str, missing: list[str]) -> list[dict[str, Any]]:
     if not records:
         missing.append(f"{name} is empty")
     return records
+
+
+def _films(run: RunDir, missing: list[str]) -> list[dict[str, Any]]:
+    """The lines of films.jsonl that a film can be played from; the others are named."""
+    if not (run.root / "films.jsonl").exists():
+        return []
+    records = _lines(run, "films.jsonl", missing)
+    films = [r for r in records if _plays(r)]
+    if len(films) < len(records):
+        missing.append(f"films.jsonl: {len(records) - len(films)} of {len(records)} lines have no frames to play")
+    return films
+
+
+def _plays(film: Mapping[str, Any]) -> bool:
+    frames = film.get("frames")
+    shape = {"step": int, "text": str, "masked": list, "filled": list, "confidence": list}
+    return (
+        isinstance(frames, list)
+        and len(frames) > 0
+        and "prompt" in film
+        and all(isinstance(f, Mapping) and all(isinstance(f.get(k), kind) for k, kind in shape.items()) for f in frames)
+    )
 
 
 def _step_samples(run: RunDir, step: int, missing: list[str]) -> list[dict[str, Any]]:

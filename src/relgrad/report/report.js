@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts and runs the sample browser. Text from the run enters the page through textContent only.
+// Draws the charts, runs the sample browser and plays the films of texts filling in. Text from the run enters the page through textContent only.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -165,7 +165,82 @@
     showStep();
   }
 
+  function picture(frame) {
+    const masked = new Set(frame.masked);
+    const filled = new Set(frame.filled);
+    const text = make("pre");
+    text.append(...(frame.cells || [...frame.text]).map((cell, i) => {
+      const sure = frame.confidence[i];
+      if (masked.has(i)) return make("span", "hole", cell);
+      if (typeof sure !== "number") return make("span", "given", cell);
+      const span = make("span", filled.has(i) ? "cell fresh" : "cell", cell);
+      span.style.setProperty("--doubt", `${Math.round(100 * (1 - sure))}%`);
+      span.title = `probability ${figure(sure)}`;
+      return span;
+    }));
+    return text;
+  }
+
+  function doing(film, frame) {
+    const what = frame.masked.length ? `${frame.masked.length} masked` : `${frame.filled.length} filled`;
+    return `step ${frame.step} of ${film.frames[film.frames.length - 1].step}, ${what}`;
+  }
+
+  function cinema(root) {
+    const groups = data.stages[Number(root.dataset.stage)].films;
+    const [slider, button] = [root.querySelector("input"), root.querySelector("button")];
+    const [texts, speed] = root.querySelectorAll("select");
+    let timer = null;
+
+    function show() {
+      const at = Number(slider.value);
+      root.querySelector("output").textContent = `${at + 1} of ${Number(slider.max) + 1}`;
+      root.querySelector(".cards").replaceChildren(...groups[Number(texts.value)].films.map((film) => {
+        const frame = film.frames[Math.min(at, film.frames.length - 1)];
+        const box = make("article");
+        if (film.step !== null) box.append(make("span", "chip", film.step ? `after step ${film.step}` : "before training"));
+        box.append(make("span", "chip", doing(film, frame)), picture(frame));
+        return box;
+      }));
+    }
+    function pause() {
+      clearTimeout(timer);
+      timer = null;
+      button.textContent = "Play";
+    }
+    function play() {
+      button.textContent = "Pause";
+      timer = setTimeout(() => {
+        slider.value = Number(slider.value) + 1;
+        show();
+        if (slider.value === slider.max) pause();
+        else play();
+      }, 500 / Number(speed.value));
+    }
+    function choose() {
+      pause();
+      slider.max = Math.max(...groups[Number(texts.value)].films.map((film) => film.frames.length)) - 1;
+      slider.value = 0;
+      show();
+    }
+    texts.replaceChildren(...groups.map((group, i) => {
+      const option = make("option", "", `${i + 1} of ${groups.length}`);
+      option.value = i;
+      return option;
+    }));
+    button.addEventListener("click", () => {
+      if (timer !== null) return pause();
+      if (slider.value === slider.max) slider.value = 0;
+      show();
+      play();
+    });
+    slider.addEventListener("input", () => { pause(); show(); });
+    texts.addEventListener("change", choose);
+    choose();
+  }
+
   document.querySelectorAll("[data-samples]").forEach(browse);
+  document.querySelectorAll("[data-films]").forEach(cinema);
   const visible = [];
   document.querySelectorAll("[data-charts]").forEach((holder) => {
     const hidden = holder.closest("details:not([open])");

@@ -120,7 +120,7 @@ def read_scores(name: str, answer: Any, expected: int) -> list[Score]:
 def _score(name: str, value: Any) -> Score:
     if isinstance(value, Score):
         checked = _score(name, value.value)
-        return Score(checked.value, value.parts, value.why or checked.why)
+        return value._replace(value=checked.value, why=value.why or checked.why)
     if value is None:
         return Score(math.nan, why="returned None")
     number = value.item() if getattr(value, "shape", None) == () else value  # numpy and torch scalars

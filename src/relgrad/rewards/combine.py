@@ -4,7 +4,7 @@
   the table, the reason in `why`. So do None, NaN and infinities, completion by completion.
 - A mistake in the recipe or in the reward's shape (a column that is not there, the wrong number of values, a value
   that is no number) raises RelgradError: it would not go away by itself.
-- A batch in which nothing was scored at all raises RelgradError with the first reason.
+- A batch in which no reward of any weight scored anything raises RelgradError with the first reason.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from relgrad import registry
 from relgrad.config import RewardComponent, settings_of
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NamedReward:
-    """A reward, the name it is logged under and its weight in the sum."""
+    """A reward, the name it is logged under and its weight in the sum; weight 0 makes it a monitor."""
 
     name: str
     function: Reward
@@ -65,7 +66,8 @@ class RewardSet:
     """Implements protocols.Rewards.
 
     Synchronous rewards run one after the other; asynchronous ones start first and run meanwhile, all groups at once.
-    `timeout` is in seconds, for one reward and one group.
+    `timeout` is in seconds, for one reward and one group. `learners` are the rewards that go on learning during the run,
+    by name: they offer `due(step)`, `refit(policy, prompts, generator)`, `save` and `load`.
     """
 
     def __init__(self, rewards: Sequence[NamedReward], timeout: float) -> None:
@@ -75,7 +77,10 @@ class RewardSet:
         for name, count in Counter(self.names).items():
             if count > 1:
                 raise RelgradError(f"{count} rewards are called {name!r}; give each its own `name`")
+        if not any(reward.weight for reward in rewards):
+            raise RelgradError(f"every reward has weight 0 ({', '.join(self.names)}); give one that counts a weight")
         self._weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
+        self.learners = {r.name: r.function for r in rewards if getattr(r.function, "learns", False)}
         self._callers = [Caller(reward.name, reward.function) for reward in rewards]
         self._timeout = timeout
         self._worker = Worker()
@@ -153,10 +158,28 @@ class RewardSet:
         value_BR = torch.tensor(values, dtype=torch.float64).reshape(rollouts.rows, len(self.names))
         parts = tuple(self._parts(row, batch) for row in range(rollouts.rows))
         why = tuple(self._why(row, batch) for row in range(rollouts.rows))
-        if rollouts.rows and bool(value_BR.isnan().all()):
+        if rollouts.rows and bool(value_BR[:, self._weights_R != 0].isnan().all()):
             trace = f"\n{batch.trace.rstrip()}" if batch.trace else ""
             raise RelgradError(f"none of {rollouts.rows} completions could be scored; the first: {why[0]}{trace}")
-        return RewardTable(self.names, self._weights_R, value_BR, parts, why)
+        return RewardTable(self.names, self._weights_R, value_BR, parts, why, self._decisions(rollouts, batch))
+
+    def _decisions(self, rollouts: Rollouts, batch: _Batch) -> Tensor | None:
+        """Scores of single decisions [B, R, T], each at its decision's place; None where no reward gave any."""
+        given = {k: s.per_decision for k, s in batch.scores.items() if len(s.per_decision) and not math.isnan(s.value)}
+        if not given:
+            return None
+        shape = (rollouts.rows, len(self.names), rollouts.mask_BT.shape[1])
+        decision_BRT = torch.full(shape, math.nan, dtype=torch.float64)
+        for (row, number), scores in given.items():
+            place_N = rollouts.mask_BT[row].nonzero()[:, 0]
+            if len(scores) != len(place_N):
+                raise RelgradError(
+                    f"reward {self.names[number]!r} gave {len(scores)} scores per decision for a completion of "
+                    f"{len(place_N)} decisions; give exactly one each, in order, or none at all"
+                )
+            score_N = torch.tensor([float(score) for score in scores], dtype=torch.float64)
+            decision_BRT[row, number, place_N] = torch.where(score_N.isfinite(), score_N, math.nan)
+        return decision_BRT
 
     def _parts(self, row: int, batch: _Batch) -> Mapping[str, float]:
         scores = ((name, batch.scores[row, r]) for r, name in enumerate(self.names))

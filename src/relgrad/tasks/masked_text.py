@@ -36,7 +36,8 @@ class Settings(Strict):
 
 
 def load(settings: Settings, seed: int) -> Task:
-    """Columns: `truth` (the text), `truth_ids`, `masked_ids`, `label_ids`, `mask_ratio`, `strategy`, `vocabulary`.
+    """Columns: `truth` (the text), `truth_ids`, `masked_ids`, `mask_id`, `label_ids`, `mask_ratio`, `strategy`,
+    `vocabulary`.
 
     Held-out samples depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones.
     Raises RelgradError for a text that cannot be read or is shorter than one window.
@@ -83,6 +84,7 @@ def masked_prompt(
         "truth": vocabulary.decode(ids.tolist()),
         "truth_ids": ids.tolist(),
         "masked_ids": masked.tolist(),
+        "mask_id": vocabulary.mask_id,
         "label_ids": labels.tolist(),
         "mask_ratio": float((masked == vocabulary.mask_id).mean()),
         "strategy": str(getattr(stage, "type", "")),

@@ -7,17 +7,21 @@ same at step 10 and at step 100,000. A rule says nothing while its metrics are a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, median, variance
-from typing import Any, Literal
+from statistics import median
+from typing import Any
 
-Severity = Literal["error", "warning", "note"]
-
-RECENT = 5  # steps whose median speaks for "now": one odd batch is not a state
-WINDOW = 20  # steps compared at the start and at the end: means of 20 noisy batches are steady enough to compare
-SIGNIFICANT = 2.0  # standard errors between the two windows: the usual 95 % line
+from relgrad.diagnose.history import (
+    RECENT,
+    WINDOW,
+    History,
+    Warning_,
+    is_finite,
+    monitors,
+    parity_tolerance,
+    pearson,
+    policy_dtype,
+)
 
 KL_HIGH = 1.0  # nats per decision: the policy is e times off its start at a typical token; healthy runs stay below 0.3
 KL_GROWTH = 10.0  # times the level of WINDOW steps ago: nothing grows tenfold that fast unless it is running away
@@ -26,62 +30,12 @@ NO_SPREAD = 0.6  # share of groups: above it more than half of the sampling is s
 LENGTH_GROWTH = 1.5  # times the first lengths, with a reward that rose meanwhile
 LENGTH_CORRELATED_GROWTH = 1.2  # a smaller growth is enough where reward and length move together step by step
 LENGTH_CORRELATION = 0.8  # Pearson over 2 x WINDOW steps; 0.8 explains two thirds of the variance
-PARITY_FLOAT32 = 1e-3  # nats: float32 kernels of different shape disagree by 1e-6 to 1e-4
-PARITY_HALF = 0.1  # nats: bfloat16 keeps 8 bits, logits of size 10 are off by 0.04
 TRUNCATED = 0.8  # share of completions: the rest is too few to learn how to finish
 UPDATE_TINY = 1e-7  # |update| / |weights|: float32 cannot even represent a relative change below 6e-8
 RATIO_TINY = 1e-4  # |ratio - 1| after an update: a clip range of 0.2 is 2,000 times that
 KL_TINY = 1e-6  # nats: a typical log-prob moved by sqrt(2 KL) = 0.0014
 ENTROPY_FRACTION = 0.1  # of the starting entropy: groups of near-identical completions have nothing to compare
 CLIPPED = 0.3  # share of decisions without gradient; usual is 0 to 0.1, a little more at sequence level
-
-
-@dataclass(frozen=True)
-class Warning_:
-    """One named warning: `evidence` is what was measured, `advice` what to change, `step` where it was seen."""
-
-    name: str
-    severity: Severity
-    evidence: str
-    advice: str
-    step: int
-
-
-@dataclass(frozen=True)
-class History:
-    """The records so far and the recipe, as the rules read them."""
-
-    records: Sequence[Mapping[str, Any]]
-    recipe: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        """The last recorded step, 0 before the first."""
-        return int(self.records[-1].get("step", 0)) if self.records else 0
-
-    @property
-    def grpo(self) -> Mapping[str, Any]:
-        return self.recipe.get("grpo") or {}
-
-    @property
-    def is_sft(self) -> bool:
-        return self.recipe.get("stage") == "sft"
-
-    def first(self, key: str, count: int) -> list[float]:
-        """The finite values of `key` in the first `count` records."""
-        return _finite(self.records[:count], key)
-
-    def last(self, key: str, count: int) -> list[float]:
-        """The finite values of `key` in the last `count` records."""
-        return _finite(self.records[-count:], key)
-
-    def now(self, key: str) -> float | None:
-        """Median of the last RECENT values; None unless all of them are there."""
-        values = self.last(key, RECENT)
-        return median(values) if len(values) == RECENT else None
-
-    def warn(self, name: str, severity: Severity, evidence: str, advice: str) -> Warning_:
-        return Warning_(name, severity, evidence, advice, self.step)
 
 
 def diagnose(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[Warning_]:
@@ -97,7 +51,7 @@ def diagnose(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) ->
 def nonfinite_gradient(history: History) -> Warning_ | None:
     """The last step's loss or gradient was not a number (files hold null there)."""
     last = history.records[-1] if history.records else {}
-    broken = [key for key in ("grad_norm", "loss") if key in last and not _is_finite(last[key])]
+    broken = [key for key in ("grad_norm", "loss") if key in last and not is_finite(last[key])]
     if not broken:
         return None
     return history.warn(
@@ -146,7 +100,7 @@ def kl_exploding(history: History) -> Warning_ | None:
 
 def reward_flat(history: History) -> Warning_ | None:
     """The last WINDOW rewards are not significantly above the first WINDOW."""
-    change = _change(history, "reward")
+    change = history.change("reward")
     if change is None or change.rose or (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD:
         return None
     return history.warn(
@@ -185,16 +139,16 @@ def no_spread(history: History) -> Warning_ | None:
 
 def length_hacking(history: History) -> Warning_ | None:
     """Reward rose while completions grew a lot, or both move together step by step."""
-    reward, length = _change(history, "reward"), _change(history, "completions/mean_length")
+    reward, length = history.change("reward"), history.change("completions/mean_length")
     if reward is None or length is None or not reward.rose or length.before <= 0:
         return None
     growth = length.after / length.before
     pairs = [
         (float(r["reward"]), float(r["completions/mean_length"]))
         for r in history.records[-2 * WINDOW :]
-        if _is_finite(r.get("reward")) and _is_finite(r.get("completions/mean_length"))
+        if is_finite(r.get("reward")) and is_finite(r.get("completions/mean_length"))
     ]
-    correlation = _correlation(pairs)
+    correlation = pearson(pairs)
     together = correlation >= LENGTH_CORRELATION and growth >= LENGTH_CORRELATED_GROWTH
     if growth < LENGTH_GROWTH and not together:
         return None
@@ -205,6 +159,24 @@ def length_hacking(history: History) -> Warning_ | None:
         f"to {length.after:.0f} ({growth:.1f} times); correlation over the last {len(pairs)} steps {correlation:.2f}",
         "Read the longest samples. If the extra length says nothing, the reward pays for length: add a length penalty, "
         "normalise the reward, or use loss_type: dr_grpo, whose divisor does not favour long completions.",
+    )
+
+
+def reward_hacking(history: History) -> Warning_ | None:
+    """The reward rose while a monitor, a reward that only watches, fell."""
+    reward = history.change("reward")
+    if reward is None or not reward.rose:
+        return None
+    fallen = [(n, c) for n in monitors(history.recipe) if (c := history.change(f"rewards/{n}/mean")) and c.fell]
+    if not fallen:
+        return None
+    watched = "; ".join(f"{name} fell from {c.before:.4g} to {c.after:.4g}" for name, c in fallen)
+    return history.warn(
+        "reward_hacking",
+        "warning",
+        f"reward rose from {reward.before:.4g} to {reward.after:.4g} in the means of {WINDOW} steps, while {watched}",
+        "What rewards and what only watches disagree, so the policy may be learning the reward's mistakes. Read the samples "
+        "with the highest reward; raise beta, refit the judge, or stop at the checkpoint before the two part.",
     )
 
 
@@ -302,7 +274,7 @@ def unscored(history: History) -> Warning_ | None:
 
 def two_generations(history: History) -> Warning_ | None:
     """Groups of two with std scaling: (d/2) / (|d|/sqrt 2) = 0.71 whatever the difference d."""
-    scaled = history.grpo.get("scale_rewards", "group") == "group"
+    scaled = history.grpo.get("scale_rewards", "group") == "group" and history.grpo.get("credit", "row") == "row"
     if history.is_sft or history.grpo.get("num_generations") != 2 or not scaled:
         return None
     return history.warn(
@@ -316,7 +288,7 @@ def two_generations(history: History) -> Warning_ | None:
 
 def sft_loss_flat(history: History) -> Warning_ | None:
     """A supervised loss that did not fall."""
-    change = _change(history, "loss") if history.is_sft else None
+    change = history.change("loss") if history.is_sft else None
     if change is None or change.fell:
         return None
     return history.warn(
@@ -335,6 +307,7 @@ RULES: tuple[Callable[[History], Warning_ | None], ...] = (
     no_spread,
     reward_flat,
     length_hacking,
+    reward_hacking,
     all_truncated,
     learning_rate_without_effect,
     entropy_collapse,
@@ -343,59 +316,3 @@ RULES: tuple[Callable[[History], Warning_ | None], ...] = (
     two_generations,
     sft_loss_flat,
 )
-
-
-def policy_dtype(recipe: Mapping[str, Any]) -> str:
-    """The dtype the policy section names; float32 where it names none."""
-    return str((recipe.get("policy") or {}).get("dtype") or "float32").removeprefix("torch.")
-
-
-def parity_tolerance(recipe: Mapping[str, Any]) -> float:
-    """Nats that fresh and recorded log-probabilities may differ by, for the policy's dtype."""
-    return PARITY_FLOAT32 if policy_dtype(recipe) in ("float32", "float64") else PARITY_HALF
-
-
-@dataclass(frozen=True)
-class Change:
-    """Means of the first and the last WINDOW values and the standard error of their difference (Welch)."""
-
-    before: float
-    after: float
-    error: float
-
-    @property
-    def rose(self) -> bool:
-        return self.after - self.before > SIGNIFICANT * self.error
-
-    @property
-    def fell(self) -> bool:
-        return self.before - self.after > SIGNIFICANT * self.error
-
-
-def _change(history: History, key: str) -> Change | None:
-    """None until there are two whole windows that do not overlap."""
-    if len(history.records) < 2 * WINDOW:
-        return None
-    first, last = history.first(key, WINDOW), history.last(key, WINDOW)
-    if min(len(first), len(last)) < WINDOW:
-        return None
-    return Change(fmean(first), fmean(last), math.sqrt((variance(first) + variance(last)) / WINDOW))
-
-
-def _correlation(pairs: Sequence[tuple[float, float]]) -> float:
-    """Pearson's correlation; 0 for fewer than three pairs or where one side is constant."""
-    if len(pairs) < 3:
-        return 0.0
-    mean_x, mean_y = fmean(x for x, _ in pairs), fmean(y for _, y in pairs)
-    xx = sum((x - mean_x) ** 2 for x, _ in pairs)
-    yy = sum((y - mean_y) ** 2 for _, y in pairs)
-    xy = sum((x - mean_x) * (y - mean_y) for x, y in pairs)
-    return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else 0.0
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _finite(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [float(r[key]) for r in records if _is_finite(r.get(key))]

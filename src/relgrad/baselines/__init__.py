@@ -1,0 +1,1 @@
+"""How others do it: kept to be compared with, never a default."""

@@ -1,0 +1,149 @@
+"""What trained judges say of the completed text: the expected share of the refilled positions that is right.
+
+Several judges are an ensemble: their mean, or the most doubtful one. A judge serves only after its audit: one whose score
+does not go along with the truth *within groups of one prompt* has nothing to teach, however well it tells easy
+prompts from hard ones. With `refit_every`, the judges go on learning from what the policy writes by then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from relgrad.models.judge import Judge, Refilled, refilled_rollouts
+from relgrad.models.seeded import seeded
+from relgrad.rewards._columns import column
+from relgrad.settings import Strict
+from relgrad.types import Output, Prompt, RelgradError, Rollouts, Score, Stop
+
+
+class Settings(Strict):
+    """`judges`: folders of judges, original .pt files, or `stage:LABEL` for the judge of a stage of the same recipe."""
+
+    judges: tuple[str, ...] = Field(min_length=1)
+    combine: Literal["mean", "min"] = "mean"
+    min_within_group: float = Field(0.25, description="least within-group correlation with the truth in the audit")
+    require_audit: bool = True
+    refit_every: int = Field(0, ge=0, description="GRPO steps between refits on the current policy; 0: never")
+    refit_steps: int = Field(10, ge=1)
+    refit_batch_size: int = Field(32, ge=1)
+    refit_learning_rate: float = Field(3e-4, gt=0)
+    device: str = "auto"
+
+
+def build(settings: Settings) -> JudgeReward:
+    """Raises RelgradError for a judge that is missing, has no audit, or did not pass it."""
+    judges = []
+    for source in settings.judges:
+        if source.startswith("stage:"):
+            raise RelgradError(
+                f"judges: {source!r} names a stage of the recipe that runs; outside of a run give the judge's folder"
+            )
+        judge = Judge.load(Path(source))
+        if settings.require_audit:
+            check_audit(judge, source, settings.min_within_group)
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
+        judge.model.to(device)
+        judges.append(judge)
+    first = judges[0].vocabulary
+    for source, judge in zip(settings.judges[1:], judges[1:], strict=True):
+        first.require(judge.vocabulary.fingerprint, f"judge {source}")
+    return JudgeReward(judges, settings)
+
+
+def check_audit(judge: Judge, source: str, least: float) -> None:
+    """Raise RelgradError unless the judge's audit found at least this within-group correlation."""
+    found = judge.audit.get("within_group_correlation")
+    if found is None:
+        raise RelgradError(
+            f"judge {source} was never audited. Train it in a stage of kind judge, which ends with an audit, or run "
+            f"`relgrad audit {source} --generator RUN`; require_audit: false trusts it blindly"
+        )
+    if math.isnan(found) or found < least:
+        raise RelgradError(
+            f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {found:.3f}, "
+            f"min_within_group asks for {least}. Train it longer, score positions (head: positions), or lower the bar"
+        )
+
+
+class JudgeReward:
+    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`)."""
+
+    def __init__(self, judges: Sequence[Judge], settings: Settings) -> None:
+        self.judges, self.settings = tuple(judges), settings
+        self.learns = settings.refit_every > 0
+
+    def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
+        column(prompt, "masked_ids", "judge")
+        texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
+        found = [judge.scores(texts) for judge in self.judges]
+        score_JB = torch.stack([score for score, _ in found])
+        total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
+        by_position = [p for _, p in found if p is not None]
+        details = self._per_decision(by_position, texts) if len(by_position) == len(found) else None
+        return [
+            Score(
+                float(total_B[row]),
+                {"disagreement": float(score_JB[:, row].std())} if len(found) > 1 else {},
+                per_decision=tuple(details[row].tolist()) if details is not None else (),
+            )
+            for row in range(len(outputs))
+        ]
+
+    def _per_decision(self, by_position: Sequence[Tensor], texts: Refilled) -> list[Tensor]:
+        p_JBL = torch.stack(list(by_position))
+        p_BL = p_JBL.mean(0) if self.settings.combine == "mean" else p_JBL.amin(0)
+        return [p_L[mark_L] for p_L, mark_L in zip(p_BL, texts.mark_BL, strict=True)]
+
+    # ------------------------------------------------------------------ going on learning
+
+    def due(self, step: int) -> bool:
+        """Whether the judges are refitted after this GRPO step."""
+        return self.learns and step % self.settings.refit_every == 0
+
+    def refit(self, policy: Any, prompts: Sequence[Prompt], generator: torch.Generator) -> float:
+        """`refit_steps` steps on what the policy fills in by now; returns the mean loss (nats per judged thing)."""
+        total, count = 0.0, 0
+        for judge in self.judges:
+            optimizer = torch.optim.AdamW(judge.model.parameters(), lr=self.settings.refit_learning_rate)
+            for step in range(self.settings.refit_steps):
+                first = step * self.settings.refit_batch_size
+                batch = [prompts[(first + i) % len(prompts)] for i in range(self.settings.refit_batch_size)]
+                texts = refilled_rollouts(policy.sample(batch, 1, generator), judge.vocabulary)
+                judge.model.train()
+                with seeded(generator):
+                    loss, things = judge.loss(texts)
+                (loss / max(things, 1)).backward()
+                torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                total, count = total + float(loss.detach()), count + things
+            judge.model.eval()
+        return total / max(count, 1)
+
+    def save(self, folder: Path) -> None:
+        """The judges as they are by now, one folder each."""
+        for number, judge in enumerate(self.judges):
+            judge.save(folder / str(number))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        for number, judge in enumerate(self.judges):
+            saved = Judge.load(folder / str(number))
+            judge.model.take(saved.model.state_dict(), str(folder))
+
+
+def as_rollouts(prompt: Prompt, outputs: Sequence[Output]) -> Rollouts:
+    """One group's outputs in the form the judge reads, without decisions."""
+    nothing = torch.zeros(len(outputs), 0)
+    stop: tuple[Stop, ...] = ("eos",)
+    return Rollouts(
+        (prompt,), torch.zeros(len(outputs), dtype=torch.int64), nothing, nothing.bool(), nothing.long(), tuple(outputs),
+        stop * len(outputs), 0, {},
+    )  # fmt: skip

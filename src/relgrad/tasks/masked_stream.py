@@ -1,0 +1,96 @@
+"""Masked text from a folder that `relgrad prepare` fills: the samples of masked_text, made once, read by any number of runs.
+
+Samples come in the order of the files, so that a run can start while they are being written and never needs more than two
+of them in memory. Sample i is the one that masked_text makes in process with the seed that the folder was prepared with.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from relgrad.settings import Strict
+from relgrad.tasks import Task
+from relgrad.tasks.masked_text import masked_prompt
+from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
+from relgrad.text.sample_file import SampleFile
+from relgrad.text.stream import Reader
+from relgrad.text.vocabulary import Vocabulary
+from relgrad.types import Prompt, RelgradError
+
+STAGES: dict[str, Strategy] = {s.type: s for s in (Random(), Sticky(), Span(), Line())}
+
+
+class Settings(Strict):
+    """`shard` of `shards` reads every `shards`-th file, from number `shard` on; by default all of them."""
+
+    path: Path
+    timeout: float = Field(120.0, gt=0, description="seconds to wait for a file that is not there yet")
+    shard: int = Field(0, ge=0)
+    shards: int = Field(1, ge=1)
+    consumer: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$", description="name by which the producer knows it")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Settings:
+        if self.shard >= self.shards:
+            raise ValueError(f"shard={self.shard} of shards={self.shards}: shards are counted from 0")
+        return self
+
+
+def load(settings: Settings, seed: int) -> Task:
+    """The columns of masked_text. `seed` changes nothing: samples and their order were settled when they were prepared.
+
+    Waits for the folder and for all held-out files. Raises RelgradError when one does not come in time.
+    """
+    name = settings.consumer or f"{socket.gethostname()}-{os.getpid()}"
+    if settings.shards > 1:
+        name = f"{name}-{settings.shard}"
+    reader = Reader(settings.path, "train", settings.timeout, name)
+    plan = reader.plan
+    files = None if plan.files is None else len(range(settings.shard, plan.files, settings.shards))
+    if files == 0:
+        raise RelgradError(
+            f"{settings.path} has {plan.files} files, so shard {settings.shard} of {settings.shards} has none"
+        )
+    held_reader = Reader(settings.path, "held_out", settings.timeout, name)
+    held_out = []
+    for number in range(plan.count("held_out") or 0):
+        file = held_reader.file(number)
+        first = number * plan.samples_per_file
+        held_out += [_prompt(file, row, reader.vocabulary, first + row) for row in range(len(file.length_N))]
+    return Task(
+        f"masked-stream-{plan.length}", StreamedPrompts(reader, files, settings.shard, settings.shards), held_out
+    )
+
+
+class StreamedPrompts(Sequence[Prompt]):
+    """All training samples of a stream (or of one shard of it). `in_order`: epochs read it as it is written."""
+
+    in_order = True
+
+    def __init__(self, reader: Reader, files: int | None, shard: int, shards: int) -> None:
+        self.reader, self.shard, self.shards = reader, shard, shards
+        self.size = sys.maxsize if files is None else files * reader.plan.samples_per_file
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        each = self.reader.plan.samples_per_file
+        nth, row = divmod(index % self.size, each)
+        number = nth * self.shards + self.shard
+        return _prompt(self.reader.file(number), row, self.reader.vocabulary, number * each + row)
+
+
+def _prompt(file: SampleFile, row: int, vocabulary: Vocabulary, index: int) -> Prompt:
+    stage = STAGES.get(file.strategies[row])
+    if stage is None:
+        raise RelgradError(f"a sample was masked by {file.strategies[row]!r}; known are {', '.join(STAGES)}")
+    return masked_prompt(*file.row(row), vocabulary, index, stage)

@@ -1,0 +1,161 @@
+"""The original's names in recipes and overrides mean what they mean there, and never two things at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relgrad.config import parse_recipe
+from relgrad.seed_names import NAMES, place_of, translate, translate_settings
+from relgrad.types import RelgradError
+
+BASE: dict[str, Any] = {
+    "name": "x",
+    "policy": {"kind": "autoregressive", "model": "tiny", "top_p": 0.5},
+    "task": {"kind": "digits"},
+    "rewards": [{"kind": "exact"}],
+}
+VALUES: dict[str, Any] = {
+    "group_size": 16, "kl_beta": 0.1, "batch_size": 3, "temperature": 0.8, "top_p": 0.95, "learning_rate": 1e-5,
+    "max_iters": 77, "grad_clip": 0.5, "warmup_iters": 6, "beta1": 0.8, "beta2": 0.95,
+}  # fmt: skip
+
+
+def setting(stage: Any, path: tuple[str, ...]) -> Any:
+    section, key = path
+    return getattr(stage.grpo, key) if section == "grpo" else stage.policy.options[key]
+
+
+def stages(extra: dict[str, Any], *overrides: str) -> Any:
+    return parse_recipe({**BASE, **extra}, overrides).stages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_wherever_it_is_understood(name: str):
+    assert VALUES.keys() == NAMES.keys()
+    value, path = VALUES[name], NAMES[name]
+    base = {**BASE, "policy": {"kind": "autoregressive", "model": "tiny"}}
+    ways = [
+        parse_recipe({**base, name: value}),
+        parse_recipe({**base, "grpo": {name: value}}),
+        parse_recipe({**base, "stages": [{name: value}]}),
+        parse_recipe({**base, "stages": [{"grpo": {name: value}}]}),
+        parse_recipe(base, [f"{name}={value}"]),
+        parse_recipe(base, [f"grpo.{name}={value}"]),
+        parse_recipe(base, [f"stages.0.{name}={value}"]),
+        parse_recipe(base, [f"grpo={{{name}: {value}}}"]),
+    ]
+    if path[1] != name:
+        ways.append(parse_recipe(base, [f"{'.'.join(path)}={value}"]))
+    for recipe in ways:
+        assert setting(recipe.stages[0], path) == value
+        assert recipe == ways[0]
+
+
+def test_an_override_takes_the_place_of_either_name():
+    for there in ({"grpo": {"num_generations": 4}}, {"grpo": {"group_size": 4}}, {"group_size": 4}):
+        for override in ("group_size=16", "grpo.group_size=16", "grpo.num_generations=16"):
+            assert stages(there, override)[0].grpo.num_generations == 16
+    assert stages({}, "temperature=0.7")[0].policy.options == {"model": "tiny", "top_p": 0.5, "temperature": 0.7}
+    assert stages({}, "group_size=3", "group_size=5")[0].grpo.num_generations == 5
+
+
+def test_a_stage_inherits_and_overrides_by_either_name():
+    found = stages({"group_size": 4, "stages": [{}, {"grpo": {"group_size": 6, "beta1": 0.5}}]}, "stages.1.kl_beta=0.2")
+    assert [s.grpo.num_generations for s in found] == [4, 6]
+    assert [s.grpo.adam_beta1 for s in found] == [0.9, 0.5]
+    assert [s.grpo.beta for s in found] == [0, 0.2]
+
+
+def test_a_section_given_whole_is_not_shared_between_stages():
+    found = stages({"stages": [{}, {}]}, "grpo={group_size: 4}", "stages.0.kl_beta=0.3")
+    assert [(s.grpo.num_generations, s.grpo.beta) for s in found] == [(4, 0.3), (4, 0)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "overrides", "names"),
+    [
+        ({"grpo": {"group_size": 4, "num_generations": 4}}, [], "grpo.group_size and grpo.num_generations"),
+        ({"group_size": 4, "grpo": {"num_generations": 4}}, [], "group_size and grpo.num_generations"),
+        ({"group_size": 4, "grpo": {"group_size": 4}}, [], "group_size and grpo.group_size"),
+        ({"top_p": 0.9}, [], "policy.top_p and top_p"),
+        ({"grpo": {"top_p": 0.9}}, [], "policy.top_p and grpo.top_p"),
+        ({}, ["kl_beta=0.1", "grpo.beta=0.1"], "kl_beta and grpo.beta"),
+        ({}, ["stages.0.batch_size=2", "stages.0.grpo.num_prompts=2"], "batch_size and grpo.num_prompts"),
+    ],
+)  # fmt: skip
+def test_two_names_at_once(extra: dict[str, Any], overrides: list[str], names: str):
+    with pytest.raises(RelgradError, match=re.escape(names) + " are two names of one setting; give one of them"):
+        stages(extra, *overrides)
+
+
+def test_a_section_that_means_its_own_is_left_alone():
+    found = stages({"sft": {"batch_size": 5, "learning_rate": 0.1}, "grpo": {"learning_rate": 0.2}})[0]
+    assert (found.sft.batch_size, found.sft.learning_rate) == (5, 0.1)
+    assert (found.grpo.num_prompts, found.grpo.learning_rate) == (8, 0.2)
+    assert place_of(("sft", "batch_size")) == ("sft", "batch_size")
+    assert place_of(("rewards", "0", "weight")) == ("rewards", "0", "weight")
+    with pytest.raises(RelgradError, match=r"sft\.group_size: unknown key"):
+        stages({"sft": {"group_size": 5}})
+
+
+@pytest.mark.parametrize("stage", ["sft", "judge"])
+def test_a_name_that_another_kind_of_stage_would_ignore(stage: str):
+    with pytest.raises(
+        RelgradError, match=rf"learning_rate beside stage: {stage}, but there it stands for grpo\.learn"
+    ):
+        translate({"stage": stage, "learning_rate": 1e-3}, "r.yaml")
+    assert translate({"stage": stage, "temperature": 0.5}, "r.yaml")["policy"] == {"temperature": 0.5}
+
+
+def test_accumulation_is_a_factor_of_the_batch_size():
+    """The original takes one optimizer step over batch_size x gradient_accumulation_steps prompts."""
+    assert stages({"grpo": {"batch_size": 4, "gradient_accumulation_steps": 3}})[0].grpo.num_prompts == 12
+    assert stages({"gradient_accumulation_steps": 3, "batch_size": 1})[0].grpo.num_prompts == 3
+    overridden = stages({"batch_size": 2}, "grpo.gradient_accumulation_steps=3", "batch_size=5")[0]
+    assert overridden.grpo.num_prompts == 15
+    assert stages({"sft": {"batch_size": 6, "gradient_accumulation_steps": 3}})[0].sft.gradient_accumulation_steps == 3
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"grpo": {"gradient_accumulation_steps": 3}},
+        {"grpo": {"gradient_accumulation_steps": 3, "num_prompts": 4}},
+        {"gradient_accumulation_steps": 2, "grpo": {"gradient_accumulation_steps": 2, "batch_size": 2}},
+        {"grpo": {"gradient_accumulation_steps": 1.5, "batch_size": 2}},
+        {"grpo": {"gradient_accumulation_steps": 0, "batch_size": 2}},
+    ],
+)
+def test_accumulation_that_says_nothing_clear(extra: dict[str, Any]):
+    with pytest.raises(RelgradError, match=r"gradient_accumulation_steps=.* beside one batch_size.*grpo\.num_prompts"):
+        stages(extra)
+    with pytest.raises(RelgradError, match="overrides: gradient_accumulation_steps=3"):
+        stages({"batch_size": 4}, "gradient_accumulation_steps=3")
+
+
+def test_a_wrong_value_is_named_where_it_ends_up():
+    with pytest.raises(
+        RelgradError, match=r"grpo\.num_prompts: Input should be greater than or equal to 1 \(received 0\)"
+    ):
+        stages({"batch_size": 0})
+    with pytest.raises(RelgradError, match=r"grpo is not a section \(received 3\), so num_generations has no place"):
+        stages({"group_size": 4, "grpo": 3})
+
+
+def test_what_is_given_is_not_changed():
+    given = {"group_size": 4, "grpo": {"kl_beta": 0.1}, "policy": {"kind": "x"}}
+    copy = {"group_size": 4, "grpo": {"kl_beta": 0.1}, "policy": {"kind": "x"}}
+    translated = translate(given, "r")
+    assert given == copy
+    assert translated == {"grpo": {"num_generations": 4, "beta": 0.1}, "policy": {"kind": "x"}}
+    assert translate_settings([(("grpo",), {"beta1": 0.5})], "o") == [(("grpo",), {}), (("grpo", "adam_beta1"), 0.5)]
+
+
+def test_the_documented_table_is_the_one_in_force():
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `((?:grpo|policy)\.\w+)` \|$", page, re.MULTILINE)
+    assert {name: tuple(path.split(".")) for name, path in rows} == NAMES
