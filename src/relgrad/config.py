@@ -49,6 +49,9 @@ class Evaluation(Strict):
     num_prompts: int = Field(100, ge=1)
     num_generations: int = Field(4, ge=1)
     seed: int = 1234
+    kl_bound: float | None = Field(
+        None, gt=0, description="nats per decision away from the reference; more is warned of"
+    )
 
 
 class Checkpointing(Strict):

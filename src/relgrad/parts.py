@@ -11,6 +11,7 @@ from relgrad import checkpoint, config, registry
 from relgrad.config import Recipe, RewardComponent, Stage
 from relgrad.losses import PolicyLoss
 from relgrad.protocols import Loss
+from relgrad.randomness import derived
 from relgrad.rewards.combine import RewardSet, build_rewards
 from relgrad.rundir import RunDir
 from relgrad.tasks import Task
@@ -117,7 +118,12 @@ def build_judge(stage: Stage, policy: Any) -> Any:
     """The judge that a judge stage trains, for what this policy writes."""
     assert stage.judge is not None
     module = registry.find("judges", stage.judge.kind)
-    return module.build(config.settings_of(stage.judge, module.Settings, "judge"), stage.seed, policy)
+    return module.build(config.settings_of(stage.judge, module.Settings, "judge"), judge_seed(stage), policy)
+
+
+def judge_seed(stage: Stage) -> int:
+    """The seed of a judge stage: another one for every label, so that two judges of a run share no random number."""
+    return derived(stage.seed, "judge", stage.label or stage.stage)
 
 
 def stage_rewards(stage: Stage, run: Path | None) -> RewardSet:

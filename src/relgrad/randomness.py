@@ -14,8 +14,13 @@ Item = TypeVar("Item")
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator for one purpose, for example `generator(0, "sample", 12)`."""
+    return torch.Generator().manual_seed(derived(seed, *purpose))
+
+
+def derived(seed: int, *purpose: str | int) -> int:
+    """A seed of its own for one purpose."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
 
 
 def draw_epochs(items: Sequence[Item], first: int, count: int, seed: int) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from relgrad.parts import (
     Examples,
     build_judge,
     build_policy,
+    judge_seed,
     load_task,
     policy_loss,
     resolve,
@@ -137,7 +139,7 @@ class StageRun:
                 self.policy, self.task.train, self.rewards, policy_loss(stage), stage.grpo, seed=stage.seed
             )
         else:
-            self.loop = Sft(self.trained, examples, stage.sft, seed=stage.seed)
+            self.loop = Sft(self.trained, examples, stage.sft, seed=judge_seed(stage) if judging else stage.seed)
 
     def _write_head(self) -> None:
         head = yaml.safe_dump(self.stage.used, sort_keys=False, allow_unicode=True)
@@ -223,6 +225,18 @@ class StageRun:
         record = found.to_record(step, "held-out", self.baseline)
         self.run_dir.append("evaluations.jsonl", record)
         self.console.evaluation(record)
+        for name, (difference, low, high) in record.get("reward_differences", {}).items():
+            mean = number(record["rewards"][name])
+            self.console.note(f"  {name} {mean}, {number(difference)} [{number(low)}, {number(high)}] from the start")
+        if not math.isnan(found.kl):
+            bound = settings.kl_bound
+            self.console.note(
+                f"  KL to the start {number(found.kl)} nats per decision" + (f", bound {bound:g}" if bound else "")
+            )
+            if bound and found.kl > bound:
+                self.console.warn(
+                    f"the KL exceeds evaluation.kl_bound={bound:g}: lower the learning rate or raise beta"
+                )
         if self.baseline is None:
             self.baseline = found
 

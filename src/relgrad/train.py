@@ -34,7 +34,6 @@ from relgrad.protocols import Loss, LossTerms, Policy, Rewards
 from relgrad.randomness import draw_epochs, generator
 from relgrad.types import CellScores, Example, Prompt, RelgradError, RewardTable, Rollouts, StepRecord
 
-
 Chunk = tuple[Rollouts, Tensor, int, CellScores | None]
 """(part, cells in the part's own rows, number of the part's first row in the batch, their scores where known)"""
 

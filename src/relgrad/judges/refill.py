@@ -26,6 +26,8 @@ from relgrad.types import Example, Prompt, RelgradError, Rollouts
 
 AUDIT_PROMPTS = 16
 """Prompts that are refilled and judged at once in an audit."""
+LEAST_PROMPTS = 8
+"""Half of them calibrate and half examine; with fewer neither says anything."""
 
 
 class Settings(Strict):
@@ -38,7 +40,7 @@ class Settings(Strict):
     n_embd: int | None = Field(None, ge=2)
     dropout: float = Field(0.0, ge=0, lt=1)
     untouched: float = Field(0.1, ge=0, lt=1, description="share of training texts that keep the true characters")
-    audit_prompts: int = Field(256, ge=8, description="held-out prompts of the audit")
+    audit_prompts: int = Field(256, ge=LEAST_PROMPTS, description="held-out prompts of the audit")
     audit_generations: int = Field(16, ge=2, description="completions per prompt of the audit")
 
 
@@ -118,6 +120,14 @@ class RefillJudge:
 
     # ------------------------------------------------------------------ audit
 
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Raise RelgradError for fewer held-out prompts than an audit needs."""
+        if len(prompts) < LEAST_PROMPTS:
+            raise RelgradError(
+                f"an audit needs at least {LEAST_PROMPTS} held-out prompts, the task has {len(prompts)}: raise task.held_out_size "
+                "(and task.held_out_fraction, where nothing of the text is held out)"
+            )
+
     def audit(
         self, prompts: Sequence[Prompt], generator: torch.Generator, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Any]:
@@ -132,19 +142,19 @@ class RefillJudge:
 
         Raises RelgradError for fewer than 8 prompts.
         """
+        self.require(prompts)
         prompts = prompts[: self.settings.audit_prompts]
-        if len(prompts) < 8:
-            raise RelgradError(f"an audit needs at least 8 held-out prompts, the task has {len(prompts)}")
         self.judge.calibration = (1.0, 0.0)
-        half = len(prompts) // 2
+        half, done = len(prompts) // 2, 0
         fitted: list[Rollouts] = []
         examined: list[Rollouts] = []
-        for first in range(0, len(prompts), AUDIT_PROMPTS):
-            batch = prompts[first : first + AUDIT_PROMPTS]
-            rollouts = self.policy.sample(batch, self.settings.audit_generations, generator)
-            (fitted if first < half else examined).append(rollouts)
-            if progress is not None:
-                progress(first + len(batch), len(prompts))
+        for part, kept in ((prompts[:half], fitted), (prompts[half:], examined)):
+            for first in range(0, len(part), AUDIT_PROMPTS):
+                batch = part[first : first + AUDIT_PROMPTS]
+                kept.append(self.policy.sample(batch, self.settings.audit_generations, generator))
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(prompts))
         logit_N, target_N = self._cases(fitted)
         self.judge.calibration = calibration.platt(logit_N, target_N)
         self.judge.audit = self._examine(examined)

@@ -114,7 +114,7 @@ class Judge:
         if source.is_file():
             from relgrad.models import original_files
 
-            model, vocabulary = original_files.load_checkpoint(source)
+            model, vocabulary = original_files.load_checkpoint(source, prefer="sequence_scorer")
             return Judge(model, vocabulary, wrongness=True)
         if not (source / FILE).is_file():
             raise RelgradError(

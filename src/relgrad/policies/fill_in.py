@@ -98,7 +98,7 @@ def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
     if source.is_file():
         from relgrad.models import original_files
 
-        model, vocabulary = original_files.load_checkpoint(source)
+        model, vocabulary = original_files.load_checkpoint(source, prefer="language_model")
     else:
         model, vocabulary = GPT.load(source), Vocabulary.load(source)
     if model.config.mode != "language_model":

@@ -42,12 +42,13 @@ class Chart:
     kind: str = "line"
     log: bool = False
     percent: bool = False
+    x: str = "step"
 
 
 def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Chart], list[Chart]]:
     """(the charts that have data, a chart for every figure that is in none of them)."""
     keys = _keys(records)
-    is_sft = recipe.get("stage") == "sft"
+    is_sft = recipe.get("stage") in ("sft", "judge")
     charts = [*(() if is_sft else _reward_charts(records, keys)), *_plain_charts(records, keys, recipe, is_sft)]
     used = {key for spec in SPECS for key in spec.keys}
     rest = [
@@ -74,6 +75,23 @@ def evaluation_chart(evaluations: Records) -> Chart:
         "Mean over prompts never trained on; bars are 95\N{NO-BREAK SPACE}% intervals.",
         series,
         "points",
+    )
+
+
+def reliability_chart(audit: Mapping[str, Any]) -> Chart:
+    """What a judge says against what is so: on the diagonal its probabilities mean what they say."""
+    bins = [b for b in audit.get("reliability", []) if isinstance(b, Mapping)]
+    said = [float(b["predicted"]) for b in bins]
+    return Chart(
+        "reliability",
+        "Reliability",
+        "Share that is right against the probability given, in ten bins; the straight line is perfect calibration.",
+        [
+            Series("right", said, [float(b["observed"]) for b in bins]),
+            Series("perfect", [0.0, 1.0], [0.0, 1.0]),
+        ],
+        percent=True,
+        x="probability",
     )
 
 

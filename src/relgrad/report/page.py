@@ -12,7 +12,7 @@ from typing import Any
 
 from relgrad.diagnose import diagnose
 from relgrad.diagnose.history import monitors
-from relgrad.report.charts import evaluation_chart, plain, stage_charts
+from relgrad.report.charts import evaluation_chart, plain, reliability_chart, stage_charts
 from relgrad.report.read import StageFiles, read_stage, shorten, stage_folders
 from relgrad.rundir import finite, write_atomic
 
@@ -20,6 +20,28 @@ MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
 TASK_KEYS = ("path", "dataset", "name", "file")
 SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high", "kl", "entropy")
 VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
+
+
+AUDIT = {
+    "auc": ("AUC", "Chance that what is right scores higher than what is wrong; 0.5 is guessing."),
+    "calibration_error": ("Calibration error", "Mean gap between the probability given and the share that was right."),
+    "within_group_correlation": (
+        "Within-group correlation",
+        "Of the score with the truth among completions of one prompt. A group-relative reward lives on this alone.",
+    ),
+    "mask_ratio_correlation": (
+        "Correlation with the mask ratio",
+        "Between prompts; the next line says what is to be expected.",
+    ),
+    "truth_mask_ratio_correlation": (
+        "The same for the truth",
+        "How the share that is right goes along with the mask ratio.",
+    ),
+    "mean_score": ("Mean score", ""),
+    "mean_share_right": ("Mean share right", "Equal to the mean score where the judge is calibrated."),
+    "prompts": ("Prompts", "Held-out prompts that were examined; as many others fitted the calibration."),
+}
+"""Figures of audit.json with their names and how to read them."""
 
 
 def write_report(run: Path) -> Path:
@@ -69,6 +91,7 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "others": plain(others),
         "samples": [{"step": step, "records": records} for step, records in stage.samples],
         "films": film_groups(stage.films),
+        "audit": plain([reliability_chart(stage.audit)]) if stage.audit else [],
     }
     return {
         "id": f"stage-{number}",
@@ -81,6 +104,7 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "scores": scores,
         "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
         "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
+        "audit": audit_rows(stage.audit),
         "comparison": before_after(stage.evaluations),
         "recipe": stage.recipe_text,
         "environment": list(flatten(stage.environment)),
@@ -116,7 +140,7 @@ def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
 def status(stage: StageFiles) -> dict[str, Any]:
     """How far the stage came: text, share done (None where the recipe does not say) and whether it is complete."""
     reached = max((int(r.get("step", 0)) for r in [*stage.metrics, *stage.evaluations]), default=0)
-    steps = _mapping(stage.recipe.get(stage.kind)).get("steps")
+    steps = _mapping(stage.recipe.get("grpo" if stage.kind == "grpo" else "sft")).get("steps")
     if not stage.metrics:
         return {"text": "no steps recorded", "done": False}
     if not isinstance(steps, int):
@@ -172,6 +196,18 @@ def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
                 pairs.append({"name": name, "prompt": prompt, "before": before[prompt], "after": after[prompt],
                               "steps": (records[0].get("step"), records[-1].get("step"))})  # fmt: skip
     return pairs
+
+
+def audit_rows(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, figure, how to read it) of a judge's audit, in the order of `AUDIT`; what it does not have is left out."""
+    rows = []
+    for key, (label, note) in AUDIT.items():
+        if key in audit:
+            text = number(audit[key])
+            if key == "within_group_correlation":
+                text += f" ({number(audit.get('within_group_low'))} to {number(audit.get('within_group_high'))})"
+            rows.append((label, text, note))
+    return rows
 
 
 def film_groups(films: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ class StageFiles:
     samples: list[tuple[int, list[dict[str, Any]]]]
     sample_steps: int
     films: list[dict[str, Any]]
+    audit: Mapping[str, Any]
     film_count: int
     missing: list[str] = field(default_factory=list)
 
@@ -67,20 +68,21 @@ def read_stage(folder: Path) -> StageFiles:
     steps = sorted(int(p.stem.removeprefix("step_")) for p in (folder / "samples").glob("step_*.jsonl"))
     recipe = _recipe(recipe_text, missing)
     films = _films(run, missing)
-    if not steps and recipe.get("stage") != "sft":
+    if not steps and recipe.get("stage") not in ("sft", "judge"):
         missing.append("samples/ has no step files")
     return StageFiles(
         name=folder.name,
         recipe=recipe,
         recipe_text=recipe_text,
-        environment=_environment(folder / "environment.json", missing),
+        environment=_object(folder / "environment.json", missing),
         metrics=_lines(run, "metrics.jsonl", missing),
-        evaluations=_lines(run, "evaluations.jsonl", missing),
+        evaluations=_lines(run, "evaluations.jsonl", [] if recipe.get("stage") == "judge" else missing),
         live_warnings=_lines(run, "warnings.jsonl", missing) if (folder / "warnings.jsonl").exists() else [],
         samples=[(step, _step_samples(run, step, missing)) for step in spread(steps, MAX_SAMPLE_STEPS)],
         sample_steps=len(steps),
         films=[thinned(film) for film in films[-MAX_FILMS:]],
         film_count=len(films),
+        audit=_object(folder / "audit.json", missing) if (folder / "audit.json").exists() else {},
         missing=missing,
     )
 
@@ -135,7 +137,7 @@ def _recipe(text: str, missing: list[str]) -> Mapping[str, Any]:
     return {}
 
 
-def _environment(path: Path, missing: list[str]) -> Mapping[str, Any]:
+def _object(path: Path, missing: list[str]) -> Mapping[str, Any]:
     text = _text(path, missing)
     try:
         data = json.loads(text or "{}")
@@ -143,7 +145,7 @@ def _environment(path: Path, missing: list[str]) -> Mapping[str, Any]:
         data = None
     if isinstance(data, dict):
         return data
-    missing.append("environment.json cannot be read as an object")
+    missing.append(f"{path.name} cannot be read as an object")
     return {}
 
 

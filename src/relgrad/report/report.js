@@ -57,7 +57,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "x unified",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--soft") },
       hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink"), size: 12 } },
-      xaxis: { ...axis, showgrid: false, nticks: 6, tickformat: ",d", hoverformat: ",d", title: { text: "step", font: { size: 11 }, standoff: 4 } },
+      xaxis: { ...axis, showgrid: false, nticks: 6, ...(chart.x === "step" ? { tickformat: ",d", hoverformat: ",d" } : { tickformat: ".1f", hoverformat: ".2f" }), title: { text: chart.x, font: { size: 11 }, standoff: 4 } },
       yaxis: { ...axis, ...scale(chart) },
     };
   }
