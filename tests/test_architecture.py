@@ -2,6 +2,7 @@
 
 types <- protocols <- advantages, losses, divergences, laws, metrics.statistics    pure floor
                    <- text <- models <- policies, rewards, tasks, judges, search   leaves
+                   <- forms <- rewards, tasks
                    <- train, sft, evaluate                                         loops
                    <- run <- cli                                                   composition root
 rundir, diagnose <- report                                                         island without torch
@@ -30,17 +31,17 @@ PURE_STDLIB = {
 PATH_ONLY_IN_SIGNATURES = {"protocols"}
 
 SETTINGS = ("settings",)
-LEAVES = ("policies", "rewards", "tasks", "judges", "search", "models", "text", "baselines")
+LEAVES = ("policies", "rewards", "tasks", "judges", "search", "models", "text", "forms", "baselines")
 MAY_ALSO_USE = {
     "policies": ("models", "text"),
     "judges": ("models", "text", "metrics"),
-    "rewards": ("models", "text", "config", "registry"),
-    "tasks": ("text", "config", "registry"),
+    "rewards": ("models", "text", "forms", "config", "registry"),
+    "tasks": ("text", "forms", "config", "registry"),
     "models": ("text",),
 }
 LOOPS = ("train", "sft", "evaluate", "batch", "optimizer", "randomness", "checkpoint")
 SERVICES = ("tracking", "console", "animate", "environment", "doctor", "metrics")
-ROOT = ("run", "using", "parts", "films", "masked_data", "cli", "config", "registry", "seed_names")
+ROOT = ("run", "using", "parts", "films", "masked_data", "forms_cli", "cli", "config", "registry", "seed_names")
 ISLAND = ("report", "rundir", "diagnose")
 
 
@@ -144,7 +145,9 @@ def test_services_know_no_room_and_no_loop(name: str) -> None:
 @pytest.mark.parametrize("name", list(MODULES))
 def test_nothing_below_the_composition_root_imports_it(name: str) -> None:
     if not inside(name, *ROOT):
-        assert [i for i in own(name) if inside(i, "run", "using", "parts", "films", "masked_data", "cli")] == []
+        assert [
+            i for i in own(name) if inside(i, "run", "using", "parts", "films", "masked_data", "forms_cli", "cli")
+        ] == []
 
 
 @pytest.mark.parametrize("name", list(MODULES))

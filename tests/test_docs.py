@@ -31,8 +31,11 @@ import contract
 import relgrad
 from relgrad import config, diagnose, registry
 from relgrad.cli import app
+from relgrad.forms.grammar import Grammar
 from relgrad.losses import PolicyLoss
+from relgrad.models.flow_losses.few_step import FewStep
 from relgrad.optimizer import OptimizerSettings
+from relgrad.policies import flow
 from relgrad.policies.autoregressive import Lora
 from relgrad.protocols import Toy
 from relgrad.rewards.combine import NamedReward, RewardSet
@@ -294,6 +297,10 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "checkpoint": settings_rows(config.Checkpointing),
         "rewards": settings_rows(config.RewardComponent),
         "policies.autoregressive.lora": settings_rows(Lora),
+        "policies.flow.lora": settings_rows(flow.Lora),
+        "policies.flow.network": settings_rows(flow.Network),
+        "policies.flow.few_step": settings_rows(FewStep),
+        "tasks.forms.grammar": settings_rows(Grammar),
     }
     tables["masks"] = settings_rows(Strategy)
     for mask in (Random, Sticky, Span, Line):
@@ -419,7 +426,8 @@ def test_the_map_is_the_tree() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     documented = re.findall(r"^\| `relgrad ([\w-]+)", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(documented) == sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
+    commands = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    assert sorted(documented) == sorted([*commands, *(str(group.name) for group in app.registered_groups)])
 
 
 def anchors(page: Path) -> set[str]:

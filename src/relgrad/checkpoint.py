@@ -166,6 +166,7 @@ def save_rollouts(rollouts: Rollouts, folder: Path) -> None:
         "stop": rollouts.stop,
         "policy_version": rollouts.policy_version,
         "foreign": rollouts.foreign,
+        "stands_for": rollouts.stands_for,
     }
     (folder / "rollouts.json").write_text(json.dumps(plain, default=str, ensure_ascii=False), encoding="utf-8")
 
@@ -180,6 +181,7 @@ def load_rollouts(folder: Path) -> Rollouts:
         stop=tuple(plain["stop"]),
         policy_version=plain["policy_version"],
         foreign=plain["foreign"],
+        stands_for=plain["stands_for"],
         trace={k.removeprefix("trace."): v for k, v in tensors.items() if k.startswith("trace.")},
         **{name: tensors[name] for name in ROLLOUT_TENSORS},
     )

@@ -21,6 +21,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import relgrad
+from relgrad.forms_cli import app as forms
 
 if TYPE_CHECKING:
     from relgrad.config import Recipe, Stage
@@ -47,6 +48,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
 )
+app.add_typer(forms, name="forms")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
@@ -299,8 +301,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point of the `relgrad` command."""
-    # Torch's threads wait in busy loops unless told otherwise before torch is loaded. On cores shared with other
-    # jobs that slows a step down several times; sleeping costs microseconds.
+    # Torch's waiting threads spin unless told otherwise before torch is loaded; on shared cores that costs several times more.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="relgrad")
 
@@ -336,10 +337,9 @@ def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
         grpo = stage.grpo
         work = f"{grpo.steps} GRPO steps, {grpo.num_prompts} prompts x {grpo.num_generations} completions per batch"
     saved = steps(folder / "checkpoints")
+    start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
     if fresh and folder.exists():
         start = "deleting what is there"
-    else:
-        start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
     return f"{folder}: {work}; {start}"
 
 

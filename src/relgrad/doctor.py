@@ -40,7 +40,7 @@ EXTRAS = {
     "tensorboard": (("tensorboard",), "the tensorboard tracker"),
     "wandb": (("wandb",), "the wandb tracker"),
     "trackio": (("trackio",), "the trackio tracker"),
-    "browser": (("playwright",), "tests that open reports in a browser"),
+    "browser": (("playwright",), "web forms in a real browser, tests that open reports"),
     "bench": (("trl", "datasets"), "the benchmarks against TRL"),
 }
 """Extra -> the modules it brings, and what they are for."""

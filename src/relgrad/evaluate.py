@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -135,7 +136,7 @@ def evaluate(
     generator = torch.Generator().manual_seed(seed)
     batches: list[tuple[Rollouts, RewardTable]] = []
     measured = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad():
+    with torch.no_grad(), getattr(policy, "evaluation", nullcontext)():
         for start in range(0, len(prompts), batch_prompts):
             rollouts = policy.sample(prompts[start : start + batch_prompts], num_generations, generator)
             batches.append((rollouts, rewards(rollouts)))

@@ -12,10 +12,12 @@ One loss = a *surrogate* per decision, an *aggregation* over decisions, and opti
 |---|---|---|---|
 | grpo | clipped | mean over rows of the mean over decisions | Shao et al. 2024, arXiv:2402.03300 |
 | bnpo | clipped | sum / decisions of this optimizer step | TRL's name for the local token mean |
-| dr_grpo | clipped | sum / (rows x max_decisions) | Liu et al. 2025, arXiv:2503.20783 |
+| dr_grpo | clipped | sum* / (rows x max_decisions) | Liu et al. 2025, arXiv:2503.20783 |
 | dapo | clipped | sum / decisions per optimizer step of the whole generation batch | Yu et al. 2025, arXiv:2503.14476 |
 | cispo | cispo | as dapo | MiniMax 2025, arXiv:2506.13585 |
-| reinforce | reinforce | mean over rows of the *sum* over decisions: the exact policy gradient | Williams 1992 |
+| reinforce | reinforce | mean over rows of the sum* over decisions: the exact policy gradient | Williams 1992 |
+
+*) times `LossTerms.stands_for`, where only a random part of a row's decisions is trained; a mean over that part needs no factor.
 
 Definitions, defaults and edge cases follow TRL 1.16, so that the same rollouts give the same loss and gradient.
 """
@@ -35,6 +37,8 @@ LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce"]
 LOSS_TYPES: tuple[LossType, ...] = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "reinforce")
 KlEstimator = Literal["k1", "k2", "k3", "exact"]
 CISPO_EPSILON_HIGH = 5.0
+SPREAD_FLOOR = 1e-3
+"""Spreads of log-ratios below it are rounding noise, and are not blown up."""
 
 
 def log_ratio(terms: LossTerms, level: Literal["token", "sequence"]) -> Tensor:
@@ -44,6 +48,27 @@ def log_ratio(terms: LossTerms, level: Literal["token", "sequence"]) -> Tensor:
         return ratio_BT
     mask_BT = terms.mask_BT.to(ratio_BT.dtype)
     return ((ratio_BT * mask_BT).sum(-1) / mask_BT.sum(-1).clamp(min=1.0))[:, None]
+
+
+def normalised_by_step(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Log-ratios with mean 0 and one spread at every decision number t, after GRPO-Guard's RatioNorm (arXiv:2510.22319).
+
+        l'_bt = (l_bt - mean_b l_bt) (s + f) / (s_t + f),   s_t = std_b l_bt,   s^2 = mean_t s_t^2,   f = SPREAD_FLOOR
+
+    On samples of the old policy E[l] = -KL(old || new) <= 0, and more so at steps with many choices: without this the clip
+    range acts at some steps only, and on one side. GRPO-Guard takes mean and spread from the Gaussian and also weighs
+    gradients by 1 / dt; here both are measured over the rows, detached, and nothing else is weighed. Where all ratios are 1, and
+    at decisions of one row only, nothing changes but the mean.
+    """
+    weight_BT = mask_BT.to(log_ratio_BT.dtype)
+    count_T = weight_BT.sum(0).clamp(min=1.0)
+    detached_BT = log_ratio_BT.detach()
+    mean_T = (detached_BT * weight_BT).sum(0) / count_T
+    variance_T = ((detached_BT - mean_T).square() * weight_BT).sum(0) / count_T
+    several_T = mask_BT.sum(0) > 1
+    pooled = variance_T[several_T].mean().sqrt() if bool(several_T.any()) else variance_T.new_zeros(())
+    scale_T = torch.where(several_T, (pooled + SPREAD_FLOOR) / (variance_T.sqrt() + SPREAD_FLOOR), 1.0)
+    return (log_ratio_BT - torch.where(several_T, mean_T, 0.0)) * scale_T
 
 
 def clipped_surrogate(
@@ -69,10 +94,10 @@ def aggregate(cell_BT: Tensor, terms: LossTerms, loss_type: LossType) -> Tensor:
     if loss_type == "bnpo":
         return masked_BT.sum() / mask_BT.sum().clamp(min=1.0)
     if loss_type == "dr_grpo":
-        return masked_BT.sum() / (mask_BT.shape[0] * terms.max_decisions)
+        return terms.stands_for * masked_BT.sum() / (mask_BT.shape[0] * terms.max_decisions)
     if loss_type in ("dapo", "cispo"):
         return masked_BT.sum() / max(terms.batch_decisions, 1.0)
-    return masked_BT.sum(-1).mean()
+    return terms.stands_for * masked_BT.sum(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,7 @@ class PolicyLoss:
     epsilon_high        None: equal to `epsilon`; for cispo 5.0 (ScaleRL), since a cap of 0.2 would throw the ratio away
     beta                weight of the divergence from the reference; 0 loads no reference
     kl_estimator        "k3" (TRL), "k2" or "exact" in the loss; "k1" is subtracted from the reward by the loop, not here
+    step_ratio_norm     clip ratios that were brought to one scale, decision number by decision number (`normalised_by_step`)
     entropy_coef        weight of the mean entropy per decision, subtracted from the loss
     """
 
@@ -93,6 +119,7 @@ class PolicyLoss:
     beta: float = 0.0
     kl_estimator: KlEstimator = "k3"
     use_bias_correction_kl: bool = True
+    step_ratio_norm: bool = False
     entropy_coef: float = 0.0
 
     @property
@@ -120,10 +147,13 @@ class PolicyLoss:
         loss = pg_loss + kl_penalty - entropy_coef x mean entropy; `mean_kl` is nats per row, `kl` per decision.
         """
         ratio = log_ratio(terms, self.importance_sampling_level).exp()
-        cell_BT = self.surrogate(terms, ratio)
+        clipped = ratio
+        if self.step_ratio_norm:
+            clipped = normalised_by_step(log_ratio(terms, "token"), terms.mask_BT).exp()
+        cell_BT = self.surrogate(terms, clipped)
         if terms.correction_BT is not None:
             cell_BT = cell_BT * terms.correction_BT
-        metrics = clip_metrics(terms, ratio, self) if self.loss_type != "reinforce" else {}
+        metrics = clip_metrics(terms, clipped, self) if self.loss_type != "reinforce" else {}
         loss = aggregate(cell_BT, terms, self.loss_type)
         metrics |= {"pg_loss": float(loss.detach()), "kl_penalty": 0.0}
         if self.beta and self.kl_estimator != "k1":
@@ -131,7 +161,7 @@ class PolicyLoss:
             penalty = aggregate(self.beta * kl_BT, terms, self.loss_type)
             loss = loss + penalty
             metrics |= {"kl_penalty": float(penalty.detach()), "kl": masked_mean(kl_BT, terms.mask_BT)}
-            metrics["mean_kl"] = mean_per_row(kl_BT, terms.mask_BT)
+            metrics["mean_kl"] = terms.stands_for * mean_per_row(kl_BT, terms.mask_BT)
         if self.entropy_coef:
             assert terms.entropy_BT is not None
             mask_BT = terms.mask_BT.to(loss.dtype)

@@ -20,6 +20,9 @@ class Policy(Protocol):
     law            "exact": `score` is the log-probability of what `sample` drew. "surrogate": it is not, and says so
     version        the number of weight updates seen; the loop counts it up
     max_decisions  the most decisions a row can have (dr_grpo divides by it)
+
+    Two more methods are called where a policy has them: `after_update()` after every optimizer step, and `evaluation()`, a context
+    manager inside which `sample` writes as the policy is judged and used (with averaged weights, say).
     """
 
     law: Literal["exact", "surrogate"]
@@ -114,6 +117,7 @@ class LossTerms:
     correction_BT      truncated importance weights for decisions another engine sampled, or None
     batch_decisions    decisions per optimizer step, averaged over the generation batch (dapo's and cispo's divisor)
     max_decisions      longest possible row (dr_grpo's divisor)
+    stands_for         decisions that each trained one stands for, where a policy trains a random part of each row
     """
 
     logp_BT: Tensor
@@ -126,6 +130,7 @@ class LossTerms:
     entropy_BT: Tensor | None = None
     kl_BT: Tensor | None = None
     correction_BT: Tensor | None = None
+    stands_for: float = 1.0
 
 
 class Loss(Protocol):

@@ -60,6 +60,7 @@ class Sft:
                 parameter.grad /= max(count, 1)
         metrics = {"loss": total / max(count, 1), "mean_nll": total / max(count, 1)}
         metrics |= self.optimizer.step(self.step)
+        getattr(self.model, "after_update", lambda: None)()
         self.step, self.tokens = self.step + 1, self.tokens + count
         seconds = time.perf_counter() - started
         metrics |= {"num_tokens": float(self.tokens), "step_time": seconds, "tokens_per_second": count / seconds}

@@ -59,6 +59,7 @@ class GrpoSettings(OptimizerSettings):
     beta: float = Field(0.0, ge=0)
     kl_estimator: KlEstimator = "k3"
     use_bias_correction_kl: bool = True
+    step_ratio_norm: bool = False
     entropy_coef: float = 0.0
     scale_rewards: Literal["group", "batch", "none"] = "group"
     leave_one_out: bool = False
@@ -92,6 +93,8 @@ class GrpoSettings(OptimizerSettings):
             raise ValueError(f"loss={self.loss!r} and loss_type={self.loss_type!r} exclude each other; keep one")
         if self.kl_estimator != "k3" and not self.beta:
             raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0: set beta, or drop it")
+        if self.step_ratio_norm and (self.importance_sampling_level == "sequence" or self.loss_type == "reinforce"):
+            raise ValueError("step_ratio_norm needs importance_sampling_level='token' and a loss_type that has ratios")
         if self.credit == "decision" and self.kl_estimator == "k1":
             raise ValueError("credit='decision' with kl_estimator='k1', a penalty of whole rows: use exact, k2 or k3")
         if self.credit == "decision" and self.multi_objective_aggregation != "sum_then_normalize":
@@ -148,6 +151,7 @@ class Grpo:
         metrics["loss"] += settings.sft_coef * metrics.get("sft_loss", 0.0)
         metrics.update(self.optimizer.step(self.step))
         self.policy.version += 1
+        getattr(self.policy, "after_update", lambda: None)()
         self.step += 1
         batch.used += 1
         now = time.perf_counter()
@@ -253,6 +257,7 @@ class Grpo:
             entropy_BT=entropy_BT,
             kl_BT=kl_BT,
             correction_BT=None if batch.correction_BT is None else batch.correction_BT[rows],
+            stands_for=batch.parts[0].stands_for,
         )
         return terms, kept
 
@@ -312,7 +317,7 @@ class Grpo:
                 batch.reference_logp_BT = self._score_all(batch)
             if settings.kl_estimator == "k1":
                 gap_BT = k1(batch.behaviour_logp_BT, batch.reference_logp_BT) * batch.mask_BT
-                penalty_B = settings.beta * gap_BT.sum(-1)
+                penalty_B = settings.beta * parts[0].stands_for * gap_BT.sum(-1)
                 batch.metrics["kl"] = float(gap_BT[keep_B].sum() / batch.mask_BT[keep_B].sum().clamp(min=1))
         table = merge_tables(tables, batch.mask_BT.shape[1])
         kept = dataclasses.replace(table, value_BR=table.value_BR.masked_fill(~keep_B[:, None], torch.nan))
@@ -357,10 +362,10 @@ def row_figures(terms: LossTerms) -> dict[str, float]:
 
     A loss that knows its divergence better reports `mean_kl` itself, which then counts.
     """
-    figures = {"mean_log_prob": mean_per_row(terms.logp_BT, terms.mask_BT)}
+    figures = {"mean_log_prob": terms.stands_for * mean_per_row(terms.logp_BT, terms.mask_BT)}
     if terms.reference_logp_BT is not None:
         gap_BT = k1(terms.behaviour_logp_BT, terms.reference_logp_BT)
-        figures["mean_kl"] = mean_per_row(gap_BT, terms.mask_BT)
+        figures["mean_kl"] = terms.stands_for * mean_per_row(gap_BT, terms.mask_BT)
     return figures
 
 

@@ -71,6 +71,8 @@ class Rollouts:
     policy_version     the number of weight updates the sampling policy had seen
     foreign            the log-probs were computed by another engine than `Policy.score`, and differ from it by more than rounding
     trace              tensors that only the policy which wrote them understands; enough to score the rows again
+    stands_for         1 / probability that a decision was chosen to be trained, where a policy trains a random part of each row
+                       (and `mask_BT` says which); losses that sum over decisions multiply by it
     """
 
     prompts: tuple[Prompt, ...]
@@ -83,6 +85,7 @@ class Rollouts:
     policy_version: int
     trace: Mapping[str, Tensor]
     foreign: bool = False
+    stands_for: float = 1.0
 
     def __post_init__(self) -> None:
         rows, decisions = self.behaviour_logp_BT.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
             raise RelgradError(f"{source}: the task holds out no prompts to sample for; give your own with --prompt")
         rewards = rewards_of(stage, start)
     policy = build_policy(stage, start)
-    rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))
+    with getattr(policy, "evaluation", nullcontext)():
+        rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))
     table = rewards(rollouts) if rewards is not None else None
     logp_B = (rollouts.behaviour_logp_BT * rollouts.mask_BT).sum(-1)
     for row, output in enumerate(rollouts.outputs):

@@ -105,7 +105,7 @@ def invert_many(mass_NV: Tensor, uniform_NK: Tensor) -> Tensor:
     rows, vocabulary = mass_NV.shape
     if vocabulary % BLOCK:
         mass_NV = torch.nn.functional.pad(mass_NV, (0, -vocabulary % BLOCK))
-    block_NJB = mass_NV.view(rows, -1, BLOCK)
+    block_NJB = mass_NV.view(rows, mass_NV.shape[1] // BLOCK, BLOCK)
     cumulative_NJ = block_NJB.sum(-1).cumsum(-1)
     point_NK = _below(uniform_NK * cumulative_NJ[:, -1:], cumulative_NJ[:, -1:])
     block_NK = torch.searchsorted(cumulative_NJ, point_NK, right=True)

@@ -49,8 +49,11 @@ class _Unpickler(pickle.Unpickler):
         return known[f"{module}.{name}"]
 
 
-def load_tensors(path: Path) -> Any:
-    """What torch.save wrote, on the CPU. Raises RelgradError for what is no such file, is cut off, or would run code."""
+def load_tensors(path: Path, *, mmap: bool = False) -> Any:
+    """What torch.save wrote, on the CPU. Raises RelgradError for what is no such file, is cut off, or would run code.
+
+    With `mmap` only what is used is read, from archives; the tensors are views of the file, so copy them.
+    """
     path = Path(path)
     if not path.is_file():
         raise RelgradError(f"{path}: no such file")
@@ -62,7 +65,7 @@ def load_tensors(path: Path) -> Any:
         raise RelgradError(f"{path}: not a file that torch.save wrote (a pickle of something else)")
     try:
         with torch.serialization.safe_globals([(f, name) for name, f in STAND_INS.items()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and head[:2] == b"PK")
     except Exception as error:  # a parser fed with a broken file may fail in any way
         raise _refusal(path, error) from None
 

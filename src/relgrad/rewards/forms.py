@@ -1,0 +1,105 @@
+"""What a plan for a web form is worth: the success page, the fields as they were submitted, the steps that executed.
+
+    score = success_weight · success + fields_weight · field accuracy + steps_weight · executed steps / steps
+
+See relgrad/forms/outcome.py for the parts, relgrad/forms/plan.py for plans. A plan in broken syntax scores what its other steps
+achieve. What a browser failed to execute is unscored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from relgrad.forms.browser import Browser
+from relgrad.forms.form import Form, rebuild
+from relgrad.forms.in_process import InProcess
+from relgrad.forms.outcome import Executor, Outcome, Text, Unscored, field_accuracy
+from relgrad.forms.plan import Plan, parse
+from relgrad.rewards._columns import column, unscored
+from relgrad.settings import Strict
+from relgrad.types import Output, Prompt, Score
+
+
+class Settings(Strict):
+    """`timeout` is in seconds per plan, for the browser."""
+
+    executor: Literal["html", "browser"] = "html"
+    success_weight: float = Field(0.4, ge=0)
+    fields_weight: float = Field(0.4, ge=0)
+    steps_weight: float = Field(0.2, ge=0)
+    text: Text = Field("ratio", description="text counts by difflib's ratio, or only when it is exact")
+    timeout: float = Field(20.0, gt=0, description="seconds per plan in the browser")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Settings:
+        if not self.success_weight + self.fields_weight + self.steps_weight:
+            raise ValueError("success_weight, fields_weight and steps_weight are all 0; give one of them a weight")
+        return self
+
+
+def build(settings: Settings) -> FormReward:
+    """Raises RelgradError where the browser is asked for and not installed."""
+    return FormReward(_executor(settings.executor, settings.timeout), settings)
+
+
+@cache
+def _executor(kind: str, timeout: float) -> Executor:
+    """One for all rewards of a process: several of them (a monitor of success, say) share a browser and its outcomes."""
+    return Remembering(Browser(timeout)) if kind == "browser" else InProcess()
+
+
+class Remembering:
+    """An executor that executes equal plans on a form once, as far as the last `size` of them go."""
+
+    def __init__(self, executor: Executor, size: int = 4096) -> None:
+        self.run: Callable[[Form, Plan], Outcome] = lru_cache(maxsize=size)(executor.run)
+
+
+class FormReward:
+    """A reward in relgrad's own form, for prompts of the task `forms`."""
+
+    def __init__(self, executor: Executor, settings: Settings) -> None:
+        self.executor, self.settings = executor, settings
+
+    def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
+        spec = column(prompt, "form", "forms")
+        if spec is None:
+            return [unscored("column 'form' is None")] * len(outputs)
+        form = rebuild(spec)
+        return [self._score(form, output.text) for output in outputs]
+
+    def _score(self, form: Form, text: str) -> Score:
+        plan = parse(text)
+        try:
+            outcome = self.executor.run(form, plan)
+        except Unscored as failure:
+            return unscored(str(failure))
+        parts = figures(form, plan, outcome, self.settings.text)
+        weights = self.settings
+        return Score(
+            weights.success_weight * parts["success"]
+            + weights.fields_weight * parts["field_accuracy"]
+            + weights.steps_weight * parts["executed"],
+            parts,
+        )
+
+
+def figures(form: Form, plan: Plan, outcome: Outcome, text: Text) -> dict[str, float]:
+    """The parts of a score; `perfect`: success with every field exact; `broken`: the share of lines that are no steps."""
+    exact = field_accuracy(form, outcome.submitted, "exact") == 1
+    found = {
+        "success": float(outcome.success),
+        "perfect": float(outcome.success and exact),
+        "field_accuracy": field_accuracy(form, outcome.submitted, text),
+        "executed": outcome.share,
+        "submitted": float(outcome.submitted is not None),
+        "steps": float(len(plan.steps)),
+        "broken": len(plan.errors) / len(plan.steps) if plan.steps else 0.0,
+    }
+    assert all(map(math.isfinite, found.values()))
+    return found

@@ -1,0 +1,76 @@
+"""Web forms to fill in: the prompt tells what to enter, the answer is a plan, one step a line. See relgrad/forms.
+
+Every form belongs to a family (library card, hotel booking ...), and a family to one split, for good. The held-out forms are of
+other families than those trained on, and nothing that is to be entered into them, ticks apart, occurs in a training prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Literal
+
+from pydantic import Field
+
+from relgrad.forms import families
+from relgrad.forms.form import make
+from relgrad.forms.grammar import Grammar
+from relgrad.forms.wording import END
+from relgrad.settings import Strict
+from relgrad.tasks import Task
+from relgrad.types import Prompt, RelgradError
+
+HELD_OUT_SEED = 11
+
+
+class Settings(Strict):
+    """`families` are those to train on; an empty list stands for all of the training split."""
+
+    families: tuple[str, ...] = ()
+    held_out: Literal["validation", "test"] = Field("validation", description="the families to judge by")
+    train_size: int = Field(20_000, ge=1, description="forms per epoch")
+    held_out_size: int = Field(200, ge=0)
+    grammar: Grammar = Grammar()
+
+
+def load(settings: Settings, seed: int) -> Task:
+    """Columns: `plan` (the reference plan), `form` (plain data that rebuilds it), `values` (label -> value), `family`.
+
+    Held-out forms depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Raises
+    RelgradError for a family that does not exist or is held out.
+    """
+    training = families.names("train")
+    for name in settings.families:
+        if families.family(name).split != "train":
+            raise RelgradError(
+                f"forms: family {name!r} is held out for ever; to train on there are {', '.join(training)}"
+            )
+    train = FormPrompts(settings.families or training, settings.train_size, f"{seed}/train", settings.grammar)
+    key = f"{HELD_OUT_SEED}/{settings.held_out}"
+    plain = settings.grammar.model_copy(update={"foreign_labels": 0.0})
+    held_out = FormPrompts(families.names(settings.held_out), settings.held_out_size, key, plain)
+    return Task(f"forms-{settings.held_out}", train, list(held_out), ask=_ask(settings.grammar))
+
+
+class FormPrompts(Sequence[Prompt]):
+    """`size` prompts, each made when it is asked for, of families drawn with equal chance."""
+
+    def __init__(self, names: Sequence[str], size: int, key: str, grammar: Grammar) -> None:
+        self.names, self.size, self.key, self.grammar = tuple(names), size, key, grammar
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        index %= self.size
+        draw = Random(f"{self.key}/{index}")
+        form = make(draw.choice(self.names), draw.randrange(2**40), self.grammar)
+        columns = {"plan": form.plan, "form": form.spec, "values": form.values, "family": form.family}
+        return Prompt(form.prompt, columns, index)
+
+
+def _ask(grammar: Grammar) -> Callable[[str], str]:
+    end = END if grammar.wording == "short" else "Plan:\n"
+    return lambda text: text if text.endswith(end) else f"{text.rstrip()}\n{end}"

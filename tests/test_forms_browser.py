@@ -1,0 +1,186 @@
+"""The real browser: it agrees with the in-process executor on everything, and its failures are values, not zeros."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from typer.testing import CliRunner
+
+from form_cases import CASES, GRAMMARS, ONE, Case, filled
+from relgrad.cli import app
+from relgrad.forms import families
+from relgrad.forms.browser import Browser, find_chromium
+from relgrad.forms.form import Form, make
+from relgrad.forms.in_process import InProcess
+from relgrad.forms.outcome import Outcome, Unscored
+from relgrad.forms.plan import parse
+from relgrad.forms.watch import watch
+from relgrad.rewards import forms as reward
+from relgrad.types import Output, Prompt, RelgradError
+
+PATIENT = 300.0
+"""Seconds; machines that run tests may be busy with other things."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        find_chromium()
+    except RelgradError as error:
+        pytest.skip(str(error))
+    one = Browser(PATIENT)
+    yield one
+    one.close()
+
+
+def kill_browsers(kind: str = "") -> int:
+    """Kill the browsers that this process started, or their processes of a kind; how many that were."""
+    ours = psutil.Process(os.getpid()).children(recursive=True)
+    chromium = [p for p in ours if "chrom" in p.name().lower() and kind in " ".join(p.cmdline())]
+    for process in chromium:
+        process.kill()
+    psutil.wait_procs(chromium, timeout=20)
+    return len(chromium)
+
+
+# ---------------------------------------------------------------------- agreement
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_browser_knows_what_comes_of_it(browser: Browser, case: Case) -> None:
+    """The cases of test_forms.py, with the same outcomes."""
+    found = browser.run(case.form, parse(case.plan))
+    assert "".join("ny"[executed] for executed in found.executed) == case.executed
+    assert found.submitted == case.sent
+    assert found.success == case.success
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(given=filled())
+def test_both_executors_agree_on_any_plan_for_any_form(browser: Browser, given: tuple[Form, str]) -> None:
+    form, text = given
+    plan = parse(text)
+    assert browser.run(form, plan) == InProcess().run(form, plan)
+
+
+@pytest.mark.parametrize("name", families.names("validation", "test"))
+def test_reference_plans_succeed(browser: Browser, name: str) -> None:
+    form = make(name, 2, GRAMMARS[1])
+    found = browser.run(form, parse(form.plan))
+    assert found == InProcess().run(form, parse(form.plan))
+    assert found.success
+
+
+def test_one_page_serves_callers_on_any_thread(browser: Browser) -> None:
+    found: dict[int, Outcome] = {}
+
+    def fill(number: int) -> None:
+        found[number] = browser.run(ONE, parse(f"fill town: {number}\nsubmit"))
+
+    threads = [threading.Thread(target=fill, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {number: outcome.submitted for number, outcome in found.items()} == {n: (("t", str(n)),) for n in range(4)}
+
+
+# ---------------------------------------------------------------------- failures
+
+
+class Killing:
+    """An `after` that ends the browser in the middle of a plan, so many times."""
+
+    def __init__(self, times: int, kind: str = "") -> None:
+        self.times, self.kind = times, kind
+
+    async def __call__(self, page: Any, number: int, executed: bool | None) -> None:
+        if executed and self.times:
+            self.times -= 1
+            assert kill_browsers(self.kind)
+
+
+def test_a_browser_that_dies_is_started_again_once(browser: Browser) -> None:
+    plan = parse("fill town: Bonn\nsubmit")
+    expected = InProcess().run(ONE, plan)
+    assert browser.run(ONE, plan) == expected
+    assert kill_browsers()
+    assert browser.run(ONE, plan) == expected, "dead before the plan"
+    assert browser.run(ONE, plan, Killing(1)) == expected, "dead inside of the plan"
+    with pytest.raises(Unscored, match="the browser died twice"):
+        browser.run(ONE, plan, Killing(2))
+    assert browser.run(ONE, plan) == expected, "and the next plan gets a new one"
+
+
+def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
+    plan = parse("fill town: Bonn\nsubmit")
+    killing = Killing(1, "--type=renderer")
+    assert browser.run(ONE, plan, killing) == InProcess().run(ONE, plan)
+    assert not killing.times
+
+
+def test_a_plan_that_takes_too_long_is_unscored_and_the_next_one_is_not(browser: Browser) -> None:
+    browser.timeout = 0.001
+    try:
+        with pytest.raises(Unscored, match=r"took longer than 0.001 s"):
+            browser.run(ONE, parse("submit"))
+    finally:
+        browser.timeout = PATIENT
+    assert browser.run(ONE, parse("submit")).success
+
+
+def test_the_reward_is_the_same_in_the_browser_and_unscored_where_it_fails(browser: Browser) -> None:
+    form = make("boat licence", 1, GRAMMARS[0])
+    prompt = Prompt(form.prompt, {"form": form.spec})
+    plans = [Output(form.plan), Output(form.plan.replace("fill", "fil")), Output("nonsense"), Output("")]
+    real = reward.FormReward(browser, reward.Settings())
+    assert real(prompt, plans) == reward.build(reward.Settings())(prompt, plans)
+    browser.timeout = 0.001
+    try:
+        (score,) = real(prompt, [Output(form.plan)])
+    finally:
+        browser.timeout = PATIENT
+    assert math.isnan(score.value)
+    assert score.why == "the browser took longer than 0.001 s"
+
+
+def test_two_rewards_share_a_browser(browser: Browser) -> None:
+    one = reward.build(reward.Settings(executor="browser"))
+    other = reward.build(reward.Settings(executor="browser", success_weight=1, fields_weight=0, steps_weight=0))
+    assert one.executor is other.executor
+
+
+# ---------------------------------------------------------------------- watching
+
+
+def test_a_plan_can_be_watched(browser: Browser) -> None:
+    plan = parse("fill town: Bonn\nfil x\nsubmit\nsubmit")
+    outcome, frames = watch(browser, ONE, plan)
+    assert outcome == InProcess().run(ONE, plan)
+    assert [(frame.line, frame.executed) for frame in frames] == [
+        ("", None), ("fill town: Bonn", True), ("fil x", False), ("submit", True), ("submit", False),
+    ]  # fmt: skip
+    assert all(frame.picture.startswith(b"\x89PNG") for frame in frames)
+    assert len({frame.picture for frame in frames[:2]}) == 2, "the typed text is seen"
+    assert frames[3].picture != frames[2].picture, "the page after the form"
+
+
+def test_the_command_keeps_the_pictures(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plan.txt").write_text("fill town: Bonn\nfil x\nsubmit\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["forms", "watch", "plan.txt", "--seed", "1"], env={"COLUMNS": "300"})
+    assert result.exit_code == 0, result.output
+    assert "done   fill town: Bonn" in result.stdout
+    assert "not    fil x   (unknown verb 'fil'" in result.stdout
+    page = (tmp_path / "plan.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r"https?://", page), "one file that needs nothing else"
