@@ -568,7 +568,7 @@ class Fails:
     def run(self, form: Form, plan: Plan) -> Outcome:
         self.ran.append(plan)
         if any("bad" in step.line for step in plan.steps):
-            raise Unscored("the browser died twice: gone")
+            raise Unscored("the browser failed twice: gone")
         return InProcess().run(form, plan)
 
 
@@ -578,7 +578,7 @@ def test_what_the_browser_could_not_do_is_unscored_and_not_0() -> None:
     scores = one(prompt_of(form), [Output(form.plan), Output("fill bad: x"), Output("fil: x")])
     assert [s.value for s in scores[::2]] == [1, 0]
     assert math.isnan(scores[1].value)
-    assert scores[1].why == "the browser died twice: gone"
+    assert scores[1].why == "the browser failed twice: gone"
 
 
 def test_equal_plans_are_executed_once_and_failures_are_tried_again() -> None:
@@ -626,12 +626,12 @@ def test_a_browser_that_does_not_start_leaves_plans_unscored(monkeypatch: pytest
     monkeypatch.setenv(browser.VARIABLE, str(fake))
     one = browser.Browser()
     try:
-        with pytest.raises(Unscored, match="the browser died twice"):
+        with pytest.raises(Unscored, match="the browser failed twice"):
             one.run(ONE, parse("submit"))
         rewards = RewardSet([NamedReward("forms", reward.FormReward(one, reward.Settings()))], timeout=60)
         (unscored,) = rewards._callers[0].bind(prompt_of(make("taxi ride", 0, SMALL)), [Output("submit")], 0)[0]()
         assert math.isnan(unscored.value)
-        assert "died twice" in unscored.why
+        assert "failed twice" in unscored.why
     finally:
         one.close()
 

@@ -116,7 +116,7 @@ def test_a_browser_that_dies_is_started_again_once(browser: Browser) -> None:
     assert kill_browsers()
     assert browser.run(ONE, plan) == expected, "dead before the plan"
     assert browser.run(ONE, plan, Killing(1)) == expected, "dead inside of the plan"
-    with pytest.raises(Unscored, match="the browser died twice"):
+    with pytest.raises(Unscored, match="the browser failed twice"):
         browser.run(ONE, plan, Killing(2))
     assert browser.run(ONE, plan) == expected, "and the next plan gets a new one"
 
@@ -131,7 +131,7 @@ def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
 def test_a_plan_that_takes_too_long_is_unscored_and_the_next_one_is_not(browser: Browser) -> None:
     browser.timeout = 0.001
     try:
-        with pytest.raises(Unscored, match=r"took longer than 0.001 s"):
+        with pytest.raises(Unscored, match=r"took longer than 0\.001 s for a plan"):
             browser.run(ONE, parse("submit"))
     finally:
         browser.timeout = PATIENT
@@ -150,7 +150,7 @@ def test_the_reward_is_the_same_in_the_browser_and_unscored_where_it_fails(brows
     finally:
         browser.timeout = PATIENT
     assert math.isnan(score.value)
-    assert score.why == "the browser took longer than 0.001 s"
+    assert "took longer than 0.001 s" in score.why
 
 
 def test_two_rewards_share_a_browser(browser: Browser) -> None:

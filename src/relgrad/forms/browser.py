@@ -1,8 +1,8 @@
 """The real executor: headless Chromium through Playwright. One browser, one page that is used again for every plan.
 
 It lives on a thread and event loop of its own, so it can be called from any thread (rewards run on changing ones). A plan that
-takes longer than the time-out is unscored and gets the page closed; a browser that dies is started again once for the plan
-it died of, which is unscored when it dies again.
+takes longer than the time-out is unscored. A browser that dies, crashes or fails otherwise is started again once for the plan
+it failed at, which begins anew and is unscored when that fails too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run",
 ]  # fmt: skip
-_PATIENCE = 60.0
+_PATIENCE = 180.0
 """Seconds that starting a browser may take."""
 
 
@@ -70,7 +70,6 @@ class Browser:
         self._driver: Any = None
         self._chromium: Any = None
         self._page: Any = None
-        self._crashed = False
         self._visits = 0
 
     def run(self, form: Form, plan: Plan, after: After | None = None) -> Outcome:
@@ -105,13 +104,12 @@ class Browser:
                     return await asyncio.wait_for(_play(visit, plan, after), self.timeout)
                 except TimeoutError:
                     await self._end()
-                    raise Unscored(f"the browser took longer than {self.timeout:g} s") from None
+                    limits = f"{self.timeout:g} s for a plan, or {_PATIENCE:g} s to start"
+                    raise Unscored(f"the browser took longer than {limits}") from None
                 except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
-                    died = self._died(error)
                     await self._end()
-                    if not (died and again):
-                        what = "died twice" if died else "failed"
-                        raise Unscored(f"the browser {what}: {_first_line(error)}") from None
+                    if not again:
+                        raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
         raise AssertionError("unreachable")
 
     async def _visit(self, form: Form) -> Visit:
@@ -124,31 +122,22 @@ class Browser:
         await self._page.route("**/*", visit.answer)
         return visit
 
-    def _died(self, error: Exception) -> bool:
-        """Whether the browser, its page or its driver is gone."""
-        gone = self._crashed or self._chromium is None or not self._chromium.is_connected()
-        return gone or "crashed" in str(error)
-
     async def _begin(self) -> None:
         from playwright.async_api import async_playwright
 
-        self._crashed = False
         self._driver = await async_playwright().start()
         self._chromium = await self._driver.chromium.launch(
             executable_path=self._executable,
             args=_ARGUMENTS,
             headless=not self.headed,
+            timeout=1000 * _PATIENCE,
             slow_mo=400 if self.headed else 0,
         )
         context = await self._chromium.new_context(base_url=HOST, service_workers="block", accept_downloads=False)
         await context.add_init_script(WATCH_REFUSALS)
         page = await context.new_page()
-        page.set_default_timeout(1000 * self.timeout)
-        page.on("crash", self._note_crash)
+        page.set_default_timeout(0)  # the plan's own time-out is the only one
         self._page = page
-
-    def _note_crash(self, _: Any) -> None:
-        self._crashed = True
 
     async def _end(self) -> None:
         """Close everything; what is dead already is no obstacle."""
