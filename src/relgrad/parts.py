@@ -90,9 +90,12 @@ def policy_loss(stage: Stage) -> Loss:
 
 
 class Examples(Sequence[Example]):
-    """Training prompts with their targets, made when they are asked for. A row without the column raises RelgradError."""
+    """Training prompts with their targets, made when they are asked for. A row without the column raises RelgradError.
 
-    def __init__(self, task: Task, column: str) -> None:
+    Without a column (for a judge, whose target is what is right) the targets are empty.
+    """
+
+    def __init__(self, task: Task, column: str | None) -> None:
         self.prompts, self.column = task.train, column
         self.in_order = getattr(task.train, "in_order", False)
         if isinstance(task.train, (list, tuple)):  # whatever is made on demand is checked on demand
@@ -104,7 +107,7 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         prompt = self.prompts[index]
-        target = prompt.columns.get(self.column)
+        target = "" if self.column is None else prompt.columns.get(self.column)
         if not isinstance(target, str):
             raise RelgradError(
                 f"sft: prompt {prompt.id} has no text column {self.column!r}; it has "

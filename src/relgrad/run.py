@@ -128,11 +128,14 @@ class StageRun:
             start = checkpoint.latest(RunDir(self.previous).checkpoints)
             if start is None:
                 raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
-        examples = None if stage.stage == "grpo" else Examples(self.task, stage.sft.completion_column)
+        column = None if judging else stage.sft.completion_column
+        examples = None if stage.stage == "grpo" else Examples(self.task, column)
         self.policy = build_policy(stage, start)
         grpo = stage.stage == "grpo"
         self.figures = getattr(registry.find("policies", stage.policy.kind), "FIGURES", None) if grpo else None
         self.trained: Any = build_judge(stage, self.policy) if judging else self.policy
+        if judging:
+            self.trained.require(self.task.held_out)
         if examples is None:
             assert self.rewards is not None
             self.loop: Any = Grpo(
@@ -183,7 +186,7 @@ class StageRun:
 
     def _audit(self) -> None:
         """Examine a judge on held-out text and write what was found to `audit.json`, before it is saved for the last time."""
-        self.console.note(f"auditing the judge on {len(self.task.held_out)} held-out prompts ...")
+        self.console.note("auditing the judge on held-out prompts ...")
         found = self.trained.audit(
             self.task.held_out,
             generator(self.stage.evaluation.seed, "audit"),
@@ -206,7 +209,7 @@ class StageRun:
             if warning.name not in self.told:
                 self.told.add(warning.name)
                 self.run_dir.append("warnings.jsonl", {**vars(warning), "step": step})
-                self.console.warn(f"{warning.name}: {warning.evidence} {warning.advice}")
+                self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
 
     def _evaluate(self, step: int) -> None:
         assert self.rewards is not None

@@ -18,7 +18,7 @@ from relgrad.parts import build_policy, find_recipe, load_task, stage_rewards
 from relgrad.randomness import generator
 from relgrad.rewards.combine import RewardSet
 from relgrad.run import run_recipe
-from relgrad.rundir import RunDir
+from relgrad.rundir import RunDir, write_json
 from relgrad.types import Prompt, RelgradError
 
 
@@ -43,8 +43,18 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
-    """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from."""
-    return stage_rewards(stage, start.parents[2] if start is not None else None) if stage.rewards else None
+    """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from.
+
+    Rewards that went on learning in the run are as they were at that checkpoint.
+    """
+    if not stage.rewards:
+        return None
+    rewards = stage_rewards(stage, start.parents[2] if start is not None else None)
+    learners: dict[str, Any] = rewards.learners if start is not None else {}
+    for name, learner in learners.items():
+        if start is not None:
+            learner.load(start / "trainer" / "rewards" / name)
+    return rewards
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
@@ -123,6 +133,8 @@ def audit(
 ) -> dict[str, Any]:
     """Calibrate and audit a judge on what a run's policy writes; the findings go into the judge's folder, or into `out`.
 
+    The folder of a judge stage is audited as the stage itself did it, and its audit.json is written again.
+
     Raises RelgradError for a judge of another vocabulary, or an original file without `out`.
     """
     from relgrad.judges import refill
@@ -136,8 +148,15 @@ def audit(
         )
     policy = build_policy(stage, start)
     judge.vocabulary.require(policy.vocabulary.fingerprint, generator_source)
-    trained = refill.RefillJudge(judge, policy, refill.Settings())
-    found = trained.audit(load_task(stage).held_out, generator(stage.seed, "audit"), progress)
+    settings, own = refill.Settings(), Path(source) / "recipe.yaml"
+    if own.is_file():
+        recipe = config.parse_recipe(yaml.safe_load(own.read_text(encoding="utf-8")), source=source)
+        if (component := recipe.stages[0].judge) is not None and component.kind == "refill":
+            settings = config.settings_of(component, refill.Settings, "judge")
+    trained = refill.RefillJudge(judge, policy, settings)
+    found = trained.audit(load_task(stage).held_out, generator(stage.evaluation.seed, "audit"), progress)
     target.mkdir(parents=True, exist_ok=True)
     judge.save(target)
+    if out is None and own.is_file():
+        write_json(Path(source) / "audit.json", found)
     return found

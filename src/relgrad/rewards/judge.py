@@ -43,7 +43,8 @@ def build(settings: Settings) -> JudgeReward:
     for source in settings.judges:
         if source.startswith("stage:"):
             raise RelgradError(
-                f"judges: {source!r} names a stage of the recipe that runs; outside of a run give the judge's folder"
+                f"judges: {source!r} names a stage of the recipe that runs; outside of a run give the judge's folder, or run "
+                "the recipe and name the run (runs/NAME) in its place"
             )
         judge = Judge.load(Path(source))
         if settings.require_audit:
@@ -81,6 +82,7 @@ class JudgeReward:
 
     def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         column(prompt, "masked_ids", "judge")
+        self._require_vocabulary(prompt)
         texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
         found = [judge.scores(texts) for judge in self.judges]
         score_JB = torch.stack([score for score, _ in found])
@@ -95,6 +97,14 @@ class JudgeReward:
             )
             for row in range(len(outputs))
         ]
+
+    def _require_vocabulary(self, prompt: Prompt) -> None:
+        own, theirs = self.judges[0].vocabulary, column(prompt, "vocabulary", "judge")
+        if theirs != own.fingerprint:
+            raise RelgradError(
+                f"judge {self.settings.judges[0]} was trained with another vocabulary ({own}) than that of the task "
+                f"({theirs}). Train the judge on text of this task, or give task and policy its `text` and `symbols`"
+            )
 
     def _per_decision(self, by_position: Sequence[Tensor], texts: Refilled) -> list[Tensor]:
         p_JBL = torch.stack(list(by_position))
