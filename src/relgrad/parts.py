@@ -65,7 +65,8 @@ def stage_folders(recipe: Recipe) -> list[Path]:
 def load_task(stage: Stage) -> Task:
     """The stage's task. Raises RelgradError when it has no training prompts."""
     module = registry.find("tasks", stage.task.kind)
-    task = module.load(config.settings_of(stage.task, module.Settings, "task"), stage.seed)
+    seed = judge_seed(stage) if stage.stage == "judge" else stage.seed
+    task = module.load(config.settings_of(stage.task, module.Settings, "task"), seed)
     if not task.train:
         raise RelgradError(
             f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings"
@@ -133,6 +134,11 @@ def stage_rewards(stage: Stage, run: Path | None) -> RewardSet:
     """The stage's rewards; settings that name a stage of the recipe are looked up in the folder `run`."""
     linked = [RewardComponent.model_validate(_linked(r.model_dump(), run)) for r in stage.rewards]
     return build_rewards(linked, stage.grpo.reward_timeout)
+
+
+def is_linked(stage: Stage) -> bool:
+    """Whether a reward needs what another stage of the recipe trains."""
+    return any(LINK in str(r.options) for r in stage.rewards)
 
 
 def _linked(value: Any, run: Path | None) -> Any:

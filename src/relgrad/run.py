@@ -181,7 +181,7 @@ class StageRun:
             if learner.due(record.step):
                 draw = generator(self.stage.seed, "refit", name, record.step)
                 count = learner.settings.refit_steps * learner.settings.refit_batch_size
-                prompts = draw_epochs(self.task.train, record.step * count, count, self.stage.seed + 1)
+                prompts = draw_epochs(self.task.train, max(self.loop.cursor - count, 0), count, self.stage.seed)
                 record.metrics[f"rewards/{name}/refit_loss"] = learner.refit(self.policy, prompts, draw)
 
     def _audit(self) -> None:
@@ -216,15 +216,16 @@ class StageRun:
         settings = self.stage.evaluation
         prompts = self.task.held_out[: settings.num_prompts]
         self.console.note(f"evaluating on {len(prompts)} held-out prompts x {settings.num_generations} completions ...")
-        found = evaluate(
-            self.policy,
-            prompts,
-            self.rewards,
-            num_generations=settings.num_generations,
-            seed=settings.seed,
-            progress=lambda done, total: self.console.busy("evaluating", done, total),
-            divergence=self.stage.stage == "grpo" and self.stage.grpo.beta > 0,
-        )
+        with self.rewards.fixed():
+            found = evaluate(
+                self.policy,
+                prompts,
+                self.rewards,
+                num_generations=settings.num_generations,
+                seed=settings.seed,
+                progress=lambda done, total: self.console.busy("evaluating", done, total),
+                divergence=self.stage.stage == "grpo" and self.stage.grpo.beta > 0,
+            )
         record = found.to_record(step, "held-out", self.baseline)
         self.run_dir.append("evaluations.jsonl", record)
         self.console.evaluation(record)

@@ -14,7 +14,7 @@ from relgrad.config import Stage
 from relgrad.evaluate import Evaluation, compare, evaluate
 from relgrad.models.judge import Judge
 from relgrad.models.saved import newest
-from relgrad.parts import build_policy, find_recipe, load_task, stage_rewards
+from relgrad.parts import build_policy, find_recipe, is_linked, load_task, stage_rewards
 from relgrad.randomness import generator
 from relgrad.rewards.combine import RewardSet
 from relgrad.run import run_recipe
@@ -45,16 +45,9 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
     """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from.
 
-    Rewards that went on learning in the run are as they were at that checkpoint.
+    Rewards that go on learning in a run score as they did before it, as they do in the run's own evaluations.
     """
-    if not stage.rewards:
-        return None
-    rewards = stage_rewards(stage, start.parents[2] if start is not None else None)
-    learners: dict[str, Any] = rewards.learners if start is not None else {}
-    for name, learner in learners.items():
-        if start is not None:
-            learner.load(start / "trainer" / "rewards" / name)
-    return rewards
+    return stage_rewards(stage, start.parents[2] if start is not None else None) if stage.rewards else None
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
@@ -68,7 +61,7 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
         asked = task.held_out[:4]
         if not asked:
             raise RelgradError(f"{source}: the task holds out no prompts to sample for; give your own with --prompt")
-        rewards = rewards_of(stage, start)
+        rewards = rewards_of(stage, start) if start is not None or not is_linked(stage) else None
     policy = build_policy(stage, start)
     rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))
     table = rewards(rollouts) if rewards is not None else None

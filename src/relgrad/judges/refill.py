@@ -150,7 +150,7 @@ class RefillJudge:
         Raises RelgradError for fewer than 8 prompts.
         """
         self.require(prompts)
-        prompts = prompts[: self.settings.audit_prompts]
+        prompts = prompts[-self.settings.audit_prompts :]  # from the end: evaluations take theirs from the beginning
         self.judge.calibration = (1.0, 0.0)
         half, done = len(prompts) // 2, 0
         fitted: list[Rollouts] = []

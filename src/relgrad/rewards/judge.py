@@ -7,6 +7,7 @@ prompts from hard ones. With `refit_every`, the judges go on learning from what 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
     if found is None:
         raise RelgradError(
             f"judge {source} was never audited. Train it in a stage of kind judge, which ends with an audit, or run "
-            f"`relgrad audit {source} --generator RUN`; require_audit: false trusts it blindly"
+            f"`relgrad audit {source} --generator RUN` (with --out FOLDER for a .pt file); require_audit: false trusts it blindly"
         )
     if math.isnan(found) or found < least:
         raise RelgradError(
@@ -74,17 +75,22 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
 
 
 class JudgeReward:
-    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`)."""
+    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`).
+
+    While `fixed`, the judges speak as they were audited: scores before and after training are then of the same judge.
+    """
 
     def __init__(self, judges: Sequence[Judge], settings: Settings) -> None:
         self.judges, self.settings = tuple(judges), settings
         self.learns = settings.refit_every > 0
+        self.audited = tuple(copy.deepcopy(judge) for judge in judges) if self.learns else self.judges
+        self.fixed = False
 
     def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         column(prompt, "masked_ids", "judge")
         self._require_vocabulary(prompt)
         texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
-        found = [judge.scores(texts) for judge in self.judges]
+        found = [judge.scores(texts) for judge in (self.audited if self.fixed else self.judges)]
         score_JB = torch.stack([score for score, _ in found])
         total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
         by_position = [p for _, p in found if p is not None]
