@@ -139,6 +139,16 @@ def test_unknown_recipe_and_run(tmp_path: Path):
     assert "neither a recipe nor a run folder (no recipe.yaml" in refused("evaluate", tmp_path / "empty")
 
 
+def test_a_recipe_that_failed_at_its_start_is_mended_and_started_again(recipe: Path):
+    """Nothing was saved yet, so nothing is asked."""
+    refused("run", recipe, "stage=sft", "sft={completion_column: solution}")
+    overrides = ["stage=sft", "sft={completion_column: completion, steps: 1}"]
+    result = CliRunner().invoke(app, ["run", str(recipe), *overrides])
+    assert result.exit_code == 0, result.output
+    (folder,) = recipe.parent.glob("out/r/*")
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["sft"]["completion_column"] == "completion"
+
+
 def test_another_recipe_in_the_same_folder(recipe: Path):
     finished(recipe)
     message = refused("run", recipe, "grpo.learning_rate=0.5", "seed=3")
@@ -336,17 +346,17 @@ def test_the_fill_in_recipe_works(fill: Path, tmp_path: Path):
         ("policy.n_emb=8", r"n_emb: unknown key\. Did you mean 'n_embd'\?"),
         ("policy.checkpoint=nowhere", r"nowhere: no config\.json; give a folder with a diffusion GPT"),
         ("task.stages=[{type: rndom}]", r"'rndom'.*'random', 'sticky', 'span', 'line'"),
-        ("task.stages=[{type: random, max_ratio: 0.2}]", r"max_ratio: unknown key\. .*max_masked_ratio"),
+        ("task.stages=[{type: random, max_ratio: 0.2}]", r"stages\.0\.random\.max_ratio: unknown key"),
         ("task.stages=[]", r"stages: .*at least 1 item.*\(received \[\]\)"),
         ("task.length=2", r"length: Input should be greater than or equal to 4 \(received 2\)"),
         ("task.length=32", r"prompt 0 has 32 ids, more than policy\.block_size=16"),
         ("task.symbols=nowhere", r"symbols='nowhere': \"char\", \"byte\", or the path of a tokenizer\.json"),
         ("task.symbols=byte", r"prompt 0 was made with another vocabulary .*Use the same `text` and `symbols` for both"),
         ("task.held_out_size=-1", r"held_out_size: Input should be greater than or equal to 0 \(received -1\)"),
-        ("task={kind: masked_stream, path: nowhere, timeout: 0.2}", r"waited 0 s for nowhere/stream\.json.*Start one: `relgrad prepare --out nowhere"),
-        ("rewards=[{kind: judge, judges: ['stage:nosuch']}]", r"stage:nosuch: the recipe has no such stage before 1-grpo; there are none\. Give"),
+        ("task={kind: masked_stream, path: no, timeout: 0.2}", r"waited 0 s for no/stream\.json.*: `relgrad prepare --out no "),
+        ("rewards=[{kind: judge, judges: ['stage:nosuch']}]", r"stage:nosuch: .*no such stage before 1-grpo; there are none\."),
         ("rewards=[{kind: judge, judges: []}]", r"rewards\.0 \(kind 'judge'\):\n  judges: .*at least 1 item.*received \[\]"),
-        ("rewards=[{kind: judge, judges: [nowhere]}]", r"nowhere: no judge\.json; give the folder of a judge stage \(runs/NAME/2-judge\) or.*stage:LABEL"),
+        ("rewards=[{kind: judge, judges: [nowhere]}]", r"nowhere: no judge\.json; give the folder of a judge stage.*stage:LABEL"),
         ("stage=judge", r"judge is missing: a judge stage needs to know which, for example `judge: \{kind: refill\}`"),
         ("grpo.sft_coef=0.1", r"prompt \d+ has no text column 'completion'; it has .*truth, .*Set grpo\.sft_column"),
         ("grpo={sft_coef: 0.1, sft_column: tuth}", r"prompt \d+ has no text column 'tuth'; it has .*truth, .*Set grpo\.sft_column"),
@@ -364,17 +374,14 @@ def test_wrong_fill_in_setting(fill: Path, override: str, message: str):
     "given",
     [
         ("group_size=4", "grpo.num_generations=4"),
-        ("grpo.group_size=4", "num_generations=8"),
+        ("grpo.group_size=4", "grpo.num_generations=8"),
         ("kl_beta=0", "grpo.beta=0"),
+        ("temperature=0.9", "policy.temperature=0.8"),
     ],
 )
 def test_a_setting_under_two_names(fill: Path, given: tuple[str, str]):
-    message = refused("run", fill, *given) if "num_generations=8" not in given else None
-    if message is None:  # at the top of a recipe `num_generations` is no name of anything
-        assert "num_generations: unknown key" in refused("run", fill, *given)
-        return
     one, other = (text.partition("=")[0] for text in given)
-    assert f"{one} and {other} are two names of one setting; give one of them" in message
+    assert f"{one} and {other} are two names of one setting; give one of them" in refused("run", fill, *given)
 
 
 def test_a_setting_under_two_names_in_the_file(fill: Path):
@@ -428,7 +435,7 @@ def test_wrong_prompt_of_ones_own(fill: Path, prompt: str, message: str):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--steps", 0), r"Invalid value for '--steps': 0 is not in the range x>=1"),
+        (("--steps", 0), r"Invalid value for '--steps': .*greater than or equal to 1"),
         (("--remask", "critic"), r"remask=critic, but this network has no critic head\. Train one with policy\.critic_weight"),
         (("--remask", "best"), r"remask: Input should be 'confidence', 'critic' or 'random' \(received 'best'\)"),
         (("--schedule", "0.5,x"), r"--schedule 0\.5,x: give linear, or shares like 0\.8,0\.4,0\.1"),
@@ -595,7 +602,7 @@ def test_a_file_that_runs_code_when_loaded(fill: Path, tmp_path: Path, nested: b
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[: len(data) // 2], r"batch\.pt: cut off \(\d+ bytes: the end of the archive is missing\)?.*Copy it again"),
+        (lambda data: data[: len(data) // 2], r"batch\.pt: cut off \(\d+ bytes\).*the end of the archive is missing\. Copy"),
         (lambda data: b"", r"batch\.pt: cut off \(0 bytes.*Copy it again"),
         (lambda data: b"hello", r"batch\.pt: not a file of tensors"),
         (lambda data: data, r"batch\.pt.*: no input and target, or x and y, or input_ids and targets in it; it has z"),
@@ -606,7 +613,7 @@ def test_broken_batch_file(tmp_path: Path, change: Callable[[bytes], bytes], mes
     file = tmp_path / "batch.pt"
     torch.save({"z": torch.arange(1000)}, file)
     file.write_bytes(change(file.read_bytes()))
-    assert re.search(message, refused("inspect-batch", file).replace(" bytes): ", " bytes: "))
+    assert re.search(message, refused("inspect-batch", file))
 
 
 @pytest.mark.parametrize("content", [None, b"hello"], ids=["half", "text"])
@@ -780,7 +787,7 @@ def test_disk_full_in_a_run(recipe: Path, tmp_path: Path):
 
     def run(out: Path) -> int | None:
         process = killed_run.start([*arguments, f"out={out}"], log, out)
-        process.join(300)
+        process.join(1800)
         return process.exitcode
 
     assert run(tmp_path / "whole") == 0

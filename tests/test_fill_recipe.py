@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     settings = [f"out={out}", *fill_text.overrides(text)]
     command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", "fill-quick", *settings]
     variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1800, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     return Run(out / "fill-quick", result.stdout, text, settings)

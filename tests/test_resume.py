@@ -86,7 +86,7 @@ def write_recipe(folder: Path, every: int, recipe: str = RECIPE) -> Path:
     return file
 
 
-def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 300) -> int:
+def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 1800) -> int:
     """`relgrad run` in a process of its own, killed at that change to its files or after that time; its exit code."""
     process = killed_run.start(["run", str(recipe), f"out={out}"], recipe.with_name("log"), out, last_change)
     process.join(seconds)
@@ -144,7 +144,7 @@ def undisturbed(folder: Path, recipe: str) -> Path:
     file = write_recipe(folder, 1, recipe)
     command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(file), f"out={folder}"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=variables, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=variables, check=True, timeout=1800, stdout=subprocess.DEVNULL)
     return folder
 
 

@@ -266,10 +266,11 @@ class StageRun:
 def _require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
 
-    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them.
+    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them. A
+    folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
     """
     file = folder / "recipe.yaml"
-    if not file.is_file():
+    if not file.is_file() or not checkpoint.steps(folder / "checkpoints"):
         return
     free = {"out", "trackers"}
     if stage.loop.lr_scheduler_type == "constant":
