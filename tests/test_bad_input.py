@@ -353,7 +353,7 @@ def test_the_fill_in_recipe_works(fill: Path, tmp_path: Path):
         ("task.symbols=nowhere", r"symbols='nowhere': \"char\", \"byte\", or the path of a tokenizer\.json"),
         ("task.symbols=byte", r"prompt 0 was made with another vocabulary .*Use the same `text` and `symbols` for both"),
         ("task.held_out_size=-1", r"held_out_size: Input should be greater than or equal to 0 \(received -1\)"),
-        ("task={kind: masked_stream, path: no, timeout: 0.2}", r"waited 0 s for no/stream\.json.*: `relgrad prepare --out no "),
+        ("task={kind: masked_stream, path: nix, timeout: 0.2}", r"waited 0 s for nix/stream\.json.*: `relgrad prepare --out nix "),
         ("rewards=[{kind: judge, judges: ['stage:nosuch']}]", r"stage:nosuch: .*no such stage before 1-grpo; there are none\."),
         ("rewards=[{kind: judge, judges: []}]", r"rewards\.0 \(kind 'judge'\):\n  judges: .*at least 1 item.*received \[\]"),
         ("rewards=[{kind: judge, judges: [nowhere]}]", r"nowhere: no judge\.json; give the folder of a judge stage.*stage:LABEL"),
