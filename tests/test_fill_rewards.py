@@ -335,7 +335,9 @@ def test_language_model_ngram_prefers_prose(tmp_path: Path):
     reward = language_model.build(language_model.Settings())
     prompt = prompt_of("a█", "ab")
     (first, second, again, short) = reward(prompt, [Output(good), Output(bad), Output(good), Output("a")])
-    assert first.value == pytest.approx(np.mean(NGram("\n".join(load_corpus("builtin").train), 5).log_probabilities(good)))
+    assert first.value == pytest.approx(
+        np.mean(NGram("\n".join(load_corpus("builtin").train), 5).log_probabilities(good))
+    )
     assert 0 > first.value > second.value + 1
     assert first == again
     assert math.isnan(short.value)
