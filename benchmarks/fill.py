@@ -40,7 +40,7 @@ ARMS = ("relgrad", "copies", "copies-split")
 REWARDS = ("cheap", "judge")
 PHASES = ("sample", "reward", "score", "backward", "optimizer", "rest")
 MASKED, BETA, LEARNING_RATE = 0.3, 0.1, 1e-4
-WARM_UP, STEPS, REPEATS = 2, 10, 5
+WARM_UP, STEPS, REPEATS = 2, 10, 3
 TOLERANCE = 1e-4
 FLOPS_TARGET, SPEED_TARGET = 4.0, 2.0
 

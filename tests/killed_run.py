@@ -21,6 +21,9 @@ CONTEXT.set_forkserver_preload(
         "relgrad.cli",
         "relgrad.using",
         "relgrad.policies.autoregressive",
+        "relgrad.policies.fill_in",
+        "relgrad.judges.refill",
+        "relgrad.rewards.judge",
         "transformers.models.qwen3.modeling_qwen3",
         "peft",
     ]

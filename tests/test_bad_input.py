@@ -18,14 +18,18 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+import fill_text
 import killed_run
 from relgrad import checkpoint
 from relgrad.cli import app
 from relgrad.losses import PolicyLoss
+from relgrad.models.diffusion_gpt import GPT, GPTConfig
+from relgrad.models.judge import Judge
 from relgrad.optimizer import NonFinite
 from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.sft import Sft, SftSettings
+from relgrad.text.vocabulary import Vocabulary
 from relgrad.train import Grpo, GrpoSettings
 from relgrad.types import Example, Prompt, RelgradError
 
@@ -133,6 +137,16 @@ def test_unknown_recipe_and_run(tmp_path: Path):
     assert re.search(r"no recipe 'quik': no such file .*built-in are .*quick", refused("run", "quik"))
     (tmp_path / "empty").mkdir()
     assert "neither a recipe nor a run folder (no recipe.yaml" in refused("evaluate", tmp_path / "empty")
+
+
+def test_a_recipe_that_failed_at_its_start_is_mended_and_started_again(recipe: Path):
+    """Nothing was saved yet, so nothing is asked."""
+    refused("run", recipe, "stage=sft", "sft={completion_column: solution}")
+    overrides = ["stage=sft", "sft={completion_column: completion, steps: 1}"]
+    result = CliRunner().invoke(app, ["run", str(recipe), *overrides])
+    assert result.exit_code == 0, result.output
+    (folder,) = recipe.parent.glob("out/r/*")
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["sft"]["completion_column"] == "completion"
 
 
 def test_another_recipe_in_the_same_folder(recipe: Path):
@@ -284,6 +298,353 @@ def test_reward_of_another_shape(recipe: Path, body: str, message: str):
     assert re.search(message, refused("run", recipe, *with_reward(recipe, body)))
 
 
+# ---------------------------------------------------------------------- masked text, its judges and its files
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Path:
+    """A fill-in recipe that works, with its text and its output beside it."""
+    text = str(fill_text.write(tmp_path / "text.txt", lines=60))
+    recipe = {
+        "name": "r",
+        "out": str(tmp_path / "out"),
+        "policy": {"kind": "fill_in", "text": text, "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16},
+        "task": {"kind": "masked_text", "text": text, "length": 16, "aligned": "window", "held_out_size": 8},
+        "rewards": [{"kind": "hidden"}],
+        "grpo": {"steps": 1, "num_prompts": 2, "num_generations": 4},
+        "evaluation": {"num_prompts": 2},
+    }
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def judge(recipe: Path, folder: Path, text: Path | None = None, **audit: float) -> str:
+    """The override that lets an untrained judge with this audit reward; it knows the recipe's text, or another."""
+    vocabulary = Vocabulary.of_text((text or recipe.with_name("text.txt")).read_text())
+    config = GPTConfig(
+        vocab_size=vocabulary.size, block_size=16, n_layer=1, n_head=2, n_embd=16, mode="token_classifier", marks=True
+    )
+    made = Judge(GPT(config), vocabulary)
+    made.audit = audit
+    made.save(folder)
+    return f"rewards=[{{kind: judge, judges: [{folder}]}}]"
+
+
+def test_the_fill_in_recipe_works(fill: Path, tmp_path: Path):
+    metrics, samples = finished(fill, judge(fill, tmp_path / "judge", within_group_correlation=0.3))
+    assert metrics["rewards/unscored"] == 0
+    assert len(samples) == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("policy.temperature=0", r"policy \(kind 'fill_in'\):\n  temperature: Input should be greater than 0 \(received 0\)"),
+        ("policy.top_p=0", r"policy \(kind 'fill_in'\):\n  top_p: Input should be greater than 0 \(received 0\)"),
+        ("policy.top_p=1.5", r"top_p: Input should be less than or equal to 1 \(received 1\.5\)"),
+        ("policy.n_emb=8", r"n_emb: unknown key\. Did you mean 'n_embd'\?"),
+        ("policy.checkpoint=nowhere", r"nowhere: no config\.json; give a folder with a diffusion GPT"),
+        ("task.stages=[{type: rndom}]", r"'rndom'.*'random', 'sticky', 'span', 'line'"),
+        ("task.stages=[{type: random, max_ratio: 0.2}]", r"stages\.0\.random\.max_ratio: unknown key"),
+        ("task.stages=[]", r"stages: .*at least 1 item.*\(received \[\]\)"),
+        ("task.length=2", r"length: Input should be greater than or equal to 4 \(received 2\)"),
+        ("task.length=32", r"prompt 0 has 32 ids, more than policy\.block_size=16"),
+        ("task.symbols=nowhere", r"symbols='nowhere': \"char\", \"byte\", or the path of a tokenizer\.json"),
+        ("task.symbols=byte", r"prompt 0 was made with another vocabulary .*Use the same `text` and `symbols` for both"),
+        ("task.held_out_size=-1", r"held_out_size: Input should be greater than or equal to 0 \(received -1\)"),
+        ("task={kind: masked_stream, path: nix, timeout: 0.2}", r"waited 0 s for nix/stream\.json.*: `relgrad prepare --out nix "),
+        ("rewards=[{kind: judge, judges: ['stage:nosuch']}]", r"stage:nosuch: .*no such stage before 1-grpo; there are none\."),
+        ("rewards=[{kind: judge, judges: []}]", r"rewards\.0 \(kind 'judge'\):\n  judges: .*at least 1 item.*received \[\]"),
+        ("rewards=[{kind: judge, judges: [nowhere]}]", r"nowhere: no judge\.json; give the folder of a judge stage.*stage:LABEL"),
+        ("stage=judge", r"judge is missing: a judge stage needs to know which, for example `judge: \{kind: refill\}`"),
+        ("grpo.sft_coef=0.1", r"prompt \d+ has no text column 'completion'; it has .*truth, .*Set grpo\.sft_column"),
+        ("grpo={sft_coef: 0.1, sft_column: tuth}", r"prompt \d+ has no text column 'tuth'; it has .*truth, .*Set grpo\.sft_column"),
+        ("grpo.credit=token", r"grpo\.credit: Input should be 'row' or 'decision' \(received 'token'\)"),
+        ("grpo={credit: decision, beta: 0.1, kl_estimator: k1}", r"credit='decision' with kl_estimator='k1'.*use exact, k2 or k3"),
+        ("grpo.group_size=1", r"num_generations=1: a group needs at least 2"),
+    ],
+)  # fmt: skip
+def test_wrong_fill_in_setting(fill: Path, override: str, message: str):
+    assert re.search(message, refused("run", fill, override), re.S)
+    assert not list(fill.parent.glob("out/*/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("group_size=4", "grpo.num_generations=4"),
+        ("grpo.group_size=4", "grpo.num_generations=8"),
+        ("kl_beta=0", "grpo.beta=0"),
+        ("temperature=0.9", "policy.temperature=0.8"),
+    ],
+)
+def test_a_setting_under_two_names(fill: Path, given: tuple[str, str]):
+    one, other = (text.partition("=")[0] for text in given)
+    assert f"{one} and {other} are two names of one setting; give one of them" in refused("run", fill, *given)
+
+
+def test_a_setting_under_two_names_in_the_file(fill: Path):
+    recipe = yaml.safe_load(fill.read_text())
+    fill.write_text(yaml.safe_dump({**recipe, "group_size": 4}))
+    message = refused("run", fill)
+    assert re.search(r"r\.yaml: .*num_generations.* two names of one setting; give one of them", message)
+    assert "group_size" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"text='.*other\.txt': no such file \(working directory /.*\); or use 'builtin'"),
+        ("Größe".encode("latin1"), r"other\.txt: not UTF-8 text \(.*0xf6 in position 2.*\); convert it"),
+        (b" \n", r"other\.txt: no text in it \(2 characters\)"),
+        (b"a window is longer", r"shorter than one window: .*length=16\. Lower task\.length or give a longer text"),
+        ("masks look like █ here".encode(), r"the text holds '█' at 16, which shows masked positions: replace it"),
+    ],
+)
+def test_a_text_that_cannot_be_used(fill: Path, content: bytes | None, message: str):
+    other = fill.with_name("other.txt")
+    if content is not None:
+        other.write_bytes(content)
+    assert re.search(message, refused("run", fill, f"task.text={other}", f"policy.text={other}"))
+
+
+@pytest.mark.parametrize("section", ["task", "policy"])
+def test_another_text_than_the_vocabulary_is_of(fill: Path, section: str):
+    other = fill.with_name("other.txt")
+    other.write_text(fill.with_name("text.txt").read_text().upper())
+    message = refused("run", fill, f"{section}.text={other}")
+    own = [Vocabulary.of_text(f.read_text()).fingerprint for f in (fill.with_name("text.txt"), other)]
+    assert all(fingerprint in message for fingerprint in own)
+    assert "another vocabulary" in message
+    assert "Use the same `text` and `symbols` for both" in message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("Größe ███", r"3 characters are not in the vocabulary of \d+: 'G' \(U\+0047\) 'ß' \(U\+00DF\) 'ö' \(U\+00F6\); the first"),
+        ("the dog", r"no masked position: 'the dog'\. Write █ for every position to fill in"),
+        ("a dog and a cat ███", r"prompt 0 has 19 ids, more than policy\.block_size=16"),
+    ],
+)  # fmt: skip
+def test_wrong_prompt_of_ones_own(fill: Path, prompt: str, message: str):
+    assert re.search(message, refused("sample", fill, "--prompt", prompt.replace("and", "old")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--steps", 0), r"Invalid value for '--steps': .*greater than or equal to 1"),
+        (("--remask", "critic"), r"remask=critic, but this network has no critic head\. Train one with policy\.critic_weight"),
+        (("--remask", "best"), r"remask: Input should be 'confidence', 'critic' or 'random' \(received 'best'\)"),
+        (("--schedule", "0.5,x"), r"--schedule 0\.5,x: give linear, or shares like 0\.8,0\.4,0\.1"),
+        (("--length", 4, "--prompt", "█"), r"--length is for text from nothing and --prompt for text to fill in: give one"),
+        (("--steps", 2, "--save"), r"r\.yaml is a recipe; films are kept in a run's folder"),
+    ],
+)  # fmt: skip
+def test_wrong_options_of_sample(fill: Path, options: tuple[object, ...], message: str):
+    result = CliRunner().invoke(app, ["sample", str(fill), *map(str, options)], env={"COLUMNS": "400", "NO_COLOR": "1"})
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert re.search(message, result.stderr)
+
+
+def test_several_steps_of_a_policy_that_writes_in_one_go(recipe: Path):
+    message = refused("sample", recipe, "--steps", 4)
+    assert re.search(
+        r"kind 'autoregressive' does not write in several steps; kinds that do: .*fill_in.*Leave --steps", message
+    )
+
+
+def test_supervised_fill_in_without_the_column(fill: Path):
+    message = refused("run", fill, "stage=sft", "sft.completion_column=text")
+    assert re.search(r"sft: prompt \d+ has no text column 'text'; it has .*truth.* Set sft\.completion_column", message)
+    assert "no text column 'completion'" in refused("run", fill, "stage=sft")
+
+
+# ---------------------------------------------------------------------- judges that may not reward
+
+
+def test_judge_without_an_audit(fill: Path, tmp_path: Path):
+    message = refused("run", fill, judge(fill, tmp_path / "judge"))
+    assert re.search(
+        r"judge .*/judge was never audited\. Train it in a stage of kind judge.*or run `relgrad audit", message
+    )
+    assert "require_audit: false trusts it blindly" in message
+
+
+@pytest.mark.parametrize("found", [0.1, -0.3, math.nan])
+def test_judge_below_the_bar(fill: Path, tmp_path: Path, found: float):
+    message = refused("run", fill, judge(fill, tmp_path / "judge", within_group_correlation=found))
+    assert re.search(
+        rf"judge .*/judge may not reward: .*by {found:.3f}, min_within_group asks for 0\.25\. Train", message
+    )
+
+
+def test_judge_of_another_vocabulary(fill: Path, tmp_path: Path):
+    other = tmp_path / "other.txt"
+    other.write_text("Another text, with other letters.")
+    override = judge(fill, tmp_path / "judge", other, within_group_correlation=0.5)
+    message = refused("run", fill, override)
+    assert re.search(r"judge .*/judge was trained with another vocabulary \(char vocabulary of \d+", message)
+    own = Vocabulary.of_text(fill.with_name("text.txt").read_text()).fingerprint
+    assert f"than that of the task ({own}). Train the judge on text of this task" in message
+    assert not list(tmp_path.glob("out/*/*/metrics.jsonl"))
+    finished(fill)
+    message = refused("audit", tmp_path / "judge", "--generator", tmp_path / "out" / "r")
+    assert re.search(rf"was made with another vocabulary \({own}\) than this one: char vocabulary", message)
+
+
+def test_two_judges_of_different_vocabularies(fill: Path, tmp_path: Path):
+    other = tmp_path / "other.txt"
+    other.write_text("Another text, with other letters.")
+    judge(fill, tmp_path / "one", within_group_correlation=0.5)
+    judge(fill, tmp_path / "two", other, within_group_correlation=0.5)
+    reward = f"{{kind: judge, judges: [{tmp_path / 'one'}, {tmp_path / 'two'}]}}"
+    assert re.search(r"judge .*/two was made with another vocabulary", refused("run", fill, f"rewards=[{reward}]"))
+
+
+def test_a_stage_that_is_not_there_is_missed_before_anything_is_trained(fill: Path):
+    stages = "[{stage: sft, sft: {steps: 1, completion_column: truth}}, {stage: grpo}]"
+    recipe = yaml.safe_load(fill.read_text())
+    recipe["rewards"] = [{"kind": "judge", "judges": ["stage:judge"]}]
+    fill.write_text(yaml.safe_dump({**recipe, "stages": yaml.safe_load(stages)}))
+    message = refused("run", fill)
+    assert re.search(r"stage:judge: the recipe has no such stage before 1-sft", message)
+    recipe["rewards"] = []
+    stages = stages.replace("{stage: grpo}", "{stage: grpo, rewards: [{kind: judge, judges: ['stage:watcher']}]}")
+    fill.write_text(yaml.safe_dump({**recipe, "stages": yaml.safe_load(stages)}))
+    assert "stage:watcher: the recipe has no such stage before 2-grpo; there are sft" in refused("run", fill)
+    assert not (fill.parent / "out").exists()
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_judge_stage_without_enough_to_audit_on(fill: Path, size: int):
+    """Said before the judge is trained."""
+    message = refused("run", fill, "stage=judge", "judge={kind: refill}", f"task.held_out_size={size}")
+    assert re.search(
+        rf"an audit needs at least 8 held-out prompts, the task has {size}: raise task\.held_out_size", message
+    )
+    assert not list(fill.parent.glob("out/*/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("size", [8, 17])
+def test_judge_stage_with_just_enough(fill: Path, size: int):
+    """Half of the prompts calibrate, half examine, however few they are."""
+    audit = f"judge={{kind: refill, audit_prompts: {size}, audit_generations: 2}}"
+    arguments = ["run", fill, "stage=judge", audit, f"task.held_out_size={size}", "sft.steps=1", "rewards=[]"]
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    assert json.loads(next(fill.parent.glob("out/*/*/audit.json")).read_text())["prompts"] == (size + 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("judge={kind: refil}", r"judges: unknown kind 'refil'\. Known: refill.*Did you mean 'refill'\?"),
+        (
+            "judge={kind: refill, head: word}",
+            r"judge \(kind 'refill'\):\n  head: Input should be 'positions' or 'sequence'",
+        ),
+        ("judge={kind: refill, n_head: 3}", r"judge: n_embd=16 over n_head=3: every head needs the same, even number"),
+        (
+            "judge={kind: refill, n_embd: 32}",
+            r"judge\.init: generator needs the generator's sizes.*use init: random, or leave",
+        ),
+    ],
+)
+def test_wrong_judge_setting(fill: Path, override: str, message: str):
+    assert re.search(message, refused("run", fill, "stage=judge", override), re.S)
+
+
+def test_a_judge_stage_has_no_policy(fill: Path):
+    override = "judge={kind: refill, audit_prompts: 8, audit_generations: 2}"
+    assert CliRunner().invoke(app, ["run", str(fill), "stage=judge", override, "sft.steps=1"]).exit_code == 0
+    stage = next(fill.parent.glob("out/r/*"))
+    for command in ("sample", "evaluate"):
+        assert re.search(
+            r"1-judge: a judge stage; a policy is in the stages of kind sft and grpo", refused(command, stage)
+        )
+
+
+# ---------------------------------------------------------------------- files that are broken or would run code
+
+
+class Code:
+    """What a pickle that wants to run something looks like."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.proof,)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_file_that_runs_code_when_loaded(fill: Path, tmp_path: Path, nested: bool):
+    file, proof = tmp_path / "evil.pt", tmp_path / "it-ran"
+    torch.save({"model": Code(proof), "model_args": {}, "x": [Code(proof)]} if nested else Code(proof), file)
+    finished(fill)
+    for command in (
+        ("run", fill, f"policy.checkpoint={file}", "name=other"),
+        ("run", fill, f"rewards=[{{kind: judge, judges: [{file}], require_audit: false}}]", "name=other"),
+        ("audit", file, "--generator", tmp_path / "out" / "r", "--out", tmp_path / "audited"),
+        ("inspect-batch", file),
+    ):
+        message = refused(*command)
+        assert re.search(r"evil\.pt: refused, because loading it would run pathlib\.\S*\. Only tensors", message)
+    assert not proof.exists()
+    torch.load(file, weights_only=False)
+    assert proof.exists(), "the file is harmless, so this test shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[: len(data) // 2], r"batch\.pt: cut off \(\d+ bytes\).*the end of the archive is missing\. Copy"),
+        (lambda data: b"", r"batch\.pt: cut off \(0 bytes.*Copy it again"),
+        (lambda data: b"hello", r"batch\.pt: not a file of tensors"),
+        (lambda data: data, r"batch\.pt.*: no input and target, or x and y, or input_ids and targets in it; it has z"),
+    ],
+    ids=["half", "empty", "text", "other-tensors"],
+)  # fmt: skip
+def test_broken_batch_file(tmp_path: Path, change: Callable[[bytes], bytes], message: str):
+    file = tmp_path / "batch.pt"
+    torch.save({"z": torch.arange(1000)}, file)
+    file.write_bytes(change(file.read_bytes()))
+    assert re.search(message, refused("inspect-batch", file))
+
+
+@pytest.mark.parametrize("content", [None, b"hello"], ids=["half", "text"])
+def test_broken_file_of_a_stream(fill: Path, tmp_path: Path, content: bytes | None):
+    data = tmp_path / "data"
+    text = fill.with_name("text.txt")
+    options = ["--text", str(text), "--files", "2", "--samples-per-file", "8", "length=16", "held_out_size=4"]
+    result = CliRunner().invoke(app, ["prepare", "--out", str(data), *options])
+    assert result.exit_code == 0, result.output
+    first = data / "train" / "000000.safetensors"
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    message = refused("run", fill, f"task={{kind: masked_stream, path: {data}}}")
+    assert re.search(
+        r"000000\.safetensors: not a file of masked samples, or cut off.*`relgrad prepare --out .*data`", message
+    )
+    first.unlink()
+    assert CliRunner().invoke(app, ["prepare", "--out", str(data)]).exit_code == 0
+    assert first.read_bytes() == whole, "the advice does not help"
+    finished(fill, f"task={{kind: masked_stream, path: {data}}}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocabulary.json"])
+def test_checkpoint_folder_that_lost_a_file(fill: Path, tmp_path: Path, name: str):
+    finished(fill)
+    (folder,) = tmp_path.glob("out/r/1-grpo/checkpoints/step_000001")
+    (folder / name).unlink()
+    message = refused("run", fill, f"policy.checkpoint={tmp_path / 'out' / 'r' / '1-grpo'}", "name=other")
+    assert re.search(rf"step_000001: no {re.escape(name)}; give", message)
+
+
 # ---------------------------------------------------------------------- numbers that are not finite
 
 
@@ -426,7 +787,7 @@ def test_disk_full_in_a_run(recipe: Path, tmp_path: Path):
 
     def run(out: Path) -> int | None:
         process = killed_run.start([*arguments, f"out={out}"], log, out)
-        process.join(300)
+        process.join(1800)
         return process.exitcode
 
     assert run(tmp_path / "whole") == 0

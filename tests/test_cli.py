@@ -20,7 +20,9 @@ from relgrad import doctor
 from relgrad.cli import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "sample", "evaluate", "report", "demo", "recipes", "doctor")
+COMMANDS = (
+    "run", "sample", "evaluate", "audit", "report", "demo", "prepare", "inspect-batch", "recipes", "doctor",
+)  # fmt: skip
 needs_run = pytest.mark.skipif(importlib.util.find_spec("relgrad.run") is None, reason="relgrad.run is missing")
 
 RECIPE = """
@@ -115,7 +117,7 @@ def test_recipes_lists_the_built_in_ones() -> None:
     result = relgrad_cli("recipes")
     assert result.returncode == 0, result.stderr
     listed = {line.split()[0] for line in result.stdout.splitlines()[1:]}
-    assert {"quick", "demo"} <= listed
+    assert {"quick", "demo", "fill", "fill-quick", "fill-baseline"} <= listed
 
 
 ENDINGS = """

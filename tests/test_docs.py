@@ -33,6 +33,7 @@ from relgrad import config, diagnose, registry
 from relgrad.cli import app
 from relgrad.forms.grammar import Grammar
 from relgrad.losses import PolicyLoss
+from relgrad.models.denoise import Denoise
 from relgrad.models.flow_losses.few_step import FewStep
 from relgrad.optimizer import OptimizerSettings
 from relgrad.policies import flow
@@ -117,12 +118,54 @@ def check_files_are_documented(stage: Path) -> None:
     for folder in stage.glob("checkpoints/*/trainer"):
         for path in folder.iterdir():
             assert f"`trainer/{path.name}" in text, f"docs/run-folder.md does not say what {path.name} is"
-    last = json.loads((stage / "evaluations.jsonl").read_text().splitlines()[-1])
-    assert last.keys() == documented_tables(page)["evaluations"].keys()
+    tables = documented_tables(page)
+    if (stage / "evaluations.jsonl").is_file():
+        last = json.loads((stage / "evaluations.jsonl").read_text().splitlines()[-1])
+        assert last.keys() == tables["evaluations"].keys()
+    if (stage / "films.jsonl").is_file():
+        film = json.loads((stage / "films.jsonl").read_text().splitlines()[-1])
+        assert film.keys() == tables["films"].keys()
+        keys = set().union(*(frame.keys() for frame in film["frames"]))
+        assert all(f"`{key}`" in text for key in keys)
 
 
 def test_executable_pages_are_there() -> None:
-    assert {p.name for p in PAGES if executable(p)} >= {"README.md", "tour.md", "write-your-own.md"}
+    assert {p.name for p in PAGES if executable(p)} >= {"README.md", "tour.md", "write-your-own.md", "fill-in.md"}
+
+
+FILL = """
+name: fill
+policy: {kind: fill_in, text: story.txt, block_size: 16, n_layer: 1, n_head: 2, n_embd: 8, denoise: {steps: 2}}
+task: {kind: masked_text, text: story.txt, length: 16, held_out_fraction: 0.4}
+sft: {steps: 2, batch_size: 4, learning_rate: 1e-3, completion_column: truth}
+evaluation: {num_prompts: 4, num_generations: 2}
+stages:
+  - {stage: sft, rewards: [{kind: hidden}]}
+  - {stage: judge, judge: {kind: refill, audit_prompts: 40, audit_generations: 2}}
+  - stage: grpo
+    rewards: [{kind: judge, name: NAME, judges: ["stage:judge"], require_audit: false, refit_every: 2, refit_steps: 1}]
+    grpo: {steps: 2, num_prompts: 4, num_generations: 4, beta: 0.1, kl_estimator: exact, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small fill-in run with all kinds of stages."""
+    folder = tmp_path_factory.mktemp("filled")
+    (folder / "story.txt").write_text("A fox ran home with a piece of cheese.\nThe crow looked down.\n" * 40)
+    (folder / "fill.yaml").write_text(FILL)
+    run(["relgrad", "run", "fill.yaml"], folder)
+    return folder / "runs" / "fill"
+
+
+def test_the_files_of_every_kind_of_stage_are_documented(filled: Path) -> None:
+    stages = sorted(path.parent for path in filled.glob("*/recipe.yaml"))
+    assert [stage.name for stage in stages] == ["1-sft", "2-judge", "3-grpo"]
+    for stage in stages:
+        check_files_are_documented(stage)
+    assert (stages[2] / "films.jsonl").is_file()
+    audit = json.loads((stages[1] / "audit.json").read_text())
+    assert audit.keys() == documented_tables(ROOT / "docs" / "run-folder.md")["audit"].keys()
 
 
 def test_quoted_code_is_the_code() -> None:
@@ -160,6 +203,7 @@ def test_recipes_in_the_pages_are_legal() -> None:
                 continue
             for stage in config.parse_recipe({"name": "x", **data}, source=f"{page.name} {info}").stages:
                 named = [("policies", stage.policy), ("tasks", stage.task), *(("rewards", r) for r in stage.rewards)]
+                named += [("judges", stage.judge)] if stage.judge is not None else []
                 for room, component in named:
                     if component.kind in registry.kinds(room):
                         config.settings_of(
@@ -297,6 +341,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "checkpoint": settings_rows(config.Checkpointing),
         "rewards": settings_rows(config.RewardComponent),
         "policies.autoregressive.lora": settings_rows(Lora),
+        "policies.fill_in.denoise": settings_rows(Denoise),
         "policies.flow.lora": settings_rows(flow.Lora),
         "policies.flow.network": settings_rows(flow.Network),
         "policies.flow.few_step": settings_rows(FewStep),
@@ -379,7 +424,9 @@ class Unigram:
         yield "weight", self.weight
 
 
-def test_every_metric_is_documented_and_every_documented_metric_is_logged(own: types.SimpleNamespace) -> None:
+def test_every_metric_is_documented_and_every_documented_metric_is_logged(
+    own: types.SimpleNamespace, filled: Path
+) -> None:
     variants = [
         own_loop(own, num_iterations=2, steps_per_generation=2, beta=0.1),
         own_loop(own, max_resamples=2, beta=0.1, kl_estimator="k1"),
@@ -394,6 +441,8 @@ def test_every_metric_is_documented_and_every_documented_metric_is_logged(own: t
             logged |= loop.update().metrics.keys()
     sft = Sft(Unigram(), [Example(Prompt("p"), "ab")], SftSettings(steps=1, batch_size=2))
     logged |= sft.update().metrics.keys()
+    for metrics in filled.glob("*/metrics.jsonl"):
+        logged |= {name for line in metrics.read_text().splitlines() for name in json.loads(line)} - {"step", "time"}
     tables = documented_tables(ROOT / "docs" / "run-folder.md")
     assert logged == tables["metrics"].keys() | tables["step-metrics"].keys()
 

@@ -36,7 +36,7 @@ from relgrad.policies import fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
 from relgrad.rewards.combine import build_rewards
 from relgrad.tasks import masked_text
-from relgrad.text.corpus import builtin
+from relgrad.text.corpus import builtin, load_corpus
 from relgrad.text.masking import IGNORE, Random
 from relgrad.text.vocabulary import BLANK, Vocabulary
 from relgrad.types import Output, Prompt, RelgradError, Score
@@ -335,15 +335,22 @@ def test_language_model_ngram_prefers_prose(tmp_path: Path):
     reward = language_model.build(language_model.Settings())
     prompt = prompt_of("a█", "ab")
     (first, second, again, short) = reward(prompt, [Output(good), Output(bad), Output(good), Output("a")])
-    assert first.value == pytest.approx(np.mean(NGram(builtin(), 5).log_probabilities(good)))
+    assert first.value == pytest.approx(
+        np.mean(NGram("\n".join(load_corpus("builtin").train), 5).log_probabilities(good))
+    )
     assert 0 > first.value > second.value + 1
     assert first == again
     assert math.isnan(short.value)
     assert short.why == "a text of 1 tokens; a language model scores 2 or more"
-    corpus = tmp_path / "abab.txt"
-    corpus.write_text("abab")
+    corpus = tmp_path / "lines.txt"
+    corpus.write_text("abab\n" * 40)
     (own,) = score(language_model, prompt, [Output("ab")], text=str(corpus), order=2, per="character")
-    assert own.value == pytest.approx((math.log(4 / 9) + math.log(22 / 27)) / 2)
+    learned = NGram("\n".join(load_corpus(str(corpus)).train), 2)
+    assert own.value == pytest.approx(np.mean(learned.log_probabilities("ab")))
+
+
+def test_ngram_by_hand() -> None:
+    assert NGram("abab", 2).log_probabilities("ab") == pytest.approx([math.log(4 / 9), math.log(22 / 27)])
 
 
 def save(model: Any, tokenizer: Any, path: Path) -> str:

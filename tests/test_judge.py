@@ -20,6 +20,7 @@ from relgrad.sft import Sft, SftSettings
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random
 from relgrad.text.vocabulary import Vocabulary
+from relgrad.train import train
 from relgrad.types import Example, RelgradError
 
 TASK = masked_text.load(
@@ -142,19 +143,21 @@ def test_an_ensemble_is_the_mean_or_the_most_doubtful(tmp_path) -> None:
 # ---------------------------------------------------------------------- training, audit and what is refused
 
 
-def trained(head: str, steps: int = 150) -> refill.RefillJudge:
-    """A judge of a generator that always errs the same way can be good: the random generator writes uniform nonsense."""
-    made = make(head, init="random", untouched=0.3, audit_prompts=48, audit_generations=8)
-    settings = SftSettings(steps=steps, batch_size=32, learning_rate=3e-3)
-    run = Sft(made, [Example(TASK.train[i], "") for i in range(2000)], settings)
-    while run.step < steps:
-        run.update()
+def trained(head: str, warm: int, steps: int) -> refill.RefillJudge:
+    """A judge of a generator that has learned for `warm` steps: what it fills in is right now and then, or never."""
+    settings = refill.Settings(head=head, untouched=0.2, audit_prompts=64, audit_generations=16)
+    source = policy()
+    examples = [Example(TASK.train[i], "") for i in range(2000)]
+    learning = SftSettings(steps=warm, batch_size=32, learning_rate=5e-3)
+    train(Sft(source, examples, learning), lambda record: None)
+    made = refill.build(settings, 0, source)
+    train(Sft(made, examples, SftSettings(steps=steps, batch_size=32, learning_rate=3e-3)), lambda record: None)
     return made
 
 
 @pytest.fixture(scope="module")
 def audited() -> tuple[refill.RefillJudge, dict]:
-    made = trained("positions")
+    made = trained("positions", warm=250, steps=250)
     return made, made.audit(TASK.held_out, generator(5, "audit"))
 
 
@@ -175,7 +178,7 @@ def test_an_audit_is_the_same_under_the_same_generator(audited) -> None:
 
 
 def test_a_whole_text_judge_tells_untouched_from_refilled() -> None:
-    made = trained("sequence", steps=200)
+    made = trained("sequence", warm=1, steps=200)
     assert made.audit(TASK.held_out, generator(5, "audit"))["auc"] > 0.8
 
 

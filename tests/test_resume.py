@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 import fill_prompts
+import fill_text
 import killed_run
 from relgrad import checkpoint
 from relgrad.losses import PolicyLoss
@@ -52,18 +53,40 @@ REWARD = """
 def score(completions, **columns):
     return [float(any(c.isdigit() for c in text)) for text in completions]
 """
-STAGES = ("1-sft", "2-grpo")
+# Generator, judge and GRPO of masked text. The judge goes on learning during GRPO, and dropout acts wherever text is learnt.
+FILL_RECIPE = """
+name: r
+policy: {kind: fill_in, text: "TEXT", block_size: 16, n_layer: 1, n_head: 2, n_embd: 16, dropout: 0.2, top_p: 0.98}
+task: {kind: masked_text, text: "TEXT", length: 16, aligned: window, held_out_size: 8, held_out_fraction: 0.2}
+sft: {batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 0.01, completion_column: truth}
+checkpoint: {every: EVERY}
+evaluation: {num_prompts: 2, num_generations: 2}
+stages:
+  - {stage: sft, sft: {steps: 3}}
+  - {stage: judge, judge: {kind: refill, dropout: 0.2, audit_prompts: 8, audit_generations: 2}, sft: {steps: 8}}
+  - stage: grpo
+    rewards:
+      - {kind: judge, judges: ["stage:judge"], require_audit: false, refit_every: 2, refit_steps: 2, refit_batch_size: 4,
+         refit_learning_rate: 0.01}
+      - {kind: hidden, name: accuracy, weight: 0}
+    grpo: {steps: 14, num_prompts: 4, num_generations: 3, num_iterations: 2, steps_per_generation: 2, learning_rate: 0.01,
+           beta: 0.05, kl_estimator: exact, credit: decision, sft_coef: 0.1, sft_column: truth}
+    evaluation: {every: 5}
+"""
 
 
-def write_recipe(folder: Path, every: int) -> Path:
+def write_recipe(folder: Path, every: int, recipe: str = RECIPE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "my_reward.py").write_text(REWARD)
-    recipe = folder / "r.yaml"
-    recipe.write_text(RECIPE.replace("REWARD", str(folder / "my_reward.py")).replace("EVERY", str(every)))
-    return recipe
+    text = fill_text.write(folder / "text.txt", lines=100)
+    file = folder / "r.yaml"
+    for name, value in (("REWARD", folder / "my_reward.py"), ("TEXT", text), ("EVERY", every)):
+        recipe = recipe.replace(name, str(value))
+    file.write_text(recipe)
+    return file
 
 
-def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 300) -> int:
+def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 1800) -> int:
     """`relgrad run` in a process of its own, killed at that change to its files or after that time; its exit code."""
     process = killed_run.start(["run", str(recipe), f"out={out}"], recipe.with_name("log"), out, last_change)
     process.join(seconds)
@@ -75,9 +98,14 @@ def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 300) 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records without what depends on the clock, and with NaN as the files have it: None."""
-    timed = re.compile(r"time(/.*)?|step_time|tokens_per_second")
+    timed = re.compile(r"time(/.*)?|step_time|tokens_per_second|seconds")
     records = finite(records)
     return [{k: v for k, v in record.items() if not timed.fullmatch(k)} for record in records]
+
+
+def stages(run: Path) -> list[str]:
+    """Folders of the stages that were begun, in order."""
+    return sorted(p.name for p in (run / "r").glob("*-*"))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -85,16 +113,24 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
-    """Weights, optimizer state, figures, evaluations, warnings and samples are those of the uninterrupted run."""
-    for stage in STAGES:
+    """Checkpoints (weights, also of judges, optimizer, batch), figures and texts are those of the uninterrupted run."""
+    for stage in stages(expected):
         ours, theirs = found / "r" / stage, expected / "r" / stage
         newest, reference = checkpoint.latest(ours / "checkpoints"), checkpoint.latest(theirs / "checkpoints")
         assert newest is not None
         assert reference is not None
         assert newest.name == reference.name
-        for name in ("adapter_model.safetensors", "trainer/optimizer.safetensors"):
-            assert (newest / name).read_bytes() == (reference / name).read_bytes(), f"{stage}: {name} differs"
-        for name in ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl"):
+        saved = {p.relative_to(reference) for p in reference.rglob("*") if p.is_file()}
+        assert saved == {p.relative_to(newest) for p in newest.rglob("*") if p.is_file()}
+        for name in saved:
+            if name.name not in (
+                "batch.json",
+                "adapter_config.json",
+            ):  # one has times, peft writes the other in any order
+                assert (newest / name).read_bytes() == (reference / name).read_bytes(), f"{stage}: {name} differs"
+        if (theirs / "audit.json").is_file():
+            assert (ours / "audit.json").read_bytes() == (theirs / "audit.json").read_bytes(), f"{stage}: audit differs"
+        for name in ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl", "films.jsonl"):
             assert without_times(lines(ours / name)) == without_times(lines(theirs / name)), f"{stage}: {name} differs"
         assert {p.name for p in (ours / "samples").glob("*")} == {p.name for p in (theirs / "samples").glob("*")}
         for path in (theirs / "samples").glob("*"):
@@ -103,13 +139,18 @@ def assert_same_run(found: Path, expected: Path) -> None:
         assert not list((ours / "checkpoints").glob(".unfinished*"))
 
 
+def undisturbed(folder: Path, recipe: str) -> Path:
+    """The folder of a run that nobody killed, in a process of its own."""
+    file = write_recipe(folder, 1, recipe)
+    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(file), f"out={folder}"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=variables, check=True, timeout=1800, stdout=subprocess.DEVNULL)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(write_recipe(folder, every=1))]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, f"out={folder}"], env=variables, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    folder = undisturbed(tmp_path_factory.mktemp("uninterrupted"), RECIPE)
     records = lines(folder / "r" / "2-grpo" / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 23))
     assert sum(r.get("groups_resampled", 0) for r in records) > 0, "no group was replaced"
@@ -130,6 +171,42 @@ def kill_and_resume(
             kills -= 1
     assert run(recipe, out) == 0
     assert_same_run(out, expected)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_fill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = undisturbed(tmp_path_factory.mktemp("uninterrupted_fill"), FILL_RECIPE)
+    assert stages(folder) == ["1-sft", "2-judge", "3-grpo"]
+    records = lines(folder / "r" / "3-grpo" / "metrics.jsonl")
+    assert [r["step"] for r in records if "rewards/judge/refit_loss" in r] == list(range(2, 15, 2))
+    assert max(r["importance_ratio/max"] for r in records) > 1.01, "no step was off policy"
+    assert max(r["kl"] for r in records) > 0.001, "nothing was learnt"
+    assert min(r["sft_loss"] for r in records) > 0.1
+    newest = checkpoint.latest(folder / "r" / "3-grpo" / "checkpoints")
+    assert newest is not None
+    judge = load_file(newest / "trainer" / "rewards" / "judge" / "0" / "model.safetensors")
+    before = load_file(newest.parents[2] / "2-judge" / "checkpoints" / "step_000008" / "model.safetensors")
+    assert any(not torch.equal(judge[name], before[name]) for name in before), "the judge was not refitted"
+    return folder
+
+
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])
+def test_fill_in_killed_at_any_change(uninterrupted_fill: Path, tmp_path: Path, every: int, seed: int):
+    """Also in the judge's stage, and between a refit of the judge and the checkpoint after it."""
+    recipe, draw = write_recipe(tmp_path, every, FILL_RECIPE), random.Random(seed)
+    assert run(recipe, tmp_path / "whole") == 0
+    assert_same_run(tmp_path / "whole", uninterrupted_fill)
+    changes = int((tmp_path / "log").read_text().rsplit("changes: ", 1)[1])
+    out, killed_in = tmp_path / "out", list[str]()
+    while len(killed_in) < 8:
+        if run(recipe, out, last_change=draw.randint(1, changes // 4)) == 0:
+            assert_same_run(out, uninterrupted_fill)
+            shutil.rmtree(out)
+        else:
+            killed_in += stages(out)[-1:]
+    assert {"2-judge", "3-grpo"} <= set(killed_in)
+    assert run(recipe, out) == 0
+    assert_same_run(out, uninterrupted_fill)
 
 
 @pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])

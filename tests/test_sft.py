@@ -15,14 +15,14 @@ from torch import Tensor
 from relgrad import checkpoint
 from relgrad.config import parse_recipe
 from relgrad.models import tiny
+from relgrad.parts import build_policy
 from relgrad.policies import autoregressive
 from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
 from relgrad.randomness import generator
-from relgrad.parts import build_policy
 from relgrad.run import run_recipe
-from relgrad.using import evaluate_run, open_source
 from relgrad.sft import Sft, SftSettings
 from relgrad.types import Example, Prompt, RelgradError
+from relgrad.using import evaluate_run, open_source
 
 EXAMPLES = tuple(
     Example(Prompt(prompt, id=i), target)

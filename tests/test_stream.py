@@ -245,7 +245,9 @@ class Producer:
         shutil.rmtree(self.folder / "consumers", ignore_errors=True)
         farthest = json.dumps({"host": "nowhere", "pid": 1, "file": 10**6})
         (self.folder / "consumers").mkdir()
-        (self.folder / "consumers" / "end.json").write_text(farthest)
+        unfinished = self.folder / "consumers" / "end.tmp"  # the producer may be reading: a whole file or none
+        unfinished.write_text(farthest)
+        unfinished.rename(self.folder / "consumers" / "end.json")
         self.thread.join(30)
         assert not self.thread.is_alive()
 

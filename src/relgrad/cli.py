@@ -387,8 +387,9 @@ def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], dict[str, 
 def _show_figures(figures: dict[str, Any]) -> None:
     table = Table("", "", box=None, show_header=False, pad_edge=False)
     for name, value in figures.items():
-        if value is not None and not isinstance(value, list):
-            table.add_row(str(name), Text(_brief(value)))
+        shown = "" if value is None or value != value or isinstance(value, list) else _brief(value)  # nan is not itself
+        if shown:
+            table.add_row(str(name), Text(shown))
     Console().print(table)
 
 

@@ -149,6 +149,12 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
         except ValidationError as error:
             where = f"{source}, stage {number + 1}" if len(bodies) > 1 else source
             raise RelgradError(f"{where}:\n{explain(error, Stage)}") from None
+    labels = [stage.label or stage.stage for stage in stages if stage.stage == "judge"]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise RelgradError(
+            f"{source}: {labels.count(twice[0])} judge stages are called {twice[0]!r}; give each a `label` of its own, which also "
+            "seeds it and names its folder"
+        )
     if unknown := set(stage_overrides) - set(range(len(bodies))):
         raise RelgradError(f"override for stages.{min(unknown)}: the recipe has stages 0 to {len(bodies) - 1}")
     return Recipe(name=stages[0].name, stages=tuple(stages))

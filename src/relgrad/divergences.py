@@ -38,6 +38,7 @@ def categorical_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     An entry with p > 0 and q = 0 gives inf: the reference cannot draw what the policy can. The gradient is
     sum_v p_v (log p_v - log q_v) grad log p_v: the other term, sum_v p_v grad log p_v, is 0 because p is normalised. Left
     out, it leaves no rounding noise, and at p = q the gradient is exactly 0 (Adam would make full steps of the noise).
+    There is no gradient in log_q, and no second derivative.
     """
     p = log_p.detach().exp()
     # entries outside the support may be -inf - -inf: chosen before the product, they are 0 and not 0 * nan

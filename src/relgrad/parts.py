@@ -41,7 +41,38 @@ def resolve(recipe: Recipe) -> Recipe:
             stages.append(_resolve_stage(stage))
         except RelgradError as error:
             raise RelgradError(f"{recipe.name}, stage {number + 1} ({stage.stage}): {error}") from None
+    _require_links(recipe)
     return Recipe(name=recipe.name, stages=tuple(stages))
+
+
+def _require_links(recipe: Recipe) -> None:
+    """Raise RelgradError for a `stage:LABEL` that no earlier stage has: not when its turn comes, hours later."""
+    before: list[Path] = []
+    for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
+        for label in _links([reward.model_dump() for reward in stage.rewards]):
+            if not any(_is_called(earlier, label) for earlier in before):
+                raise RelgradError(
+                    f"{LINK}{label}: the recipe has no such stage before {folder.name}; there are {_labels(before)}. Give "
+                    "the label or kind of an earlier stage, or the folder of a stage of another run"
+                )
+        before.append(folder)
+
+
+def _links(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [link for inner in value.values() for link in _links(inner)]
+    if isinstance(value, (list, tuple)):
+        return [link for inner in value for link in _links(inner)]
+    return [value.removeprefix(LINK)] if isinstance(value, str) and value.startswith(LINK) else []
+
+
+def _is_called(folder: Path, label: str) -> bool:
+    """Whether a stage's folder, 2-judge say, is meant by a label: `judge`, or `2-judge`."""
+    return label in (folder.name, folder.name.partition("-")[2])
+
+
+def _labels(folders: Sequence[Path]) -> str:
+    return ", ".join(folder.name.partition("-")[2] for folder in folders) or "none"
 
 
 def _resolve_stage(stage: Stage) -> Stage:
@@ -65,7 +96,8 @@ def stage_folders(recipe: Recipe) -> list[Path]:
 def load_task(stage: Stage) -> Task:
     """The stage's task. Raises RelgradError when it has no training prompts."""
     module = registry.find("tasks", stage.task.kind)
-    task = module.load(config.settings_of(stage.task, module.Settings, "task"), stage.seed)
+    seed = judge_seed(stage) if stage.stage == "judge" else stage.seed
+    task = module.load(config.settings_of(stage.task, module.Settings, "task"), seed)
     if not task.train:
         raise RelgradError(
             f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings"
@@ -90,9 +122,12 @@ def policy_loss(stage: Stage) -> Loss:
 
 
 class Examples(Sequence[Example]):
-    """Training prompts with their targets, made when they are asked for. A row without the column raises RelgradError."""
+    """Training prompts with their targets, made when they are asked for. A row without the column raises RelgradError.
 
-    def __init__(self, task: Task, column: str) -> None:
+    Without a column (for a judge, whose target is what is right) the targets are empty.
+    """
+
+    def __init__(self, task: Task, column: str | None) -> None:
         self.prompts, self.column = task.train, column
         self.in_order = getattr(task.train, "in_order", False)
         if isinstance(task.train, (list, tuple)):  # whatever is made on demand is checked on demand
@@ -104,7 +139,7 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         prompt = self.prompts[index]
-        target = prompt.columns.get(self.column)
+        target = "" if self.column is None else prompt.columns.get(self.column)
         if not isinstance(target, str):
             raise RelgradError(
                 f"sft: prompt {prompt.id} has no text column {self.column!r}; it has "
@@ -132,6 +167,11 @@ def stage_rewards(stage: Stage, run: Path | None) -> RewardSet:
     return build_rewards(linked, stage.grpo.reward_timeout)
 
 
+def is_linked(stage: Stage) -> bool:
+    """Whether a reward needs what another stage of the recipe trains."""
+    return any(LINK in str(r.options) for r in stage.rewards)
+
+
 def _linked(value: Any, run: Path | None) -> Any:
     if isinstance(value, dict):
         return {k: _linked(v, run) for k, v in value.items()}
@@ -145,10 +185,9 @@ def _linked(value: Any, run: Path | None) -> Any:
 def _stage_result(run: Path, label: str) -> Path:
     """The newest checkpoint of the stage called `label` (a label, a stage kind, or a folder name) of a run."""
     stages = sorted(p.parent for p in run.glob("*/recipe.yaml"))
-    found = [p for p in stages if label in (p.name, p.name.partition("-")[2])]
+    found = [p for p in stages if _is_called(p, label)]
     if not found:
-        there = ", ".join(p.name.partition("-")[2] for p in stages) or "none"
-        raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {there}")
+        raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {_labels(stages)}")
     newest = checkpoint.latest(RunDir(found[0]).checkpoints)
     if newest is None:
         raise RelgradError(f"{LINK}{label}: {found[0]} has no checkpoint yet; run the recipe up to there")

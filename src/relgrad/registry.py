@@ -5,7 +5,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
 
     policies:  Settings (pydantic), build(settings, seed, start, reference) -> Policy, toys() -> contract instances
     rewards:   Settings, build(settings) -> reward callable
-    judges:    Settings, build(settings, seed, policy) -> Trainable with `audit`
+    judges:    Settings, build(settings, seed, policy) -> Trainable with `require` (enough held-out prompts) and `audit`
     tasks:     Settings, load(settings, seed) -> Task
     losses:    build(settings: GrpoSettings) -> Loss; the built-in ones are in losses.py and named by `grpo.loss_type`
 """

@@ -128,11 +128,14 @@ class StageRun:
             start = checkpoint.latest(RunDir(self.previous).checkpoints)
             if start is None:
                 raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
-        examples = None if stage.stage == "grpo" else Examples(self.task, stage.sft.completion_column)
+        column = None if judging else stage.sft.completion_column
+        examples = None if stage.stage == "grpo" else Examples(self.task, column)
         self.policy = build_policy(stage, start)
         grpo = stage.stage == "grpo"
         self.figures = getattr(registry.find("policies", stage.policy.kind), "FIGURES", None) if grpo else None
         self.trained: Any = build_judge(stage, self.policy) if judging else self.policy
+        if judging:
+            self.trained.require(self.task.held_out)
         if examples is None:
             assert self.rewards is not None
             self.loop: Any = Grpo(
@@ -178,12 +181,12 @@ class StageRun:
             if learner.due(record.step):
                 draw = generator(self.stage.seed, "refit", name, record.step)
                 count = learner.settings.refit_steps * learner.settings.refit_batch_size
-                prompts = draw_epochs(self.task.train, record.step * count, count, self.stage.seed + 1)
+                prompts = draw_epochs(self.task.train, max(self.loop.cursor - count, 0), count, self.stage.seed)
                 record.metrics[f"rewards/{name}/refit_loss"] = learner.refit(self.policy, prompts, draw)
 
     def _audit(self) -> None:
         """Examine a judge on held-out text and write what was found to `audit.json`, before it is saved for the last time."""
-        self.console.note(f"auditing the judge on {len(self.task.held_out)} held-out prompts ...")
+        self.console.note("auditing the judge on held-out prompts ...")
         found = self.trained.audit(
             self.task.held_out,
             generator(self.stage.evaluation.seed, "audit"),
@@ -206,22 +209,23 @@ class StageRun:
             if warning.name not in self.told:
                 self.told.add(warning.name)
                 self.run_dir.append("warnings.jsonl", {**vars(warning), "step": step})
-                self.console.warn(f"{warning.name}: {warning.evidence} {warning.advice}")
+                self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
 
     def _evaluate(self, step: int) -> None:
         assert self.rewards is not None
         settings = self.stage.evaluation
         prompts = self.task.held_out[: settings.num_prompts]
         self.console.note(f"evaluating on {len(prompts)} held-out prompts x {settings.num_generations} completions ...")
-        found = evaluate(
-            self.policy,
-            prompts,
-            self.rewards,
-            num_generations=settings.num_generations,
-            seed=settings.seed,
-            progress=lambda done, total: self.console.busy("evaluating", done, total),
-            divergence=self.stage.stage == "grpo" and self.stage.grpo.beta > 0,
-        )
+        with self.rewards.fixed():
+            found = evaluate(
+                self.policy,
+                prompts,
+                self.rewards,
+                num_generations=settings.num_generations,
+                seed=settings.seed,
+                progress=lambda done, total: self.console.busy("evaluating", done, total),
+                divergence=self.stage.stage == "grpo" and self.stage.grpo.beta > 0,
+            )
         record = found.to_record(step, "held-out", self.baseline)
         self.run_dir.append("evaluations.jsonl", record)
         self.console.evaluation(record)
@@ -262,10 +266,11 @@ class StageRun:
 def _require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
 
-    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them.
+    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them. A
+    folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
     """
     file = folder / "recipe.yaml"
-    if not file.is_file():
+    if not file.is_file() or not checkpoint.steps(folder / "checkpoints"):
         return
     free = {"out", "trackers"}
     if stage.loop.lr_scheduler_type == "constant":

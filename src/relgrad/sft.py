@@ -14,7 +14,7 @@ from relgrad.types import Example, StepRecord
 
 
 class SftSettings(OptimizerSettings):
-    """A recipe's `sft` section. The target of a prompt is its `completion_column`."""
+    """A recipe's `sft` section. The target of a prompt is its `completion_column`; fill-in learns the labels instead."""
 
     steps: int = Field(100, ge=1)
     batch_size: int = Field(16, ge=1, description="examples per optimizer step")

@@ -15,11 +15,11 @@ from relgrad.config import Stage
 from relgrad.evaluate import Evaluation, compare, evaluate
 from relgrad.models.judge import Judge
 from relgrad.models.saved import newest
-from relgrad.parts import build_policy, find_recipe, load_task, stage_rewards
+from relgrad.parts import build_policy, find_recipe, is_linked, load_task, stage_rewards
 from relgrad.randomness import generator
 from relgrad.rewards.combine import RewardSet
 from relgrad.run import run_recipe
-from relgrad.rundir import RunDir
+from relgrad.rundir import RunDir, write_json
 from relgrad.types import Prompt, RelgradError
 
 
@@ -44,7 +44,10 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
-    """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from."""
+    """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from.
+
+    Rewards that go on learning in a run score as they did before it, as they do in the run's own evaluations.
+    """
     return stage_rewards(stage, start.parents[2] if start is not None else None) if stage.rewards else None
 
 
@@ -59,7 +62,7 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
         asked = task.held_out[:4]
         if not asked:
             raise RelgradError(f"{source}: the task holds out no prompts to sample for; give your own with --prompt")
-        rewards = rewards_of(stage, start)
+        rewards = rewards_of(stage, start) if start is not None or not is_linked(stage) else None
     policy = build_policy(stage, start)
     with getattr(policy, "evaluation", nullcontext)():
         rollouts = policy.sample(asked, n, generator(stage.seed, "cli"))
@@ -125,6 +128,8 @@ def audit(
 ) -> dict[str, Any]:
     """Calibrate and audit a judge on what a run's policy writes; the findings go into the judge's folder, or into `out`.
 
+    The folder of a judge stage is audited as the stage itself did it, and its audit.json is written again.
+
     Raises RelgradError for a judge of another vocabulary, or an original file without `out`.
     """
     from relgrad.judges import refill
@@ -138,8 +143,15 @@ def audit(
         )
     policy = build_policy(stage, start)
     judge.vocabulary.require(policy.vocabulary.fingerprint, generator_source)
-    trained = refill.RefillJudge(judge, policy, refill.Settings())
-    found = trained.audit(load_task(stage).held_out, generator(stage.seed, "audit"), progress)
+    settings, own = refill.Settings(), Path(source) / "recipe.yaml"
+    if own.is_file():
+        recipe = config.parse_recipe(yaml.safe_load(own.read_text(encoding="utf-8")), source=source)
+        if (component := recipe.stages[0].judge) is not None and component.kind == "refill":
+            settings = config.settings_of(component, refill.Settings, "judge")
+    trained = refill.RefillJudge(judge, policy, settings)
+    found = trained.audit(load_task(stage).held_out, generator(stage.evaluation.seed, "audit"), progress)
     target.mkdir(parents=True, exist_ok=True)
     judge.save(target)
+    if out is None and own.is_file():
+        write_json(Path(source) / "audit.json", found)
     return found

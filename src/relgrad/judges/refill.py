@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from relgrad.metrics import calibration
@@ -45,7 +45,7 @@ class Settings(Strict):
 
 
 def build(settings: Settings, seed: int, policy: Any, start: Path | None = None) -> RefillJudge:
-    """A judge for the given generator (a fill-in policy). Raises RelgradError for another kind of policy."""
+    """A judge for the given generator (a fill-in policy). Raises RelgradError for another kind of policy, or wrong sizes."""
     if not isinstance(getattr(policy, "model", None), GPT):
         raise RelgradError(f"judge kind 'refill' judges a fill_in policy, not {type(policy).__name__}")
     if start is not None:
@@ -67,10 +67,17 @@ def build(settings: Settings, seed: int, policy: Any, start: Path | None = None)
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = GPT(GPTConfig.model_validate(generator.config.model_dump() | changed))
+        model = GPT(_config(generator.config.model_dump() | changed))
     if settings.init == "generator":
         copy_trunk(generator, model)
     return RefillJudge(Judge(model.to(policy.device), policy.vocabulary), policy, settings)
+
+
+def _config(values: dict[str, Any]) -> GPTConfig:
+    try:
+        return GPTConfig.model_validate(values)
+    except ValidationError as error:
+        raise RelgradError(f"judge: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def copy_trunk(source: GPT, target: GPT) -> None:
@@ -143,7 +150,7 @@ class RefillJudge:
         Raises RelgradError for fewer than 8 prompts.
         """
         self.require(prompts)
-        prompts = prompts[: self.settings.audit_prompts]
+        prompts = prompts[-self.settings.audit_prompts :]  # from the end: evaluations take theirs from the beginning
         self.judge.calibration = (1.0, 0.0)
         half, done = len(prompts) // 2, 0
         fitted: list[Rollouts] = []

@@ -4,8 +4,8 @@ r"""A judge: a network that says how likely refilled text is right, and the audi
                 the score of a text is the mean over them: the expected share that is right
     sequence    one probability for the whole text, read at a summary id put in front: the share that is right
 
-Trained with the binary cross-entropy against what is right, both are calibrated by construction, and again by two numbers
-fitted on held-out text: P = sigmoid(a logit + b). The judge sees the completed text, never the masks.
+Trained with the binary cross-entropy against what is right, both say probabilities, which two numbers fitted on held-out text
+calibrate: P = sigmoid(a logit + b). The judge sees the completed text; by position, also which positions were refilled.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class Judge:
     def __init__(self, model: GPT, vocabulary: Vocabulary, *, wrongness: bool = False) -> None:
         if model.config.mode == "language_model":
             raise RelgradError("a judge is a token_classifier or a sequence_scorer, this is a language_model")
+        if model.config.mode == "token_classifier" and model.config.num_token_classes != 1:
+            raise RelgradError(
+                f"a judge by position has one class per position, this token_classifier has {model.config.num_token_classes}"
+            )
         if model.config.mode == "sequence_scorer" and model.config.cls_token_id != vocabulary.cls_id:
             raise RelgradError(
                 f"the judge's summary id is {model.config.cls_token_id}, its vocabulary's is {vocabulary.cls_id}"
@@ -62,7 +66,8 @@ class Judge:
         ids_BL, valid_BL, mark_BL = (t.to(device) for t in (ids_BL, valid_BL, mark_BL))
         if self.by_position:
             mark = mark_BL if self.model.config.marks else None
-            return self.model.classes(self.model.hidden(ids_BL, valid_BL, mark))[..., 0]
+            logit_BL = self.model.classes(self.model.hidden(ids_BL, valid_BL, mark))[..., 0]
+            return -logit_BL if self.wrongness else logit_BL
         front_B1 = ids_BL.new_full((len(ids_BL), 1), self.vocabulary.cls_id)
         keep = self.model.config.block_size - 1
         ids_BL = torch.cat([front_B1, ids_BL[:, :keep]], 1)
@@ -86,8 +91,12 @@ class Judge:
         return (p * mark_BL).sum(-1) / mark_BL.sum(-1).clamp(min=1), p
 
     def loss(self, refilled: Refilled) -> tuple[Tensor, int]:
-        """Summed binary cross-entropy (nats) and its count: refilled positions, or texts (target: the share right)."""
-        logits = self.logits(refilled.ids_BL, refilled.valid_BL, refilled.mark_BL)
+        """Summed binary cross-entropy (nats) and its count: refilled positions, or texts (target: the share right).
+
+        Of the calibrated logits, so that a judge that goes on learning after its audit stays calibrated.
+        """
+        a, b = self.calibration
+        logits = a * self.logits(refilled.ids_BL, refilled.valid_BL, refilled.mark_BL) + b
         mark_BL, right_BL = refilled.mark_BL.to(logits.device), refilled.right_BL.to(logits.device).float()
         if self.by_position:
             loss = functional.binary_cross_entropy_with_logits(logits[mark_BL], right_BL[mark_BL], reduction="sum")

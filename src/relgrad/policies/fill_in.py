@@ -64,7 +64,7 @@ class Settings(Strict):
     top_k: int = Field(0, ge=0)
     scoring: Literal["law", "untempered"] = "law"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mask_ratio_power: float = Field(0.0, ge=0, description="supervised samples weigh (mask ratio / 0.5) ^ -power")
+    mask_ratio_power: float = Field(0.0, ge=0, description="supervised samples weigh (share asked for / 0.5) ^ -power")
     critic_weight: float = Field(
         0.0, ge=0, description="weight of a head that learns which fills are wrong; 0: no head"
     )
@@ -85,6 +85,11 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
             model = GPT(config)
     else:
         model, vocabulary = load_generator(Path(source))
+        if settings.critic_weight and not model.config.critic:
+            raise RelgradError(
+                f"critic_weight={settings.critic_weight:g}, but the network of {source} has no critic head: set critic_weight "
+                "from the first stage on, or leave it out"
+            )
     device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     policy = FillInPolicy(model.to(device), vocabulary, settings)
     if reference:
@@ -231,16 +236,23 @@ class FillInPolicy:
     # ------------------------------------------------------------------ scoring
 
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-        """Whole groups together, as many as keep the prompts' ids near `budget`: rows of a group cost nothing extra."""
-        group_B, length_G = rollouts.group_B, rollouts.trace["length_G"].tolist()
+        """Whole groups together, as many as keep their work near `budget`: rows of a group cost nothing extra.
+
+        A group costs its ids, and its masked positions by the size of their logits over that of a hidden state.
+        """
+        group_B = rollouts.group_B
+        spots_G = (rollouts.trace["position_GT"] >= 0).sum(-1)
+        cost_G = (
+            rollouts.trace["length_G"] + spots_G * self.model.config.vocab_size // self.model.config.n_embd
+        ).tolist()
         chunks: list[list[int]] = []
         used = 0
         for group in group_B[rows].unique().tolist():
-            if not chunks or used + length_G[group] > budget:
+            if not chunks or used + cost_G[group] > budget:
                 chunks.append([])
                 used = 0
             chunks[-1].append(group)
-            used += length_G[group]
+            used += cost_G[group]
         wanted = [rows[torch.isin(group_B[rows], torch.tensor(chunk))] for chunk in chunks]
         cells = [rollouts.cells(r) for r in wanted]
         return [c for c in cells if len(c)]

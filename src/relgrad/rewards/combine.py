@@ -14,8 +14,9 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ class RewardSet:
 
     Synchronous rewards run one after the other; asynchronous ones start first and run meanwhile, all groups at once.
     `timeout` is in seconds, for one reward and one group. `learners` are the rewards that go on learning during the run,
-    by name: they offer `due(step)`, `refit(policy, prompts, generator)`, `save` and `load`.
+    by name: they offer `due(step)`, `refit(policy, prompts, generator)`, `save`, `load` and `fixed`.
     """
 
     def __init__(self, rewards: Sequence[NamedReward], timeout: float) -> None:
@@ -103,6 +104,18 @@ class RewardSet:
             for _, future in started:
                 future.cancel()
         return self._table(rollouts, batch)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Inside, rewards that learn score as they did before the run: what evaluations compare with."""
+        learners: list[Any] = list(self.learners.values())
+        try:
+            for learner in learners:
+                learner.fixed = True
+            yield
+        finally:
+            for learner in learners:
+                learner.fixed = False
 
     def close(self) -> None:
         """Let the worker threads end (they are daemons, so this is only tidiness)."""

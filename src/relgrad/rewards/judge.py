@@ -7,6 +7,7 @@ prompts from hard ones. With `refit_every`, the judges go on learning from what 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def build(settings: Settings) -> JudgeReward:
     for source in settings.judges:
         if source.startswith("stage:"):
             raise RelgradError(
-                f"judges: {source!r} names a stage of the recipe that runs; outside of a run give the judge's folder"
+                f"judges: {source!r} names a stage of the recipe that runs; outside of a run give the judge's folder, or run "
+                "the recipe and name the run (runs/NAME) in its place"
             )
         judge = Judge.load(Path(source))
         if settings.require_audit:
@@ -63,7 +65,7 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
     if found is None:
         raise RelgradError(
             f"judge {source} was never audited. Train it in a stage of kind judge, which ends with an audit, or run "
-            f"`relgrad audit {source} --generator RUN`; require_audit: false trusts it blindly"
+            f"`relgrad audit {source} --generator RUN` (with --out FOLDER for a .pt file); require_audit: false trusts it blindly"
         )
     if math.isnan(found) or found < least:
         raise RelgradError(
@@ -73,16 +75,22 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
 
 
 class JudgeReward:
-    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`)."""
+    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`).
+
+    While `fixed`, the judges speak as they were audited: scores before and after training are then of the same judge.
+    """
 
     def __init__(self, judges: Sequence[Judge], settings: Settings) -> None:
         self.judges, self.settings = tuple(judges), settings
         self.learns = settings.refit_every > 0
+        self.audited = tuple(copy.deepcopy(judge) for judge in judges) if self.learns else self.judges
+        self.fixed = False
 
     def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         column(prompt, "masked_ids", "judge")
+        self._require_vocabulary(prompt)
         texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
-        found = [judge.scores(texts) for judge in self.judges]
+        found = [judge.scores(texts) for judge in (self.audited if self.fixed else self.judges)]
         score_JB = torch.stack([score for score, _ in found])
         total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
         by_position = [p for _, p in found if p is not None]
@@ -95,6 +103,14 @@ class JudgeReward:
             )
             for row in range(len(outputs))
         ]
+
+    def _require_vocabulary(self, prompt: Prompt) -> None:
+        own, theirs = self.judges[0].vocabulary, column(prompt, "vocabulary", "judge")
+        if theirs != own.fingerprint:
+            raise RelgradError(
+                f"judge {self.settings.judges[0]} was trained with another vocabulary ({own}) than that of the task "
+                f"({theirs}). Train the judge on text of this task, or give task and policy its `text` and `symbols`"
+            )
 
     def _per_decision(self, by_position: Sequence[Tensor], texts: Refilled) -> list[Tensor]:
         p_JBL = torch.stack(list(by_position))

@@ -14,7 +14,7 @@ from relgrad.models.ngram import NGram
 from relgrad.protocols import Reward
 from relgrad.rewards._columns import unscored
 from relgrad.settings import Strict
-from relgrad.text.corpus import BUILTIN, load_text
+from relgrad.text.corpus import BUILTIN, load_corpus
 from relgrad.types import Output, Prompt, RelgradError, Score
 
 NGRAM = "ngram"
@@ -71,7 +71,7 @@ def _score(text: str, answer: Likelihood | str, per: str) -> Score:
 
 
 def _ngram(settings: Settings) -> Scorer:
-    model = NGram(load_text(settings.text), settings.order)
+    model = NGram("\n".join(load_corpus(settings.text).train), settings.order)
 
     def score(texts: Sequence[str]) -> list[Likelihood | str]:
         return [too_short(len(t)) or (sum(model.log_probabilities(t)), len(t)) for t in texts]

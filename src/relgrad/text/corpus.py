@@ -1,9 +1,9 @@
 """A text to learn from and, apart from it, a text to judge by.
 
 The text is cut into blocks of about BLOCK characters at paragraph ends (line ends where there are none), and a fixed
-share of the blocks, spread over the whole text, is held out. Windows never cross a block, so nothing that is held out
-is ever seen in training. The built-in corpus is the help text every Python carries, with repeated paragraphs removed:
-many of its topics quote each other, and a paragraph in both parts would be no held-out text.
+share of the blocks, spread over the whole text, is held out. No window reaches from one part into the other, so nothing
+that is held out is ever seen in training. The built-in corpus is the help text every Python carries, with repeated
+paragraphs removed: many of its topics quote each other, and a paragraph in both parts would be no held-out text.
 """
 
 from __future__ import annotations

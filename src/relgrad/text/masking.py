@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from relgrad.settings import Strict
 from relgrad.text.vocabulary import Vocabulary
+from relgrad.types import RelgradError
 
 IGNORE = -100
 
@@ -54,8 +55,8 @@ class Sticky(Strategy):
 
     type: Literal["sticky"] = "sticky"
     target_masked_ratio: float = Field(0.4, gt=0, le=1)
-    p1_probability: float = Field(0.1, gt=0, le=1)
-    p2_probability: float = Field(0.5, gt=0, le=1)
+    p1_probability: float = Field(0.1, ge=0.001, le=1)
+    p2_probability: float = Field(0.5, ge=0.001, le=1)
 
     def choose(self, ids: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
         hidden = np.zeros(len(ids), dtype=bool)
@@ -116,15 +117,20 @@ def mask(
     """(masked ids, label ids, the stage drawn). At least one position is hidden."""
     weight = np.array([s.weight for s in stages])
     stage = stages[int(rng.choice(len(stages), p=weight / weight.sum()))]
-    hidden = stage.choose(ids, vocabulary, rng)
+    can_be_hidden = ~np.isin(ids, vocabulary.excluded)  # what cannot be written cannot be asked for
+    if not can_be_hidden.any():
+        raise RelgradError(
+            f"a sample of special entries only: {vocabulary.decode(ids.tolist())[:60]!r}; clean the text"
+        )
+    hidden = stage.choose(ids, vocabulary, rng) & can_be_hidden
     if not hidden.any():
-        hidden[rng.integers(len(ids))] = True
+        hidden[rng.choice(np.flatnonzero(can_be_hidden))] = True
     masked = np.where(hidden, vocabulary.mask_id, ids)
     if stage.bert:
         chosen = np.flatnonzero(hidden)
         fate = rng.random(len(chosen))
-        fate[0] = 0.0  # one of them stays a mask, so that there is a decision
+        fate[rng.integers(len(chosen))] = 0.0  # one of them is a mask in any case, so that there is a decision
         masked[chosen[fate >= 0.9]] = ids[chosen[fate >= 0.9]]
         swapped = chosen[(fate >= 0.8) & (fate < 0.9)]
-        masked[swapped] = rng.integers(vocabulary.base, size=len(swapped))
+        masked[swapped] = rng.choice(vocabulary.ordinary, size=len(swapped))
     return masked, np.where(hidden, ids, IGNORE), stage

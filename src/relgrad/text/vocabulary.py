@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from relgrad.types import RelgradError
 
 FILE = "vocabulary.json"
@@ -36,15 +38,13 @@ class Vocabulary:
     @staticmethod
     def of_text(text: str) -> Vocabulary:
         """All characters of a text, sorted. Raises RelgradError when the text holds the sign that shows a mask."""
-        if BLANK in text:
-            raise RelgradError(
-                f"the text holds {BLANK!r} at {text.index(BLANK)}, which shows masked positions: replace it"
-            )
+        _refuse_blanks(text)
         return Vocabulary("char", tuple(sorted(set(text))))
 
     @staticmethod
     def of(symbols: str, text: str) -> Vocabulary:
         """What a recipe's `symbols` asks for: "char" (the characters of `text`), "byte", or a tokenizer.json (or its folder)."""
+        _refuse_blanks(text)
         if symbols == "char":
             return Vocabulary.of_text(text)
         if symbols == "byte":
@@ -75,7 +75,9 @@ class Vocabulary:
     def base(self) -> int:
         """The number of ordinary ids."""
         if self.kind == "tokenizer":
-            return int(self._library.get_vocab_size(with_added_tokens=True))
+            return 1 + max(
+                self._library.get_vocab(with_added_tokens=True).values()
+            )  # there may be unused ids in between
         return 256 if self.kind == "byte" else len(self.symbols)
 
     @property
@@ -102,6 +104,11 @@ class Vocabulary:
         if self.kind == "tokenizer":
             own = (i for i, added in self._library.get_added_tokens_decoder().items() if added.special)
         return (*sorted(own), self.mask_id, self.pad_id, self.cls_id)
+
+    @cached_property
+    def ordinary(self) -> np.ndarray:
+        """Every id that may be written, ascending."""
+        return np.setdiff1d(np.arange(self.base), self.excluded)
 
     # ------------------------------------------------------------------ text
 
@@ -182,3 +189,8 @@ class Vocabulary:
             raise RelgradError(f"{folder}: no {FILE}; give the folder of a generator, a judge or prepared data")
         plain = json.loads(path.read_text(encoding="utf-8"))
         return Vocabulary(plain["kind"], tuple(plain["symbols"]), plain["tokenizer"])
+
+
+def _refuse_blanks(text: str) -> None:
+    if BLANK in text:
+        raise RelgradError(f"the text holds {BLANK!r} at {text.index(BLANK)}, which shows masked positions: replace it")

@@ -26,7 +26,8 @@ def critic_loss(
     generator: torch.Generator,
 ) -> Tensor:
     """Summed binary cross-entropy (nats) at the positions `at` (rows, columns), whose fills come from `logits_NV`."""
-    token_N, _, _ = categorical.sample(logits_NV.detach(), categorical.Truncation(), generator)
+    uniform_N = torch.rand(len(label_N), generator=generator).to(logits_NV.device)
+    token_N, _, _ = categorical.sample(logits_NV.detach(), categorical.Truncation(), uniform_N=uniform_N)
     filled_BL = ids_BL.index_put(at, token_N)
     logit_N = model.critic(model.hidden(filled_BL, valid_BL)[at])
     return functional.binary_cross_entropy_with_logits(logit_N, (token_N != label_N).float(), reduction="sum")

@@ -11,5 +11,8 @@ MIN = 0.05
 
 
 def weights(ratio_B: Tensor, power: float) -> Tensor:
-    """[B] for the share of hidden positions [B] in (0, 1]; power 1 gives every sample the same total weight."""
+    """[B] for the share of positions that are asked for [B] in (0, 1], taken as at least MIN.
+
+    Power 1 gives every sample the same total weight.
+    """
     return (ratio_B.clamp(min=MIN) / 0.5) ** -power
