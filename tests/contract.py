@@ -50,7 +50,9 @@ def check_parity(toy: Toy) -> None:
             "rows are not grouped"
         )
         assert not rollouts.behaviour_logp_BT[~rollouts.mask_BT].any(), "behaviour_logp is not 0 outside the mask"
-        assert bool((rollouts.size_BT[rollouts.mask_BT] >= 1).all()), "a decision without elementary choices"
+        assert bool((rollouts.size_BT >= 0).all()), "a decision of negative size"
+        length_B = (rollouts.size_BT * rollouts.mask_BT).sum(-1)
+        assert bool((length_B[rollouts.mask_BT.any(-1)] >= 1).all()), "a row of decisions without elementary choices"
         assert rollouts.mask_BT.shape[1] <= toy.policy.max_decisions, "more decisions than max_decisions"
         assert rollouts.policy_version == toy.policy.version, "policy_version is not the policy's"
         move(toy.policy)

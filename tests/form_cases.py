@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 from hypothesis import strategies as st
 
 from relgrad.forms import families
 from relgrad.forms.form import Field, Form, Option, make
 from relgrad.forms.grammar import Grammar
+from relgrad.forms.in_process import InProcess
+from relgrad.forms.outcome import Outcome
+from relgrad.forms.plan import parse
 
 GRAMMARS = (
     Grammar(),
@@ -42,6 +46,11 @@ RULES = Field("rules", "checkbox", "r", "r-1", True, required=True)
 ABOUT = Field("about", "textarea", "a", "a-1", "one\ntwo", attributes={"maxlength": "8"})
 CODE = Field("code", "text", "k", "k-1", "123-AB", attributes={"pattern": "[0-9]{3}-[A-Z]{2}", "minlength": "3"})
 ASKED = Field("name", "text", "q", "q-1", "Ada", required=True)
+
+
+def outcome(form: Form, plan: str) -> Outcome:
+    """What comes of a plan in process."""
+    return InProcess().run(form, parse(plan))
 
 
 @dataclass(frozen=True)
@@ -196,3 +205,41 @@ def filled(draw: st.DrawFn) -> tuple[Form, str]:
         place = draw(st.integers(0, len(plan) - 1))
         plan[place : place + draw(st.integers(0, 1))] = [other]
     return form, "\n".join(plan)
+
+
+def mistaken(name: str, count: int) -> list[tuple[Form, str]]:
+    """Forms of a family with plans such as a policy in training writes: the first is right, the others nearly."""
+    rng = Random(name)
+    found = []
+    for number in range(count):
+        form = make(name, rng.randrange(10_000), rng.choice(GRAMMARS))
+        plan = form.plan
+        for _ in range(number and rng.randint(1, 3)):
+            plan = rng.choice((_slip, _slip, _slip, _misplace, _other_value))(rng, plan, form)
+        found.append((form, plan))
+    return found
+
+
+def _slip(rng: Random, plan: str, form: Form) -> str:
+    """One character is another one, too much or missing."""
+    at = rng.randrange(len(plan) + 1)
+    return plan[:at] + rng.choice(["", rng.choice("abcdefghij 0123456789:@.-\n\\")]) + plan[at + rng.randint(0, 1) :]
+
+
+def _misplace(rng: Random, plan: str, form: Form) -> str:
+    """A line is missing, or stands somewhere else, or twice."""
+    lines = plan.split("\n")
+    line = lines.pop(rng.randrange(len(lines)))
+    for _ in range(rng.randint(0, 2)):
+        lines.insert(rng.randint(0, len(lines)), line)
+    return "\n".join(lines)
+
+
+def _other_value(rng: Random, plan: str, form: Form) -> str:
+    """A field gets what is not for it."""
+    lines = plan.split("\n")
+    at = rng.randrange(len(lines))
+    head, colon, _ = lines[at].partition(":")
+    values = [text for field in form.fields for text in ([field.value] if isinstance(field.value, str) else [])]
+    lines[at] = f"{head}{colon} {rng.choice(values + list(HOSTILE))}" if colon else lines[at]
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 types <- protocols <- advantages, losses, divergences, laws, metrics.statistics    pure floor
                    <- text <- models <- policies, rewards, tasks, judges, search   leaves
                    <- forms <- rewards, tasks
+                   <- policies <- baselines
                    <- train, sft, evaluate                                         loops
                    <- run <- cli                                                   composition root
 rundir, diagnose <- report                                                         island without torch
@@ -38,6 +39,7 @@ MAY_ALSO_USE = {
     "rewards": ("models", "text", "forms", "config", "registry"),
     "tasks": ("text", "forms", "config", "registry"),
     "models": ("text",),
+    "baselines": ("policies", "models"),
 }
 LOOPS = ("train", "sft", "evaluate", "batch", "optimizer", "randomness", "checkpoint")
 SERVICES = ("tracking", "console", "animate", "environment", "doctor", "metrics")

@@ -496,6 +496,12 @@ def test_judge_of_another_vocabulary(fill: Path, tmp_path: Path):
     assert re.search(rf"was made with another vocabulary \({own}\) than this one: char vocabulary", message)
 
 
+def test_audit_with_a_policy_that_fills_in_nothing(fill: Path, recipe: Path, tmp_path: Path):
+    judge(fill, tmp_path / "judge")
+    message = refused("audit", tmp_path / "judge", "--generator", recipe)
+    assert "judge kind 'refill' judges a fill_in policy, not AutoregressivePolicy" in message
+
+
 def test_two_judges_of_different_vocabularies(fill: Path, tmp_path: Path):
     other = tmp_path / "other.txt"
     other.write_text("Another text, with other letters.")

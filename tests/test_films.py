@@ -70,6 +70,7 @@ def test_held_out_prompts_are_filled_in_as_many_steps_as_asked(trained: Path) ->
         assert "█" in frames[0]["text"]
         assert "█" not in film["final"] == frames[-1]["text"]
         assert film["step"] == 2
+        assert "reward" not in film, "the stage has no rewards"
     assert printed(trained, "--steps", 4)[0]["final"] == films[0]["final"]
 
 
@@ -139,7 +140,10 @@ def test_what_cannot_be_is_one_clear_error(trained: Path, arguments: list[str], 
 def test_a_policy_that_writes_in_one_pass_refuses(arguments: list[str]) -> None:
     result = sample("quick", *arguments)
     assert result.exit_code == 2
-    assert "policy kind 'autoregressive' does not write in several steps; kinds that do: fill_in" in result.output
+    assert (
+        "policy kind 'autoregressive' does not write in several steps; kinds that do: fill_in, flow. Leave"
+        in result.output
+    )
 
 
 def test_films_are_kept_in_a_run_and_not_beside_a_recipe(trained: Path, tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_a_plain_line_shows_line_ends_as_a_sign() -> None:
 
 def test_the_cells_of_a_frame_carry_their_styles() -> None:
     frame = {"text": "aé█", "cells": ["a", "é", "█"], "masked": [2], "filled": [1], "step": 1, "confidence": [None] * 3}
-    text = animate.picture(frame)
+    text = animate.picture(frame, {"source": "text"})
     assert text.plain == "aé█"
     assert [(span.start, span.end, span.style) for span in text.spans if span.style] == [
         (1, 2, animate.FRESH),

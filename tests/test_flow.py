@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_sampled_trajectory_of_1024_positions_is_small() -> None:
     policy = flow.build(settings, seed=0)
     rollouts = policy.sample([Prompt("abcd")], 2, seeded(0))
     assert held(dict(rollouts.trace), rollouts.rows) < 16_000
-    assert rollouts.size_BT.tolist() == [[1020] * 10] * 2
+    assert rollouts.mask_BT.shape == (2, 10)
 
 
 @pytest.mark.parametrize("source", ["uniform", "mask"])
@@ -128,6 +129,33 @@ def test_the_text_ends_at_the_first_end() -> None:
         assert stop == ("eos" if 2 in ids else "length")
         seen.add(stop)
     assert seen == {"eos", "length"}
+
+
+@pytest.mark.parametrize("options", [{}, {"train_steps": 2}, {"branch_steps": 1}])
+def test_lengths_are_those_of_the_texts_with_their_ends(options: dict) -> None:
+    """Whatever the number of steps, and of those that are trained: what runs log is what people read."""
+    for rollouts in (
+        small(**options).sample(PROMPTS, 20, seeded(0)),
+        small(evaluation_steps=9).sample(PROMPTS, 9, seeded(1)),
+    ):
+        wanted = [len(o.ids) + (stop == "eos") for o, stop in zip(rollouts.outputs, rollouts.stop, strict=True)]
+        assert (rollouts.size_BT * rollouts.mask_BT).sum(-1).tolist() == wanted
+        assert not rollouts.size_BT[~rollouts.mask_BT].any()
+        assert {1, 6} <= set(wanted)
+    mask_BT = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    assert _flow_training.sizes(mask_BT, torch.tensor([7, 5])).tolist() == [[2, 0, 2, 3], [0, 5, 0, 0]]
+
+
+def test_an_evaluation_and_a_generation_batch_report_the_length_of_the_text() -> None:
+    policy = small(evaluation_steps=9, train_steps=1)
+    found = evaluate(policy, PROMPTS, Seen(), num_generations=20, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with policy.evaluation():
+        rollouts = policy.sample(PROMPTS, 20, generator)
+    lengths = [len(o.ids) + (stop == "eos") for o, stop in zip(rollouts.outputs, rollouts.stop, strict=True)]
+    assert found.mean_length == pytest.approx(sum(lengths) / 60)
+    record = loop(policy).update()
+    assert record.metrics["completions/max_length"] <= 6
 
 
 # ---------------------------------------------------------------------- what is computed
@@ -323,6 +351,29 @@ def test_the_loop_trains_some_steps_and_says_what_they_stand_for(tmp_path: Path)
     assert checkpoint.load_rollouts(tmp_path).stands_for == 5 / 2
 
 
+@pytest.mark.parametrize("source", ["uniform", "mask"])
+@pytest.mark.parametrize("options", [{}, {"train_steps": 2}, {"branch_steps": 2}])
+def test_later_updates_of_a_batch_have_ratios_that_are_brought_to_one_scale(source: str, options: dict) -> None:
+    """GRPO-Guard's norm in the loop: the first update is as without it, the later ones are clipped at another scale."""
+    found = {}
+    for on in (False, True):
+        run = loop(
+            small(source=source, **options),
+            steps=3,
+            num_iterations=3,
+            step_ratio_norm=on,
+            learning_rate=3e-2,
+            loss_type="grpo",
+        )
+        found[on] = [run.update().metrics for _ in range(3)]
+        assert found[on][0]["importance_ratio/min"] == found[on][0]["importance_ratio/max"] == 1.0
+    assert found[True][0]["grad_norm"] == found[False][0]["grad_norm"]
+    for plain, normed in zip(found[False][1:], found[True][1:], strict=True):
+        assert plain["importance_ratio/max"] > 1.0
+        assert normed["importance_ratio/max"] != plain["importance_ratio/max"]
+        assert normed["importance_ratio/min"] < 1.0 < normed["importance_ratio/max"]
+
+
 # ---------------------------------------------------------------------- how it is judged
 
 
@@ -414,11 +465,31 @@ def test_a_film_shows_every_jump_and_how_probable_it_was(source: str) -> None:
                 for i in range(6):
                     told = frame["confidence"][i]
                     if i in changed:
-                        assert told == pytest.approx(float(p_EV[i, states_BTE[row, step, i]]), abs=0.006)
+                        assert told == pytest.approx(float(p_EV[i, states_BTE[row, step, i]]), rel=0.051)
                     else:
                         assert told == before["confidence"][i]
+                jumps_EV = law_says(policy, p_EV, states_BTE[row, first], first / 7, 1 / 7)
+                wanted = [float(jumps_EV[i, states_BTE[row, step, i]]) for i in changed]
+                assert frame["chance"] == pytest.approx(wanted, rel=0.051)
+                every = [float(jumps_EV[i, states_BTE[row, step, i]]) for i in range(6)]
+                assert frame["logp"] == pytest.approx(math.log(math.prod(every)), abs=1e-4)
+            assert frame["end"] == (frame["text"].index("∎") if "∎" in frame["text"] else None)
         assert film["final"] == film["frames"][-1]["text"].partition("∎")[0]
+        assert film["ids"] == ["ab".index(c) for c in film["final"]]
+        assert film["source"] == source
         assert film["frames"][0]["confidence"] == [None] * 6
+        assert film["frames"][0]["logp"] is None
+
+
+def law_says(policy: FlowPolicy, p_EV: Tensor, state_E: Tensor, time: float, step: float) -> Tensor:
+    """[E, V]: probability of the next token under the mixture with kappa = t, by hand: draw with this chance, or stay."""
+    draws = step / (1 - time)
+    full_EV = torch.zeros(len(state_E), policy.symbols.size)
+    full_EV[:, :3] = p_EV
+    now_EV = torch.nn.functional.one_hot(state_E, policy.symbols.size).float()
+    moving_EV = (1 - draws) * now_EV + draws * full_EV
+    settled_E1 = (policy.symbols.masked & (state_E != policy.symbols.tokens))[:, None]
+    return torch.where(settled_E1, now_EV, moving_EV)
 
 
 def network_says(policy: FlowPolicy, prompt: Prompt, state: tuple[int, ...], time: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -99,3 +100,39 @@ def test_the_same_checks_pass_on_the_same_toy_scored_by_our_law() -> None:
     for options in ({"exponent": 2}, {"exponent": 1, "temperature": 0.12}):
         contract.check_parity(_flow_toys.make(kernel="rate", **options)())
         contract.check_mass(_flow_toys.make(kernel="rate", **options)())
+
+
+KERNELS = ("mixture", "rate", "cumulative")
+
+
+@pytest.mark.parametrize(
+    ("drawn", "scored"), [("mixture", "mixture"), *((a, b) for a, b in product(KERNELS, KERNELS) if a != b)]
+)
+def test_the_frequency_check_tells_which_kernel_drew(drawn: str, scored: str) -> None:
+    """Trajectories of one kernel among the enumerated probabilities of another.
+
+    In the first of two steps with kappa = t a token of probability 1/3 stays with probability .67, .72 and .63.
+    """
+    sampler, scorer = (_flow_toys.make(kernel=kernel)() for kernel in (drawn, scored))
+    mixed = Toy(
+        Mixed(sampler.policy, scorer.policy), scorer.prompts, scorer.enumerate, _flow_toys.key, _flow_toys.reward
+    )
+    if drawn == scored:
+        contract.check_frequency(mixed)
+        return
+    with pytest.raises(AssertionError, match="degrees of freedom"):
+        contract.check_frequency(mixed)
+
+
+class Mixed:
+    """Draws with one policy and scores with another of the same weights."""
+
+    law = "exact"
+
+    def __init__(self, sampler: FlowPolicy, scorer: FlowPolicy) -> None:
+        self.sample, self.scorer = sampler.sample, scorer
+        for (_, own), (_, other) in zip(sampler.parameters(), scorer.parameters(), strict=True):
+            own.data = other.data  # the same tensors: what moves one moves both
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scorer, name)

@@ -111,6 +111,62 @@ def test_weights_of_another_policy_are_not_loaded(tmp_path: Path) -> None:
         flow.build(fresh(ema_decay=0.9), seed=0).load(tmp_path / "plain")
 
 
+def test_adapters_on_a_new_network_find_it_again_under_another_seed(tmp_path: Path) -> None:
+    lora = fresh(lora=Lora(r=2))
+    adapted = flow.build(lora, seed=3)
+    move(adapted)
+    adapted.save(tmp_path)
+    rollouts = adapted.sample([Prompt("ab")], 4, seeded(0))
+    torch.testing.assert_close(scored(flow.build(lora, seed=8, start=tmp_path), rollouts), scored(adapted, rollouts))
+
+
+def test_a_student_writes_in_steps_that_it_was_told(tmp_path: Path) -> None:
+    distilled = fresh(few_step={"finest": 8}, ema_decay=0.9)
+    flow.build(distilled, seed=0).save(tmp_path)
+    plain = {"model": str(tmp_path), "max_completion_length": 6, "device": "cpu"}
+    student = flow.build(Settings(**plain, sampling_steps=8, evaluation_steps=2), seed=0)
+    assert student.model.config.step_conditioned
+    for steps in ({"sampling_steps": 6}, {"sampling_steps": 16}, {"sampling_steps": 4, "evaluation_steps": 3}):
+        with pytest.raises(RelgradError, match="this student takes a power of two up to 8"):
+            flow.build(Settings(**plain, **steps), seed=0)
+    with pytest.raises(RelgradError, match=r"few-step student, .*\(add policy\.few_step"):
+        student.supervised_loss([Example(Prompt("a"), "b")], seeded(0))
+    student.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "flow.json").read_text())["finest"] == 8
+
+
+def test_a_teacher_that_needs_a_uniform_source_is_refused_for_a_mask(tmp_path: Path) -> None:
+    flow.build(fresh(source="mask"), seed=0).save(tmp_path)
+    with pytest.raises(RelgradError, match="needs a uniform source, and this network's is the mask"):
+        flow.build(fresh(few_step={"finest": 8}, ema_decay=0.9), seed=0, start=tmp_path)
+    flow.build(fresh(few_step={"finest": 8, "teacher": "half_steps"}, ema_decay=0.9), seed=0, start=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flow: [1, 2", r"config.yaml: cannot be read: while parsing"),
+        ("- 1", "config.yaml: not a configuration of a flow network, but list"),
+        ("flow: {exponent: 2}", "config.yaml: no scheduler_type in the configuration; it has flow"),
+        ("flow: {scheduler_type: cubic}", "config.yaml: scheduler 'cubic': allowed are polynomial, cosine"),
+    ],
+)
+def test_a_configuration_beside_a_checkpoint_that_cannot_be_read_is_named(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    file = apple_file(tmp_path, flow.build(fresh(), seed=0).model)
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RelgradError, match=message):
+        flow.build(Settings(model=str(file), symbols="ascii", max_completion_length=6, device="cpu"), seed=0)
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    flow.build(fresh(), seed=0).save(tmp_path)
+    (tmp_path / "flow.json").write_text('{"scheduler_type": ', encoding="utf-8")
+    with pytest.raises(RelgradError, match=r"flow\.json: cannot be read"):
+        flow.build(fresh(), seed=0, start=tmp_path)
+
+
 # ---------------------------------------------------------------------- symbols
 
 
@@ -198,6 +254,11 @@ def test_an_answer_that_does_not_fit_is_refused() -> None:
             {"few_step": {"finest": 16}, "sampling_steps": 12, "ema_decay": 0.9},
             "steps=12: this student takes a power of two",
         ),
+        (
+            {"few_step": {"finest": 16}, "sampling_steps": 8, "ema_decay": 0.9, "source": "mask"},
+            "few_step.teacher='rk4' needs a uniform source",
+        ),
+        ({"scheduler": "cosine", "exponent": 2}, "exponent=2 is the polynomial's"),
         ({"dtype": "bfloat16"}, "small updates would be rounded away"),
         ({"kernel": "euler"}, "kernel: Input should be 'mixture', 'rate' or 'cumulative'"),
     ],

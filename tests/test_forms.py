@@ -1,37 +1,29 @@
-"""Forms: families and their splits, plans, HTML's rules, the in-process executor, the task, the reward, the server."""
+"""Forms: families and their splits, values, plans, HTML's rules, the in-process executor, the server's side."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from form_cases import (
     ABOUT,
     ASKED,
     CASES,
-    DAY,
     DAYS,
     GRAMMARS,
     MAIL,
     NEWS,
-    NUMBER,
-    ONE,
     RULES,
     SIZE,
     TEXT,
@@ -39,39 +31,23 @@ from form_cases import (
     filled,
     form_of,
     forms,
+    outcome,
 )
-from relgrad.cli import app
-from relgrad.forms import browser, desk, families, rules, values, wording
+from relgrad.forms import desk, families, rules, values, wording
 from relgrad.forms.document import Document
 from relgrad.forms.form import Field, Form, make, rebuild
 from relgrad.forms.grammar import Grammar
 from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome, Unscored, field_accuracy
+from relgrad.forms.outcome import Outcome, field_accuracy
 from relgrad.forms.page import film_page, form_page, outcome_page
-from relgrad.forms.plan import MOST, VERBS, Plan, parse
-from relgrad.forms.serve import address, server
+from relgrad.forms.plan import MOST, VERBS, parse
 from relgrad.forms.watch import Frame
-from relgrad.forms.wording import ALPHABET, END, escape, unescape
-from relgrad.rewards import forms as reward
-from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.forms.wording import ALPHABET, escape, unescape
 from relgrad.tasks import forms as task
-from relgrad.types import Output, Prompt, RelgradError
+from relgrad.types import RelgradError
 
-SMALL, LARGE, LONG = GRAMMARS
+SMALL, _, LONG = GRAMMARS
 EVERY = list(families.families())
-
-
-def outcome(form: Form, plan: str) -> Outcome:
-    return InProcess().run(form, parse(plan))
-
-
-def typed_values(prompt: Prompt) -> set[str]:
-    """Everything to be entered, ticks apart."""
-    found: set[str] = set()
-    for value in prompt.columns["values"].values():
-        if not isinstance(value, bool):
-            found |= {value} if isinstance(value, str) else set(value)
-    return found
 
 
 # ---------------------------------------------------------------------- families
@@ -209,9 +185,32 @@ def test_few_types_and_little_room() -> None:
         form = make(name, seed, Grammar(min_fields=1, max_fields=8, types=("text", "checkbox"), fits=64))
         assert {field.kind for field in form.fields} <= {"text", "checkbox"}
         assert len(form.prompt) + len(form.plan) <= 64
+
+
+def test_a_grammar_that_is_too_small_is_refused_before_the_run_and_not_inside_it() -> None:
+    """Whether it is depends on the family alone, not on which of its forms is drawn."""
+    why = r"a form of '[\w ]+' with one field may take \d+ characters; raise fits=64"
     wordy = Grammar(min_fields=1, max_fields=1, fits=64, wording="long")
-    with pytest.raises(RelgradError, match=r"one field of 'pet adoption' already takes \d+ characters; raise fits=64"):
-        make("pet adoption", 0, wordy)
+    for seed in range(5):
+        with pytest.raises(RelgradError, match=why):
+            make("pet adoption", seed, wordy)
+    with pytest.raises(RelgradError, match=why):
+        task.load(task.Settings(held_out_size=0, grammar=wordy), seed=0)
+    with pytest.raises(RelgradError, match=why):
+        task.load(task.Settings(families=("taxi ride",), grammar=Grammar(fits=64, width=60)), seed=0)
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=["small", "large", "long"])
+def test_no_value_takes_more_room_than_was_reckoned_with(grammar: Grammar) -> None:
+    from random import Random
+
+    for name, seed in itertools.product(EVERY, range(5)):
+        known = families.family(name)
+        for spec in known.fields:
+            if spec.kind not in (*families.CHOICES, "checkbox"):
+                drawn = values.draw(spec, Random(seed), known.split, grammar.max_value, grammar.lines)
+                room = values.largest(spec, grammar.max_value, grammar.lines)
+                assert len(escape(drawn)) <= len(escape(room)), (name, spec.labels)
 
 
 def test_forms_vary_with_the_seed() -> None:
@@ -459,377 +458,3 @@ def test_what_browsers_send_is_read_as_it_was_meant() -> None:
     entries = (("a", "one\r\ntwo"), ("b", ""), ("b", "x=y&z+ %"), ("ü", "😀"))
     assert desk.decode(urllib.parse.urlencode(entries).encode()) == entries
     assert desk.decode(b"a=%ff%fe&b") == (("a", "\ufffd\ufffd"), ("b", ""))
-
-
-# ---------------------------------------------------------------------- the reward
-
-
-def prompt_of(form: Form) -> Prompt:
-    return Prompt(form.prompt, {"form": form.spec, "plan": form.plan})
-
-
-def score(form: Form, *plans: str, **options: Any) -> list[Any]:
-    """Scores as the recipe's reward gives them, for a form that was made by hand too."""
-    built = reward.build(reward.Settings(**options))
-    return [built._score(form, plan) for plan in plans]
-
-
-def test_the_reward_is_its_formula() -> None:
-    form = form_of(TEXT, NEWS, RULES)
-    full, no_box, blocked, broken, nothing, only = score(
-        form,
-        "fill town: Bonn\nuncheck news\ncheck rules\nsubmit",
-        "fill town: Bonn\ncheck news\ncheck rules\nsubmit",
-        "fill town: Bonn\nsubmit",
-        "fill town: Bonn\nchk rules\ncheck rules\nsubmit\nsubmit",
-        "",
-        "submit",
-    )
-    assert full.value == 1
-    assert full.parts == {
-        "success": 1, "perfect": 1, "field_accuracy": 1, "executed": 1, "submitted": 1, "steps": 4, "broken": 0,
-    }  # fmt: skip
-    assert no_box.value == pytest.approx(0.4 + 0.4 * 2 / 3 + 0.2)
-    assert (no_box.parts["success"], no_box.parts["perfect"]) == (1, 0)
-    assert blocked.value == pytest.approx(0.2 * 1 / 2)
-    assert blocked.parts["field_accuracy"] == 0, "nothing was submitted, so nothing was right"
-    assert broken.value == pytest.approx(0.8 + 0.2 * 3 / 5)
-    assert broken.parts["broken"] == pytest.approx(1 / 5)
-    assert nothing.value == 0
-    assert only.value == 0, "a page that was not sent is no step that executed"
-
-
-def test_the_weights_are_settings() -> None:
-    form = form_of(TEXT)
-    (success,) = score(form, "fill town: Rome\nsubmit", success_weight=1, fields_weight=0, steps_weight=0)
-    assert success.value == 1
-    (fields,) = score(form, "fill town: Rome\nsubmit", success_weight=0, fields_weight=2, steps_weight=0, text="exact")
-    assert fields.value == 0
-    with pytest.raises(ValueError, match="all 0"):
-        reward.Settings(success_weight=0, fields_weight=0, steps_weight=0)
-
-
-@pytest.mark.parametrize(
-    ("field", "sent", "right"),
-    [
-        (TEXT, ["Bonn"], 1.0),
-        (TEXT, [" bonn "], 1.0),
-        (TEXT, ["Born"], 0.75),
-        (TEXT, [], 0.0),
-        (ABOUT, ["one\r\ntwo"], 1.0),
-        (NUMBER, ["42.0"], 1.0),
-        (NUMBER, ["43"], 0.0),
-        (NUMBER, [""], 0.0),
-        (DAY, ["2026-05-18"], 0.0),
-        (MAIL, ["A@b.de"], 0.0),
-        (SIZE, ["l-sent"], 1.0),
-        (SIZE, ["L"], 0.0),
-        (DAYS, ["mon-sent", "wed-sent"], 1.0),
-        (DAYS, ["mon-sent", "tue-sent"], 1 / 3),
-        (DAYS, [], 0.0),
-        (NEWS, [], 1.0),
-        (NEWS, ["on"], 0.0),
-        (RULES, ["on"], 1.0),
-        (RULES, [], 0.0),
-    ],
-)
-def test_how_right_a_field_is(field: Field, sent: list[str], right: float) -> None:
-    entries = tuple((field.name, value) for value in sent)
-    assert field_accuracy(form_of(field), entries) == pytest.approx(right)
-
-
-def test_text_may_have_to_be_exact() -> None:
-    assert [field_accuracy(ONE, (("t", text),), "exact") for text in ("Bonn", " Bonn\r\n", "bonn", "Born")] == [
-        1,
-        1,
-        0,
-        0,
-    ]
-
-
-def test_the_reward_reads_the_column_and_scores_a_group() -> None:
-    form = make("museum tour", 3, SMALL)
-    scores = reward.build(reward.Settings())(prompt_of(form), [Output(form.plan), Output("nonsense")])
-    assert [s.value for s in scores] == [1, 0]
-    (none,) = reward.build(reward.Settings())(Prompt("p", {"form": None}), [Output("submit")])
-    assert math.isnan(none.value)
-    with pytest.raises(RelgradError, match="no column 'form'"):
-        reward.build(reward.Settings())(Prompt("p", {"from": 1}), [Output("submit")])
-    with pytest.raises(RelgradError, match="no form"):
-        reward.build(reward.Settings())(Prompt("p", {"form": "library card"}), [Output("submit")])
-
-
-class Fails:
-    """An executor whose browser fails on plans that hold `bad`."""
-
-    def __init__(self) -> None:
-        self.ran: list[Plan] = []
-
-    def run(self, form: Form, plan: Plan) -> Outcome:
-        self.ran.append(plan)
-        if any("bad" in step.line for step in plan.steps):
-            raise Unscored("the browser failed twice: gone")
-        return InProcess().run(form, plan)
-
-
-def test_what_the_browser_could_not_do_is_unscored_and_not_0() -> None:
-    form = make("museum tour", 3, SMALL)
-    one = reward.FormReward(Fails(), reward.Settings())
-    scores = one(prompt_of(form), [Output(form.plan), Output("fill bad: x"), Output("fil: x")])
-    assert [s.value for s in scores[::2]] == [1, 0]
-    assert math.isnan(scores[1].value)
-    assert scores[1].why == "the browser failed twice: gone"
-
-
-def test_equal_plans_are_executed_once_and_failures_are_tried_again() -> None:
-    form, fails = make("museum tour", 3, SMALL), Fails()
-    one = reward.FormReward(reward.Remembering(fails), reward.Settings())
-    one(prompt_of(form), [Output(form.plan)] * 3)
-    one(prompt_of(rebuild(form.spec)), [Output(form.plan)])
-    assert len(fails.ran) == 1
-    one(prompt_of(make("museum tour", 4, SMALL)), [Output(form.plan)])
-    assert len(fails.ran) == 2, "another form"
-    one(prompt_of(form), [Output("fill bad: x")] * 2)
-    assert len(fails.ran) == 4
-
-
-# ---------------------------------------------------------------------- a browser that is not there
-
-
-def test_without_playwright_the_line_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "playwright.sync_api", None)
-    with pytest.raises(RelgradError, match=r"pip install 'relgrad\[browser\]'"):
-        browser.Browser()
-
-
-def test_without_a_browser_the_line_to_install_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("playwright")
-    monkeypatch.delenv(browser.VARIABLE, raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(tmp_path))
-    with pytest.raises(RelgradError, match="playwright install chromium"):
-        reward.build(reward.Settings(executor="browser", timeout=7.25))
-
-
-def test_a_browser_that_was_named_and_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("playwright")
-    monkeypatch.setenv(browser.VARIABLE, "/nowhere/chromium")
-    with pytest.raises(RelgradError, match="RELGRAD_CHROMIUM='/nowhere/chromium' is no file"):
-        browser.Browser()
-
-
-def test_a_browser_that_does_not_start_leaves_plans_unscored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("playwright")
-    fake = tmp_path / "chromium"
-    fake.write_text("#!/bin/sh\nexit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv(browser.VARIABLE, str(fake))
-    one = browser.Browser()
-    try:
-        with pytest.raises(Unscored, match="the browser failed twice"):
-            one.run(ONE, parse("submit"))
-        rewards = RewardSet([NamedReward("forms", reward.FormReward(one, reward.Settings()))], timeout=60)
-        (unscored,) = rewards._callers[0].bind(prompt_of(make("taxi ride", 0, SMALL)), [Output("submit")], 0)[0]()
-        assert math.isnan(unscored.value)
-        assert "failed twice" in unscored.why
-    finally:
-        one.close()
-
-
-# ---------------------------------------------------------------------- the task
-
-
-def test_columns_and_prompts() -> None:
-    loaded = task.load(task.Settings(train_size=50, held_out_size=5), seed=0)
-    assert (len(loaded.train), len(loaded.held_out)) == (50, 5)
-    for prompt in [*loaded.train, *loaded.held_out]:
-        form = rebuild(prompt.columns["form"])
-        assert prompt.content == form.prompt
-        assert prompt.columns["plan"] == form.plan
-        assert prompt.columns["values"] == form.values
-        assert prompt.columns["family"] == form.family
-        json.dumps(dict(prompt.columns))
-    assert loaded.train[-1] == loaded.train[49]
-    with pytest.raises(IndexError):
-        loaded.train[50]
-    assert loaded.ask("town=Bonn") == f"town=Bonn\n{END}"
-    assert loaded.ask(f"town=Bonn\n{END}") == f"town=Bonn\n{END}"
-
-
-@pytest.mark.parametrize("held_out", ["validation", "test"])
-@pytest.mark.parametrize("grammar", GRAMMARS, ids=["small", "large", "long"])
-def test_nothing_to_be_entered_into_a_held_out_form_was_trained_on(held_out: Any, grammar: Grammar) -> None:
-    settings = task.Settings(held_out=held_out, train_size=1500, held_out_size=150, grammar=grammar)
-    loaded = task.load(settings, seed=5)
-    trained = set().union(*(typed_values(prompt) for prompt in loaded.train))
-    judged = set().union(*(typed_values(prompt) for prompt in loaded.held_out))
-    assert len(trained) > 2000
-    assert len(judged) > 200
-    assert not trained & judged
-    assert not {p.columns["family"] for p in loaded.train} & {p.columns["family"] for p in loaded.held_out}
-    assert {p.columns["family"] for p in loaded.train} == set(families.names("train"))
-    assert {p.columns["family"] for p in loaded.held_out} == set(families.names(held_out))
-    assert not {p.text for p in loaded.train} & {p.text for p in loaded.held_out}
-
-
-def test_seeds_change_what_is_trained_on_and_not_what_is_judged_by() -> None:
-    one, other = (task.load(task.Settings(held_out_size=20), seed) for seed in (0, 1))
-    assert [p.text for p in one.held_out] == [p.text for p in other.held_out]
-    assert [one.train[i].text for i in range(9)] != [other.train[i].text for i in range(9)]
-    again = task.load(task.Settings(held_out_size=0), 0)
-    assert [one.train[i] for i in range(9)] == [again.train[i] for i in range(9)]
-    judged = {split: task.load(task.Settings(held_out=split), 0).held_out[0].text for split in ("validation", "test")}
-    assert judged["validation"] != judged["test"]
-
-
-def test_families_to_train_on_can_be_chosen_but_not_held_out_ones() -> None:
-    loaded = task.load(task.Settings(families=("taxi ride", "library card")), 0)
-    assert {loaded.train[i].columns["family"] for i in range(30)} == {"taxi ride", "library card"}
-    with pytest.raises(RelgradError, match="'food order' is held out for ever; to train on there are job application"):
-        task.load(task.Settings(families=("food order",)), 0)
-    with pytest.raises(RelgradError, match="no family 'taxi'"):
-        task.load(task.Settings(families=("taxi",)), 0)
-
-
-def test_an_autoregressive_policy_trains_on_it(tmp_path: Path) -> None:
-    """Supervised plans, then GRPO on what the executor says of its own, with a monitor of success."""
-    recipe = tmp_path / "forms.yaml"
-    recipe.write_text(
-        "policy: {kind: autoregressive, model: 'tiny:64x2', max_completion_length: 70}\n"
-        "task: {kind: forms, held_out_size: 4, grammar: {min_fields: 1, max_fields: 1, fits: 80, types: [text, checkbox]}}\n"
-        "rewards:\n"
-        "  - {kind: forms}\n"
-        "  - {kind: forms, name: success, weight: 0, success_weight: 1, fields_weight: 0, steps_weight: 0}\n"
-        f"out: {tmp_path / 'runs'}\n"
-        "evaluation: {num_prompts: 4, num_generations: 2}\n"
-        "stages:\n"
-        "  - {stage: sft, sft: {steps: 150, batch_size: 16, learning_rate: 5e-3, completion_column: plan}}\n"
-        "  - {stage: grpo, grpo: {steps: 2, num_prompts: 4, num_generations: 8, learning_rate: 1e-4}}\n"
-    )
-    result = CliRunner().invoke(app, ["run", str(recipe)], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    stages = tmp_path / "runs" / "forms"
-    losses = [json.loads(line)["loss"] for line in (stages / "1-sft" / "metrics.jsonl").read_text().splitlines()]
-    assert losses[-1] < 0.6 * losses[0]
-    sample = json.loads(next((stages / "2-grpo" / "samples").iterdir()).read_text().splitlines()[0])
-    assert {"forms", "success", "forms/field_accuracy", "forms/executed"} <= sample["parts"].keys()
-    for line in (stages / "2-grpo" / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        assert record["parity/max_abs"] < 1e-4
-        assert 0 < record["rewards/forms/mean"] <= 1, "after 150 steps some lines of a plan execute"
-
-
-# ---------------------------------------------------------------------- relgrad forms
-
-
-@pytest.fixture
-def served() -> Iterator[int]:
-    with server(0, SMALL) as listening:
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
-        thread.start()
-        yield listening.server_port
-        listening.shutdown()
-        thread.join()
-
-
-def fetch(url: str, entries: list[tuple[str, str]] | None = None) -> str:
-    body = urllib.parse.urlencode(entries).encode() if entries is not None else None
-    with urllib.request.urlopen(url, body, timeout=300) as answer:
-        assert "script" not in answer.headers["Content-Security-Policy"]
-        return answer.read().decode()
-
-
-def test_forms_are_served_to_people(served: int) -> None:
-    index = fetch(address(served))
-    for name in EVERY:
-        assert f'href="/form/{urllib.parse.quote(name)}/0"' in index
-    form = make("food order", 12, SMALL)
-    url = address(served, "food order", 12)
-    shown = fetch(url)
-    assert Document.parse(shown).labels.keys() == {field.label for field in form.fields}
-    assert "fill " in shown, "the reference plan stands beside it"
-    sent = outcome(form, form.plan).submitted
-    assert sent is not None
-    success = fetch(url, list(sent))
-    assert 'data-outcome="success"' in success
-    assert success.count("100 %") == len(form.fields)
-    assert 'data-outcome="error"' in fetch(url, [])
-
-
-@pytest.mark.parametrize(
-    "path", ["form/food/3", "form/food%20order/x", "form/food%20order/-1", "../../etc/passwd", "x"]
-)
-def test_what_is_not_there_is_not_found(served: int, path: str) -> None:
-    with pytest.raises(urllib.error.HTTPError) as error:
-        fetch(address(served) + path)
-    assert error.value.code == 404
-
-
-def test_too_much_is_refused(served: int) -> None:
-    request = urllib.request.Request(address(served, "food order", 1), b"", {"Content-Length": "9" * 12}, method="POST")
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request, timeout=300)
-    assert error.value.code == 400
-
-
-def test_a_port_that_is_taken(served: int) -> None:
-    with pytest.raises(RelgradError, match=rf"cannot listen on port {served}.*--port"):
-        server(served, SMALL)
-
-
-def test_the_command_serves_until_it_is_interrupted() -> None:
-    import signal
-
-    command = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from relgrad.cli import main; main()"
-    )
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            command,
-            "forms",
-            "serve",
-            "--family",
-            "taxi ride",
-            "--seed",
-            "4",
-            "--port",
-            "0",
-            "max_fields=3",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        addresses = [process.stdout.readline().split(": ")[1].strip() for _ in range(2)]
-        assert addresses[1].endswith("/form/taxi%20ride/4")
-        assert "<form" in fetch(addresses[1])
-        process.send_signal(signal.SIGINT)
-        assert process.wait(300) == 0
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (["watch"], "give a file with a plan, or --reference"),
-        (["watch", "plan.txt", "--reference"], "one of the two"),
-        (["watch", "nowhere.txt"], "cannot read the plan 'nowhere.txt'"),
-        (["watch", "--reference", "max_field=3"], "Did you mean 'max_fields'?"),
-        (["watch", "--reference", "fits=1"], "greater than or equal to 64"),
-        (["watch", "--reference", "--family", "libary card"], "did you mean 'library card'?"),
-        (["serve", "--family", "libary card"], "did you mean 'library card'?"),
-        (["serve", "max_fields"], "write KEY=VALUE"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    arguments: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["forms", *arguments], env={"COLUMNS": "300"})
-    assert result.exit_code == 2
-    assert why in result.stderr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
 
-from form_cases import CASES, GRAMMARS, ONE, Case, filled
+from form_cases import CASES, GRAMMARS, ONE, Case, filled, mistaken
 from relgrad.cli import app
 from relgrad.forms import families
 from relgrad.forms.browser import Browser, find_chromium
@@ -72,15 +74,21 @@ def test_both_executors_agree_on_any_plan_for_any_form(browser: Browser, given: 
     assert browser.run(form, plan) == InProcess().run(form, plan)
 
 
-@pytest.mark.parametrize("name", families.names("validation", "test"))
-def test_reference_plans_succeed(browser: Browser, name: str) -> None:
-    form = make(name, 2, GRAMMARS[1])
-    found = browser.run(form, parse(form.plan))
-    assert found == InProcess().run(form, parse(form.plan))
-    assert found.success
+@pytest.mark.parametrize("name", families.families())
+def test_both_executors_agree_on_plans_with_mistakes(browser: Browser, name: str) -> None:
+    for number, (form, text) in enumerate(mistaken(name, 8)):
+        plan = parse(text)
+        found = browser.run(form, plan)
+        assert found == InProcess().run(form, plan), text
+        assert found.success or number, "the first plan has no mistake"
 
 
-def test_one_page_serves_callers_on_any_thread(browser: Browser) -> None:
+def test_many_plans_at_once_get_their_own_outcomes(browser: Browser) -> None:
+    plans = [parse(f"fill town: {number}\nsubmit") for number in range(7)] + [parse("submi"), parse("submit")] * 2
+    assert browser.run_all(ONE, plans) == InProcess().run_all(ONE, plans)
+
+
+def test_it_serves_callers_on_any_thread(browser: Browser) -> None:
     found: dict[int, Outcome] = {}
 
     def fill(number: int) -> None:
@@ -95,6 +103,12 @@ def test_one_page_serves_callers_on_any_thread(browser: Browser) -> None:
 
 
 # ---------------------------------------------------------------------- failures
+
+
+def browsers() -> set[int]:
+    """Process ids of the browsers that this process started, without their own children."""
+    ours = psutil.Process(os.getpid()).children(recursive=True)
+    return {p.pid for p in ours if "chrom" in p.name().lower() and "--type=" not in " ".join(p.cmdline())}
 
 
 class Killing:
@@ -128,14 +142,35 @@ def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
     assert not killing.times
 
 
-def test_a_plan_that_takes_too_long_is_unscored_and_the_next_one_is_not(browser: Browser) -> None:
+def test_the_plan_on_the_page_beside_begins_anew(browser: Browser) -> None:
+    """Two plans are in the middle when their browser dies; both end well."""
+    plan = parse("fill town: Bonn\nsubmit")
+    killing = Killing(1)
+
+    async def wait(page: Any, number: int, executed: bool | None) -> None:
+        while killing.times:
+            await asyncio.sleep(0.01)
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(browser.run, ONE, plan, after) for after in (wait, killing)]
+        assert [future.result() for future in found] == InProcess().run_all(ONE, [plan, plan])
+    assert not killing.times
+
+
+def test_a_plan_that_takes_too_long_is_unscored_and_costs_a_page_and_no_browser(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relgrad.forms.browser._FAREWELL", PATIENT)
+    assert browser.run(ONE, parse("submit")).success
+    before = browsers()
     browser.timeout = 0.001
     try:
-        with pytest.raises(Unscored, match=r"took longer than 0\.001 s for a plan"):
+        with pytest.raises(Unscored, match=r"the plan took longer than 0\.001 s in the browser"):
             browser.run(ONE, parse("submit"))
     finally:
         browser.timeout = PATIENT
     assert browser.run(ONE, parse("submit")).success
+    assert browsers() == before
 
 
 def test_the_reward_is_the_same_in_the_browser_and_unscored_where_it_fails(browser: Browser) -> None:

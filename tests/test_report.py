@@ -54,11 +54,12 @@ class Look:
         self.requests: list[str] = []
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = context.new_page()
+        self.page.set_default_timeout(180_000)  # a busy machine decides nothing
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
         self.page.on("request", lambda r: self.requests.append(r.url))
         self.page.goto(file.resolve().as_uri())
-        self.page.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
 
     def overflow(self) -> int:
         """Pixels the page is wider than the window."""

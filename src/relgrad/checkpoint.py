@@ -205,6 +205,12 @@ def _load_batch(folder: Path) -> Batch:
     return Batch(parts=parts, used=plain["used"], metrics=metrics, **tensors)  # type: ignore[arg-type]
 
 
+def settled(records: Sequence[dict[str, Any]], patience: int | None) -> bool:
+    """Whether the last `patience` of these evaluations were no better than the best one before them."""
+    scores = [r["score"] for r in records if r["score"] is not None]
+    return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+
 def best_step(records: Iterable[dict[str, Any]], saved: Sequence[int]) -> int | None:
     """The saved step with the highest held-out score (the earliest of equals), or None where none was evaluated."""
     scored = [(r["score"], -r["step"]) for r in records if r["score"] is not None and r["step"] in saved]

@@ -107,20 +107,18 @@ def sample(
         int | None, typer.Option("-n", min=1, help="Completions per prompt: 4, or 1 in several steps.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-    steps: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Fill in this often, masking again in between.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Write in so many steps.")] = None,
     remask: Annotated[
-        str | None, typer.Option(rich_help_panel=STEPS, help="What is masked again: by confidence, critic or random.")
+        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: masked again by confidence, critic or random.")
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(rich_help_panel=STEPS, help="linear, or your own shares: 0.8,0.4,0.1")
+        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: linear, or shares masked again: 0.8,0.4,0.1")
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Text from nothing, this long.")
+        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Fill-in: text from nothing, this long.")
     ] = None,
     animate: Annotated[
-        bool, typer.Option("--animate", rich_help_panel=STEPS, help="Play how the text fills in.")
+        bool, typer.Option("--animate", rich_help_panel=STEPS, help="Play how the text comes about.")
     ] = False,
     save: Annotated[
         bool, typer.Option("--save", rich_help_panel=STEPS, help="Keep the films in the run's folder, for its report.")
@@ -134,10 +132,9 @@ def sample(
     if animate and as_json:
         raise typer.BadParameter("--animate plays the frames and --json prints them: give one of them")
     if animate or save or any(option is not None for option in (steps, remask, schedule, length)):
-        from relgrad.films import overrides_of, shoot
+        from relgrad.films import Asked, shoot
 
-        settings = [*settings, *overrides_of(steps, remask, schedule)]
-        films, file = shoot(source, prompts, n or 1, settings, length, save)
+        films, file = shoot(source, prompts, n or 1, settings, Asked(steps, remask, schedule, length), save)
         _show_films(films, animate, as_json)
         if file is not None:
             _say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
@@ -355,7 +352,7 @@ def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> No
         else:
             steps = film["frames"][-1]["step"]
             shown = {"prompt": film["prompt"], "completion": film["final"], "steps": steps, "seconds": film["seconds"]}
-            _show_sample(shown)
+            _show_sample(shown | film.get("parts", {}) | {"why": film.get("why")})
 
 
 def _print_json(record: dict[str, Any]) -> None:

@@ -43,15 +43,21 @@ class RewardComponent(Component):
 
 
 class Evaluation(Strict):
-    """Held-out evaluation: before the first step, every `every` steps (0: never in between) and after the last."""
+    """Held-out evaluation: before the first step, every `every` steps (0: never in between) and after the last.
+
+    With `patience` a stage ends early, when so many evaluations in a row were no better than the best one before them; whether
+    early or not, it then ends with the weights of its best evaluation. `rewards` are to judge by; none: those trained on.
+    """
 
     every: int = Field(0, ge=0)
+    patience: int | None = Field(None, ge=1, description="evaluations without a better one after which the stage ends")
     num_prompts: int = Field(100, ge=1)
     num_generations: int = Field(4, ge=1)
     seed: int = 1234
     kl_bound: float | None = Field(
         None, gt=0, description="nats per decision away from the reference; more is warned of"
     )
+    rewards: tuple[RewardComponent, ...] = ()
 
 
 class Checkpointing(Strict):
@@ -85,13 +91,24 @@ class Stage(Strict):
             raise ValueError(
                 "rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`"
             )
-        if self.rewards and not any(reward.weight for reward in self.rewards):
+        for where, rewards in (("rewards", self.rewards), ("evaluation.rewards", self.evaluation.rewards)):
+            if rewards and not any(reward.weight for reward in rewards):
+                raise ValueError(
+                    f"{where}: every one has weight 0, so nothing would be scored; give one that counts a weight"
+                )
+        if self.evaluation.patience is not None and (not self.evaluation.every or not self.judged_by):
             raise ValueError(
-                "rewards: every one has weight 0, so nothing would be scored; give one that counts a weight"
+                f"evaluation.patience={self.evaluation.patience} looks at the evaluations during training: set evaluation.every, "
+                "and rewards to evaluate by"
             )
         if self.stage == "judge" and self.judge is None:
             raise ValueError("judge is missing: a judge stage needs to know which, for example `judge: {kind: refill}`")
         return self
+
+    @property
+    def judged_by(self) -> tuple[RewardComponent, ...]:
+        """The rewards of evaluations."""
+        return self.evaluation.rewards or self.rewards
 
     @property
     def loop(self) -> GrpoSettings | SftSettings:

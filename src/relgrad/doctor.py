@@ -116,12 +116,18 @@ def machine() -> list[Check]:
         Check("machine", "memory", "ok", f"{gib(memory.available)} free of {gib(memory.total)}"),
         _bf16(),
     ]
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    fix = "" if browser else "apt-get install chromium, or playwright install chromium"
-    return [
-        *checks,
-        Check("machine", "browser", "ok" if browser else "note", browser or "no Chromium on the PATH", fix),
-    ]
+    return [*checks, _browser()]
+
+
+def _browser() -> Check:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("RELGRAD_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found and Path(found).is_file():
+        return Check("machine", "browser", "ok", found)
+    detail = (
+        f"RELGRAD_CHROMIUM={found!r} is no file" if found else "no Chromium on the PATH, none named by RELGRAD_CHROMIUM"
+    )
+    return Check("machine", "browser", "note", detail, "apt-get install chromium, or playwright install chromium")
 
 
 def _device() -> str:

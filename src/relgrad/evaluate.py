@@ -17,7 +17,7 @@ import torch
 from relgrad.advantages import combine
 from relgrad.metrics.statistics import Interval, bootstrap_mean, paired_difference, pass_at_k
 from relgrad.protocols import Policy, Rewards
-from relgrad.types import Prompt, RelgradError, RewardTable, Rollouts, Stop
+from relgrad.types import Output, Prompt, RelgradError, RewardTable, Rollouts, Stop
 
 SCORING_TOKENS = 8192
 """Work of one scoring chunk (see Policy.plan); without gradients it needs little memory."""
@@ -148,6 +148,45 @@ def evaluate(
         return summarise(batches)
     kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
     return replace(summarise(batches), kl=kl, entropy=entropy)
+
+
+def film(
+    policy: Any, prompts: Sequence[Prompt], each: int, generator: torch.Generator, rewards: Rewards | None = None
+) -> list[dict[str, Any]]:
+    """`each` films per prompt, as `policy.film` takes them; with `rewards`, also what their texts are worth.
+
+    reward  the weighted sum; NaN where the text is unscored
+    parts   every reward by name, and the rewards' own parts
+    why     why it is unscored, else ""
+    """
+    films: list[dict[str, Any]] = policy.film(prompts, each, generator)
+    if rewards is None or not films:
+        return films
+    rows = len(films)
+    stops: tuple[Stop, ...] = ("eos",) * rows  # no reward reads why a text ended
+    nothing_BT = torch.zeros(rows, 0)
+    texts = Rollouts(
+        prompts=tuple(prompts),
+        group_B=torch.arange(len(prompts)).repeat_interleave(each),
+        behaviour_logp_BT=nothing_BT,
+        mask_BT=nothing_BT.bool(),
+        size_BT=nothing_BT.long(),
+        outputs=tuple(Output(one["final"], tuple(one["ids"])) for one in films),
+        stop=stops,
+        policy_version=policy.version,
+        trace={},
+    )
+    try:
+        table = rewards(texts)
+    except RelgradError as error:  # nothing could be scored: a film is worth seeing all the same
+        return [{**one, "reward": math.nan, "parts": {}, "why": str(error)} for one in films]
+    totals, why = combine(table, texts.group_B).reward_B.tolist(), table.why or ("",) * rows
+    parts = [dict(zip(table.names, row, strict=True)) for row in table.value_BR.tolist()]
+    own = table.parts or ({},) * rows
+    return [
+        {**one, "reward": totals[row], "parts": parts[row] | dict(own[row]), "why": why[row]}
+        for row, one in enumerate(films)
+    ]
 
 
 def spread_and_distance(policy: Policy, rollouts: Rollouts) -> torch.Tensor:

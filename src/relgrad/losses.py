@@ -56,9 +56,9 @@ def normalised_by_step(log_ratio_BT: Tensor, mask_BT: Tensor) -> Tensor:
         l'_bt = (l_bt - mean_b l_bt) (s + f) / (s_t + f),   s_t = std_b l_bt,   s^2 = mean_t s_t^2,   f = SPREAD_FLOOR
 
     On samples of the old policy E[l] = -KL(old || new) <= 0, and more so at steps with many choices: without this the clip
-    range acts at some steps only, and on one side. GRPO-Guard takes mean and spread from the Gaussian and also weighs
-    gradients by 1 / dt; here both are measured over the rows, detached, and nothing else is weighed. Where all ratios are 1, and
-    at decisions of one row only, nothing changes but the mean.
+    range acts at some steps only, and on one side. A step's gradient is multiplied by the same factor. GRPO-Guard takes mean
+    and spread from the Gaussian and also weighs gradients by 1 / dt; here both are measured over the rows and detached. Where
+    all ratios are 1, and at decisions of one row only, nothing changes.
     """
     weight_BT = mask_BT.to(log_ratio_BT.dtype)
     count_T = weight_BT.sum(0).clamp(min=1.0)

@@ -49,7 +49,7 @@ def _require_links(recipe: Recipe) -> None:
     """Raise RelgradError for a `stage:LABEL` that no earlier stage has: not when its turn comes, hours later."""
     before: list[Path] = []
     for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
-        for label in _links([reward.model_dump() for reward in stage.rewards]):
+        for label in _links([reward.model_dump() for reward in (*stage.rewards, *stage.evaluation.rewards)]):
             if not any(_is_called(earlier, label) for earlier in before):
                 raise RelgradError(
                     f"{LINK}{label}: the recipe has no such stage before {folder.name}; there are {_labels(before)}. Give "
@@ -81,11 +81,15 @@ def _resolve_stage(stage: Stage) -> Stage:
         own = component.model_dump(include=type(component).model_fields)
         return type(component)(**own, **settings.model_dump(mode="json"))
 
-    rewards = tuple(filled(r, "rewards", f"rewards.{i}") for i, r in enumerate(stage.rewards))
+    def all_filled(components: Sequence[RewardComponent], where: str) -> tuple[RewardComponent, ...]:
+        return tuple(filled(r, "rewards", f"{where}.{i}") for i, r in enumerate(components))
+
     parts = {"policy": filled(stage.policy, "policies", "policy"), "task": filled(stage.task, "tasks", "task")}
     if stage.judge is not None:
         parts["judge"] = filled(stage.judge, "judges", "judge")
-    return stage.model_copy(update={**parts, "rewards": rewards})
+    judged_by = all_filled(stage.evaluation.rewards, "evaluation.rewards")
+    parts["evaluation"] = stage.evaluation.model_copy(update={"rewards": judged_by})
+    return stage.model_copy(update={**parts, "rewards": all_filled(stage.rewards, "rewards")})
 
 
 def stage_folders(recipe: Recipe) -> list[Path]:
@@ -161,15 +165,15 @@ def judge_seed(stage: Stage) -> int:
     return derived(stage.seed, "judge", stage.label or stage.stage)
 
 
-def stage_rewards(stage: Stage, run: Path | None) -> RewardSet:
-    """The stage's rewards; settings that name a stage of the recipe are looked up in the folder `run`."""
-    linked = [RewardComponent.model_validate(_linked(r.model_dump(), run)) for r in stage.rewards]
+def stage_rewards(stage: Stage, components: Sequence[RewardComponent], run: Path | None) -> RewardSet:
+    """Rewards of the stage; settings that name a stage of the recipe are looked up in the folder `run`."""
+    linked = [RewardComponent.model_validate(_linked(r.model_dump(), run)) for r in components]
     return build_rewards(linked, stage.grpo.reward_timeout)
 
 
 def is_linked(stage: Stage) -> bool:
-    """Whether a reward needs what another stage of the recipe trains."""
-    return any(LINK in str(r.options) for r in stage.rewards)
+    """Whether a reward of its evaluations needs what another stage of the recipe trains."""
+    return any(LINK in str(r.options) for r in stage.judged_by)
 
 
 def _linked(value: Any, run: Path | None) -> Any:

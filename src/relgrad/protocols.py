@@ -21,8 +21,9 @@ class Policy(Protocol):
     version        the number of weight updates seen; the loop counts it up
     max_decisions  the most decisions a row can have (dr_grpo divides by it)
 
-    Two more methods are called where a policy has them: `after_update()` after every optimizer step, and `evaluation()`, a context
-    manager inside which `sample` writes as the policy is judged and used (with averaged weights, say).
+    Three more methods are called where a policy has them: `after_update()` after every optimizer step; `evaluation()`, a context
+    manager inside which `sample` writes as the policy is judged and used (with averaged weights, say); and, with the arguments of
+    `sample`, `film(prompts, group_size, generator)`, which tells step by step how texts come about, as models/film.py does.
     """
 
     law: Literal["exact", "surrogate"]

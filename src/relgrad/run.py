@@ -28,6 +28,7 @@ from relgrad.parts import (
 )
 from relgrad.randomness import draw_epochs, generator
 from relgrad.report import write_report
+from relgrad.rewards.combine import RewardSet
 from relgrad.rundir import RunDir, write_atomic, write_json
 from relgrad.sft import Sft
 from relgrad.tracking import open_trackers
@@ -85,7 +86,7 @@ class StageRun:
 
     def _run(self) -> None:
         saved = checkpoint.steps(self.run_dir.checkpoints)
-        if saved and saved[-1] >= self.total:
+        if saved and (saved[-1] >= self.total or self._settled()):
             print(f"{self.title}: finished before ({self.run_dir.root}); --fresh starts over")
             if not (self.run_dir.root / "report.html").is_file():  # killed between the last checkpoint and the report
                 write_report(self.run_dir.root)
@@ -111,8 +112,8 @@ class StageRun:
                 self.console.note(f"resumed after step {first}")
             self.baseline = self._baseline()
             train(self.loop, self._after)
-        if self.rewards is not None:
-            self.rewards.close()
+        for rewards in {id(r): r for r in (self.rewards, self.judged_by) if r is not None}.values():
+            rewards.close()
         print(f"report: {write_report(self.run_dir.root)}")
 
     def _build(self) -> None:
@@ -120,9 +121,9 @@ class StageRun:
         stage = self.stage
         self.task = load_task(stage)
         judging = stage.stage == "judge"
-        self.rewards = stage_rewards(stage, self.run_dir.root.parent) if stage.rewards and not judging else None
+        self.rewards, self.judged_by = self._rewards()
         self.learners: Any = self.rewards.learners if self.rewards is not None else {}
-        self._evaluates = self.rewards is not None and len(self.task.held_out) > 0
+        self._evaluates = self.judged_by is not None and len(self.task.held_out) > 0
         start = None
         if self.previous is not None:
             start = checkpoint.latest(RunDir(self.previous).checkpoints)
@@ -144,6 +145,16 @@ class StageRun:
         else:
             self.loop = Sft(self.trained, examples, stage.sft, seed=judge_seed(stage) if judging else stage.seed)
 
+    def _rewards(self) -> tuple[RewardSet | None, RewardSet | None]:
+        """Those that are trained on, and those of evaluations: the same objects unless the recipe names others."""
+        stage, run = self.stage, self.run_dir.root.parent
+        if stage.stage == "judge":
+            return None, None
+        rewards = stage_rewards(stage, stage.rewards, run) if stage.rewards and stage.stage == "grpo" else None
+        if stage.evaluation.rewards or rewards is None:
+            return rewards, stage_rewards(stage, stage.judged_by, run) if stage.judged_by else None
+        return rewards, rewards
+
     def _write_head(self) -> None:
         head = yaml.safe_dump(self.stage.used, sort_keys=False, allow_unicode=True)
         write_atomic(self.run_dir.root / "recipe.yaml", head)
@@ -151,7 +162,8 @@ class StageRun:
 
     # ------------------------------------------------------------------ after every step
 
-    def _after(self, record: StepRecord) -> None:
+    def _after(self, record: StepRecord) -> bool:
+        """Log, evaluate, save; whether this was the last step."""
         step, last = record.step, record.step == self.total
         self._refit(record)
         self.trackers.log(step, record.metrics)
@@ -167,6 +179,9 @@ class StageRun:
         evaluated = self._evaluates and (last or (every and step % every == 0))
         if evaluated:
             self._evaluate(step)
+            last = last or self._settled()
+            if last:
+                self._take_best(step)
         if last and self.stage.stage == "judge":
             self._audit()
         if last and evaluated:
@@ -174,6 +189,22 @@ class StageRun:
         every = self.stage.checkpoint.every
         if last or evaluated or (every and step % every == 0):
             self._save()
+        return last
+
+    def _settled(self) -> bool:
+        return checkpoint.settled(self.run_dir.lines("evaluations.jsonl"), self.stage.evaluation.patience)
+
+    def _take_best(self, step: int) -> None:
+        """A stage with patience ends with the weights of its best evaluation."""
+        if self.stage.evaluation.patience is None:
+            return
+        records = self.run_dir.lines("evaluations.jsonl")
+        best = checkpoint.best_step(records, [*checkpoint.steps(self.run_dir.checkpoints), step])
+        if step < self.total:
+            self.console.note(f"held-out score stopped improving: the stage ends after step {step} of {self.total}")
+        if best is not None and best != step:
+            self.trained.load(checkpoint.folder_of(self.run_dir.checkpoints, best))
+            self.console.note(f"the weights of step {best} scored best and are kept as the result")
 
     def _refit(self, record: StepRecord) -> None:
         """Let the rewards that learn see what the policy writes by now, when it is time."""
@@ -212,15 +243,15 @@ class StageRun:
                 self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
 
     def _evaluate(self, step: int) -> None:
-        assert self.rewards is not None
+        assert self.judged_by is not None
         settings = self.stage.evaluation
         prompts = self.task.held_out[: settings.num_prompts]
         self.console.note(f"evaluating on {len(prompts)} held-out prompts x {settings.num_generations} completions ...")
-        with self.rewards.fixed():
+        with self.judged_by.fixed():
             found = evaluate(
                 self.policy,
                 prompts,
-                self.rewards,
+                self.judged_by,
                 num_generations=settings.num_generations,
                 seed=settings.seed,
                 progress=lambda done, total: self.console.busy("evaluating", done, total),

@@ -6,7 +6,7 @@
     samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why
     evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval), n, per_prompt, samples
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
-    films.jsonl              one object per text that was written in several steps: step, prompt, frames, final
+    films.jsonl              one object per text that was written in several steps: step, prompt, frames, final, ids
     audit.json               what a judge stage's audit found
     checkpoints/step_N/      see checkpoint.py
     report.html              see report/

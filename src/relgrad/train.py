@@ -394,7 +394,8 @@ class Loop(Protocol):
     def update(self) -> StepRecord: ...
 
 
-def train(loop: Loop, on_step: Callable[[StepRecord], None]) -> None:
-    """Run a loop to its last step, reporting each."""
+def train(loop: Loop, on_step: Callable[[StepRecord], bool | None]) -> None:
+    """Run a loop to its last step, reporting each; where the report answers True, that was the last one."""
     while loop.step < loop.settings.steps:
-        on_step(loop.update())
+        if on_step(loop.update()):
+            return

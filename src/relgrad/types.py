@@ -65,7 +65,8 @@ class Rollouts:
     group_B            int64 [B]; which rows are compared. Grouping is data, so ragged groups need no code
     behaviour_logp_BT  float32 [B, T], nats, recorded when the decision was drawn; 0 where `mask_BT` is False
     mask_BT            bool [B, T]; True where the decision is the policy's own and trainable
-    size_BT            int64 [B, T]; elementary choices in the decision: 1 for a token, k for k revealed positions
+    size_BT            int64 [B, T]; elementary choices in the decision: 1 for a token, k for k revealed positions. Over the
+                       decisions of `mask_BT` they add up to what is reported as the row's length in tokens
     outputs            [B]; what a reward reads
     stop               [B]; why each row ended: its own end ("eos"), the length limit ("length") or an "error"
     policy_version     the number of weight updates the sampling policy had seen

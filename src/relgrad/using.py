@@ -44,11 +44,12 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
-    """The rewards of a stage opened with `open_source`; `stage:LABEL` is looked up in the run it came from.
+    """What a stage opened with `open_source` is judged by; `stage:LABEL` is looked up in the run it came from.
 
     Rewards that go on learning in a run score as they did before it, as they do in the run's own evaluations.
     """
-    return stage_rewards(stage, start.parents[2] if start is not None else None) if stage.rewards else None
+    run = start.parents[2] if start is not None else None
+    return stage_rewards(stage, stage.judged_by, run) if stage.judged_by else None
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
@@ -130,7 +131,8 @@ def audit(
 
     The folder of a judge stage is audited as the stage itself did it, and its audit.json is written again.
 
-    Raises RelgradError for a judge of another vocabulary, or an original file without `out`.
+    Raises RelgradError for a judge of another vocabulary, a policy that does not fill in masked text, or an original file without
+    `out`.
     """
     from relgrad.judges import refill
 
@@ -142,6 +144,7 @@ def audit(
             f"{source}: an audit cannot be written into a .pt file; name a folder for the judge with --out"
         )
     policy = build_policy(stage, start)
+    refill.require_generator(policy)
     judge.vocabulary.require(policy.vocabulary.fingerprint, generator_source)
     settings, own = refill.Settings(), Path(source) / "recipe.yaml"
     if own.is_file():

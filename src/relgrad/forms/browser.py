@@ -1,8 +1,8 @@
-"""The real executor: headless Chromium through Playwright. One browser, one page that is used again for every plan.
+"""The real executor: headless Chromium through Playwright. One browser, and a few pages that are used plan after plan.
 
 It lives on a thread and event loop of its own, so it can be called from any thread (rewards run on changing ones). A plan that
-takes longer than the time-out is unscored. A browser that dies, crashes or fails otherwise is started again once for the plan
-it failed at, which begins anew and is unscored when that fails too.
+takes longer than the time-out is unscored. A browser that dies, hangs or fails otherwise is started again, once for each plan that
+it failed at; the plan begins anew, and is unscored when that fails too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import atexit
 import os
 import shutil
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,24 @@ from typing import Any
 from relgrad.forms.form import Form
 from relgrad.forms.outcome import Outcome, Unscored
 from relgrad.forms.plan import Plan
-from relgrad.forms.visit import HOST, WATCH_REFUSALS, After, Visit
+from relgrad.forms.visit import After, Tab
 from relgrad.types import RelgradError
 
 VARIABLE = "RELGRAD_CHROMIUM"
 """Environment variable with the path of the browser to use."""
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run",
-]  # fmt: skip
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
 _PATIENCE = 180.0
 """Seconds that starting a browser may take."""
+_FAREWELL = 5.0
+"""Seconds that closing something may take."""
 
 
 def find_chromium() -> str | None:
@@ -58,100 +65,136 @@ def find_chromium() -> str | None:
 class Browser:
     """Implements forms.outcome.Executor. `timeout` is in seconds per plan; `headed` shows the window.
 
-    Raises RelgradError at once where no browser is installed; it is started when the first plan comes.
+    `pages` plans are executed at once. Raises RelgradError at once where no browser is installed; it is started when the
+    first plan comes.
     """
 
-    def __init__(self, timeout: float = 20.0, *, headed: bool = False) -> None:
-        self.timeout, self.headed = timeout, headed
+    def __init__(self, timeout: float = 20.0, *, pages: int = 2, headed: bool = False) -> None:
+        self.timeout, self.pages, self.headed = timeout, pages, headed
         self._executable = find_chromium()
+        self._begin = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._start = threading.Lock()
-        self._turn: asyncio.Lock
-        self._driver: Any = None
-        self._chromium: Any = None
-        self._page: Any = None
-        self._visits = 0
+        self._room: asyncio.Semaphore
+        self._launch: asyncio.Lock
+        self._chromium: _Chromium | None = None
 
     def run(self, form: Form, plan: Plan, after: After | None = None) -> Outcome:
         """Execute the plan on a fresh page of the form. Raises Unscored where the browser fails or takes too long."""
-        return self._call(self._run(form, plan, after))
+        return self._start(self._run(form, plan, after)).result()
 
-    def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do something on the browser's own thread, and wait for it."""
-        with self._start:
-            if self._loop is None:
-                self._turn = asyncio.Lock()
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="relgrad-browser", daemon=True).start()
-                atexit.register(self.close)
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
+        """The same for many plans; what is unscored is returned in its place."""
+        started = [self._start(self._run(form, plan, None)) for plan in plans]
+        return [_answer(future) for future in started]
 
     def close(self) -> None:
         """End the browser. It starts again when another plan comes."""
-        if self._loop is not None:
-            self._call(self._end())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
-            atexit.unregister(self.close)
+        with self._begin:
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._end(self._chromium), self._loop).result()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+                atexit.unregister(self.close)
+
+    def _start(self, work: Coroutine[Any, Any, Outcome]) -> Future[Outcome]:
+        """Begin something on the browser's own thread."""
+        with self._begin:
+            if self._loop is None:
+                self._room, self._launch = asyncio.Semaphore(self.pages), asyncio.Lock()
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="relgrad-browser", daemon=True).start()
+                atexit.register(self.close)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     # ------------------------------------------------------------------ on the browser's thread
 
     async def _run(self, form: Form, plan: Plan, after: After | None) -> Outcome:
-        async with self._turn:
+        async with self._room:
             for again in (True, False):
+                chromium = None
                 try:
-                    visit = await asyncio.wait_for(self._visit(form), _PATIENCE)
-                    return await asyncio.wait_for(_play(visit, plan, after), self.timeout)
-                except TimeoutError:
-                    await self._end()
-                    limits = f"{self.timeout:g} s for a plan, or {_PATIENCE:g} s to start"
-                    raise Unscored(f"the browser took longer than {limits}") from None
+                    chromium = await self._running()
+                    return await chromium.play(form, plan, after, self.timeout)
+                except Unscored:
+                    raise
                 except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
-                    await self._end()
+                    await self._end(chromium)
                     if not again:
                         raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
         raise AssertionError("unreachable")
 
-    async def _visit(self, form: Form) -> Visit:
-        """The form, ready to be opened in the page; the browser is started where there is none."""
-        if self._page is None:
-            await self._begin()
-        self._visits += 1
-        visit = Visit(self._page, form, self._visits)
-        await self._page.unroute_all()
-        await self._page.route("**/*", visit.answer)
-        return visit
+    async def _running(self) -> _Chromium:
+        """The browser; a new one where there is none that lives."""
+        async with self._launch:
+            if self._chromium is not None and not self._chromium.lives:
+                await self._end(self._chromium)
+            if self._chromium is None:
+                chromium = _Chromium()
+                try:
+                    await asyncio.wait_for(chromium.begin(self._executable, self.headed), _PATIENCE)
+                except BaseException:
+                    await chromium.end()
+                    raise
+                self._chromium = chromium
+            return self._chromium
 
-    async def _begin(self) -> None:
+    async def _end(self, chromium: _Chromium | None) -> None:
+        """End this browser, unless a newer one has taken its place."""
+        if chromium is not None and self._chromium is chromium:
+            self._chromium = None
+            await chromium.end()
+
+
+class _Chromium:
+    """One life of a browser, and its idle pages."""
+
+    def __init__(self) -> None:
+        self._driver: Any = None
+        self._process: Any = None
+        self._context: Any = None
+        self._idle: list[Tab] = []
+
+    @property
+    def lives(self) -> bool:
+        return bool(self._process.is_connected())
+
+    async def begin(self, executable: str | None, headed: bool) -> None:
         from playwright.async_api import async_playwright
 
         self._driver = await async_playwright().start()
-        self._chromium = await self._driver.chromium.launch(
-            executable_path=self._executable,
+        self._process = await self._driver.chromium.launch(
+            executable_path=executable,
             args=_ARGUMENTS,
-            headless=not self.headed,
+            headless=not headed,
             timeout=1000 * _PATIENCE,
-            slow_mo=400 if self.headed else 0,
+            slow_mo=400 if headed else 0,
         )
-        context = await self._chromium.new_context(base_url=HOST, service_workers="block", accept_downloads=False)
-        await context.add_init_script(WATCH_REFUSALS)
-        page = await context.new_page()
-        page.set_default_timeout(0)  # the plan's own time-out is the only one
-        self._page = page
+        self._context = await self._process.new_context(service_workers="block", accept_downloads=False)
 
-    async def _end(self) -> None:
+    async def play(self, form: Form, plan: Plan, after: After | None, timeout: float) -> Outcome:
+        """Execute a plan on an idle page. Raises Unscored when it takes too long, and anything when the browser fails."""
+        tab = self._idle.pop() if self._idle else await asyncio.wait_for(Tab.open(self._context), _PATIENCE)
+        try:
+            outcome = await asyncio.wait_for(tab.play(form, plan, after), timeout)
+        except TimeoutError:
+            await asyncio.wait_for(tab.page.close(), _FAREWELL)  # raises when the browser hangs
+            raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
+        self._idle.append(tab)
+        return outcome
+
+    async def end(self) -> None:
         """Close everything; what is dead already is no obstacle."""
-        chromium, driver = self._chromium, self._driver
-        self._page = self._chromium = self._driver = None
-        for part in (chromium and chromium.close(), driver and driver.stop()):
+        for part in (self._process and self._process.close(), self._driver and self._driver.stop()):
             if part is not None:
                 with suppress(Exception):
-                    await asyncio.wait_for(part, 5)
+                    await asyncio.wait_for(part, _FAREWELL)
 
 
-async def _play(visit: Visit, plan: Plan, after: After | None) -> Outcome:
-    await visit.open()
-    return await visit.play(plan, after)
+def _answer(future: Future[Outcome]) -> Outcome | Unscored:
+    try:
+        return future.result()
+    except Unscored as failure:
+        return failure
 
 
 def _first_line(error: Exception) -> str:

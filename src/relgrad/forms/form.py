@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from random import Random
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ Value = str | bool | tuple[str, ...]
 
 Layout = Literal["stack", "wrap", "table"]
 _LAYOUTS: tuple[Layout, ...] = ("stack", "wrap", "table")
+_GIVEN = (*CHOICES, "checkbox")
+"""Kinds whose values are on the page; all others are typed."""
 _MADE_UP = FieldSpec(("a made-up label",), "text", draws="word")
 _HELP = {
     "text": ("as in your papers", "please write clearly"),
@@ -87,7 +89,7 @@ class Form:
     @cached_property
     def prompt(self) -> str:
         """What a policy reads."""
-        return wording.prompt(self.title, self.fields, self.grammar.wording)
+        return wording.prompt(self.title, self.fields, self.grammar.wording, self.grammar.width)
 
     @cached_property
     def plan(self) -> str:
@@ -117,30 +119,50 @@ def rebuild(spec: Mapping[str, Any]) -> Form:
 
 @lru_cache(maxsize=1024)
 def make(family: str, seed: int, grammar: Grammar) -> Form:
-    """Draw a form. Raises RelgradError for an unknown family, or a grammar that leaves no room for a value."""
+    """Draw a form. Raises RelgradError for an unknown family, or a grammar that is too small for it."""
+    check_room(family, grammar)
     known = families.family(family)
     rng = Random(f"{family}/{seed}")
     names = _Names(known, rng)
     fields = [_field(spec, label, names, rng, known, grammar) for spec, label in _chosen(known, rng, grammar)]
     while len(fields) > 1 and _length(known.name, fields, grammar) > grammar.fits:
         del fields[next(i for i in reversed(range(len(fields))) if i != _anchor(fields))]
-    if (length := _length(known.name, fields, grammar)) > grammar.fits:
-        raise RelgradError(
-            f"forms: one field of {family!r} already takes {length} characters; raise fits={grammar.fits}"
-        )
     anchor = _anchor(fields)
     fields[anchor] = replace(fields[anchor], required=True)  # so that no form succeeds with nothing in it
     layout, reset = rng.choice(_LAYOUTS), rng.random() < 0.15
     return Form(family, seed, grammar, known.name.capitalize(), rng.choice(known.submit), tuple(fields), layout, reset)
 
 
+@cache
+def check_room(family: str, grammar: Grammar) -> None:
+    """Raises RelgradError where a form of the family may not fit with even one field, whichever that is."""
+    known = families.family(family)
+    made_up = ["x" * families.SHORT] if grammar.foreign_labels else []
+    longest = max(
+        _length(
+            known.name,
+            [Field(label, spec.kind, "", "", values.largest(spec, grammar.max_value, grammar.lines))],
+            grammar,
+        )
+        for spec in known.fields
+        if spec.kind in grammar.types and spec.kind not in _GIVEN
+        for label in [*_labels(spec, grammar), *made_up]
+    )
+    if longest > grammar.fits:
+        raise RelgradError(
+            f"forms: a form of {family!r} with one field may take {longest} characters; raise fits={grammar.fits}, or lower "
+            f"max_value={grammar.max_value} or lines={grammar.lines}"
+        )
+
+
 def _length(title: str, fields: list[Field], grammar: Grammar) -> int:
-    return len(wording.prompt(title.capitalize(), fields, grammar.wording)) + len(wording.plan(fields))
+    prompt = wording.prompt(title.capitalize(), fields, grammar.wording, grammar.width)
+    return len(prompt) + len(wording.plan(fields))
 
 
 def _anchor(fields: list[Field]) -> int:
     """The first field whose value is typed: it stays, so that a form always holds a value of its own split."""
-    return next(i for i, one in enumerate(fields) if one.kind not in (*CHOICES, "checkbox"))
+    return next(i for i, one in enumerate(fields) if one.kind not in _GIVEN)
 
 
 def _chosen(known: Family, rng: Random, grammar: Grammar) -> list[tuple[FieldSpec, str]]:
@@ -152,14 +174,17 @@ def _chosen(known: Family, rng: Random, grammar: Grammar) -> list[tuple[FieldSpe
     rng.shuffle(chosen)
     labelled: dict[str, FieldSpec] = {}
     for spec in chosen:
-        labels = [s for s in spec.labels if not grammar.short_labels or (len(s) <= families.SHORT and " " not in s)]
-        free = [label for label in labels if label not in labelled]
+        free = [label for label in _labels(spec, grammar) if label not in labelled]
         if grammar.foreign_labels and rng.random() < grammar.foreign_labels:
             word = values.draw(_MADE_UP, rng, known.split, families.SHORT)
             free = free if word in labelled else [word]
         if free:
             labelled[rng.choice(free)] = spec
     return [(spec, label) for label, spec in labelled.items()]
+
+
+def _labels(spec: FieldSpec, grammar: Grammar) -> list[str]:
+    return [s for s in spec.labels if not grammar.short_labels or (len(s) <= families.SHORT and " " not in s)]
 
 
 class _Names:

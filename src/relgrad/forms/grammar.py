@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from relgrad.forms.families import Kind
+from relgrad.forms.wording import Wording
 from relgrad.settings import Strict
 
 
@@ -27,7 +26,10 @@ class Grammar(Strict):
         le=1,
         description="share of labels that are made-up words; task forms has them in training forms alone",
     )
-    wording: Literal["short", "long"] = "short"
+    wording: Wording = "short"
+    width: int = Field(
+        0, ge=0, description="characters a prompt is filled up to with blank lines; not for wording long; 0: none"
+    )
     help_texts: bool = Field(True, description="some fields come with a line of help on the page")
     fits: int = Field(
         192, ge=64, description="most characters of prompt and plan together; fields are left out until it fits"
@@ -39,4 +41,6 @@ class Grammar(Strict):
             raise ValueError(f"max_fields={self.max_fields} is less than min_fields={self.min_fields}")
         if "text" not in self.types:
             raise ValueError(f"types={list(self.types)} must hold text: it is the one kind that every family has")
+        if self.width and self.wording == "long":
+            raise ValueError(f"width={self.width} is for wording short or lines")
         return self

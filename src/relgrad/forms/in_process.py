@@ -6,10 +6,12 @@ limits, selecting by label, radio groups, reset buttons, constraint validation b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from relgrad.forms import desk, rules
 from relgrad.forms.document import Control, Document
 from relgrad.forms.form import Form
-from relgrad.forms.outcome import Entry, Outcome
+from relgrad.forms.outcome import Entry, Outcome, Unscored
 from relgrad.forms.plan import MOST, Plan, Step
 
 
@@ -19,10 +21,14 @@ class InProcess:
     def run(self, form: Form, plan: Plan) -> Outcome:
         """Never fails: whatever the plan is, it has an outcome."""
         page = _Page(form.document)
-        executed = [page.gone is False and page.do(step) for step in plan.steps[:MOST]]
+        executed = [not page.gone and page.do(step) for step in plan.steps[:MOST]]
         executed += [False] * (len(plan.steps) - len(executed))
         sent = page.sent
         return Outcome(sent is not None and not desk.complaints(form, sent), sent, tuple(executed))
+
+    def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
+        """The same for many plans."""
+        return [self.run(form, plan) for plan in plans]
 
 
 class _Page:

@@ -45,9 +45,11 @@ class Outcome:
 
 
 class Executor(Protocol):
-    """Executes a plan on a fresh copy of a form. Raises Unscored where it cannot."""
+    """Executes plans, each on a fresh copy of the form."""
 
-    def run(self, form: Form, plan: Plan) -> Outcome: ...
+    def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
+        """One answer per plan, in order; Unscored is returned, not raised."""
+        ...
 
 
 def accuracies(form: Form, submitted: Sequence[Entry] | None, text: Text = "ratio") -> dict[str, float]:

@@ -62,20 +62,15 @@ def _step(line: str) -> Step:
     verb, _, rest = line.partition(" ")
     if verb not in VERBS:
         return Step(line, error=f"unknown verb {verb[:20]!r}; there are {', '.join(VERBS)}")
-    label, colon, value = (" ".join(part.split()) if i == 0 else part for i, part in enumerate(rest.partition(":")))
-    if verb in ("fill", "choose"):
-        value = unescape(value.strip())
-        missing = (
-            "a colon"
-            if not colon
-            else "a label"
-            if not label
-            else "an option"
-            if verb == "choose" and not value
-            else ""
-        )
-        return Step(line, error=f"{verb}: {missing} is missing") if missing else Step(line, verb, label, value)
     if verb == "submit":
         return Step(line, error="submit stands alone") if rest.strip() else Step(line, verb)
-    whole = " ".join(rest.split())
-    return Step(line, verb, whole) if whole else Step(line, error=f"{verb}: a label is missing")
+    enters = verb in ("fill", "choose")
+    label, colon, value = rest.partition(":") if enters else (rest, "", "")
+    step = Step(line, verb, " ".join(label.split()), unescape(value.strip()))
+    missing = [
+        (enters and not colon, "a colon"),
+        (not step.label, "a label"),
+        (verb == "choose" and not step.value, "an option"),
+    ]
+    wrong = next((what for is_so, what in missing if is_so), "")
+    return Step(line, error=f"{verb}: {wrong} is missing") if wrong else step

@@ -17,31 +17,7 @@ from relgrad.types import RelgradError
 ROUNDS = 5000
 """Draws before a value counts as impossible."""
 
-_FIRST = [
-    "b",
-    "br",
-    "d",
-    "f",
-    "fl",
-    "g",
-    "h",
-    "j",
-    "k",
-    "kl",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "st",
-    "t",
-    "tr",
-    "v",
-    "w",
-    "z",
-    "sh",
-]
+_FIRST = "b br d f fl g h j k kl l m n p r s st t tr v w z sh".split()  # noqa: SIM905
 _VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ei", "ou"]
 _LAST = ["", "n", "l", "r", "s", "t", "m", "k"]
 _TOWNS = ["burg", "ton", "ford", "heim", "ville", "by", "dorf", "stad", "bach"]
@@ -77,6 +53,16 @@ def draw(spec: FieldSpec, rng: Random, split: Split, longest: int, lines: int = 
         if split_of(value) == split:
             return value
     raise RelgradError(f"field {spec.labels[0]!r}: no {spec.kind} value for {split} in {ROUNDS} draws")
+
+
+def largest(spec: FieldSpec, longest: int, lines: int = 1) -> str:
+    """A stand-in that takes as much room as any value that `draw` gives for the same arguments."""
+    most = longest
+    if spec.kind == "number":
+        most = max(len(str(bound)) for bound in spec.bounds)
+    elif spec.kind == "date" or pattern(spec.draws):
+        most = len(spec.draws) or len("2026-05-17")
+    return "\n".join(["x" * min(most, longest)] * (lines if spec.kind == "textarea" else 1))
 
 
 def _short(spec: FieldSpec, rng: Random, longest: int) -> str:

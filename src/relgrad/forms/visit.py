@@ -16,13 +16,14 @@ from relgrad.forms.outcome import Outcome
 from relgrad.forms.page import OUTCOME, outcome_page
 from relgrad.forms.plan import MOST, Plan, Step
 
-HOST = "http://forms.invalid"
+HOST = "http://forms.invalid/"
 """Where the forms seem to be. Nothing leaves the machine: the page's requests are answered here, all others refused."""
 
-WATCH_REFUSALS = "addEventListener('invalid', () => { window.relgradRefused = true }, true)"
-"""Runs in every new page: remembers that the browser found a field invalid and did not send the form."""
+_HTML = "text/html; charset=utf-8"
 
 READ_LABELS = """() => {
+  window.relgradRefused = 0;
+  addEventListener('invalid', () => { window.relgradRefused++ }, true);
   const clean = text => text.trim().replace(/\\s+/g, ' ');
   const text = element => {
     const copy = element.cloneNode(true);
@@ -41,39 +42,70 @@ READ_LABELS = """() => {
     buttons.push([clean(button.textContent), button.type, button.id]);
   return [labels, buttons];
 }"""
+"""Reads the labels and buttons of the page, and begins to count the fields that the browser finds invalid when asked to send."""
 
 After = Callable[[Any, int, bool | None], Awaitable[None]]
 """Called with the page, the number of a step, from 0, and whether it executed; first with None, for the page as it comes."""
 
 
-class Visit:
-    """A form opened in a page. `answer` must get the page's requests, through Playwright's routing."""
+class Tab:
+    """A page that is used for one form after the other.
 
-    def __init__(self, page: Any, form: Form, number: int) -> None:
+    A form is written into the page that is there, which takes a quarter of the time of going to it; sending it leads to
+    another page, as always.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self._visit: Visit | None = None
+
+    @classmethod
+    async def open(cls, context: Any) -> Tab:
+        """A new page of a browser's context."""
+        page = await context.new_page()
+        page.set_default_timeout(0)  # the plan's own time-out is the only one
+        tab = cls(page)
+        await page.route("**/*", tab._answer)
+        await page.goto(HOST, wait_until="domcontentloaded")
+        return tab
+
+    async def play(self, form: Form, plan: Plan, after: After | None) -> Outcome:
+        """Execute a plan on a fresh page of the form."""
+        self._visit = Visit(self.page, form)
+        await self._visit.open()
+        return await self._visit.play(plan, after)
+
+    async def _answer(self, route: Any) -> None:
+        """The server's part: an empty page to begin with, and what comes after a form."""
+        request = route.request
+        if request.url != HOST:
+            await route.abort()
+        elif request.method == "POST" and self._visit is not None:
+            await route.fulfill(body=self._visit.receive(request.post_data_buffer or b""), content_type=_HTML)
+        else:
+            await route.fulfill(body="<!doctype html>", content_type=_HTML)
+
+
+class Visit:
+    """A form in a page, from its opening to its end."""
+
+    def __init__(self, page: Any, form: Form) -> None:
         self.page, self.form = page, form
-        self.url = f"{HOST}/{number}"
         self.sent: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.labels: dict[str, tuple[str, str, dict[str, Any]]] = {}
         self.buttons: dict[str, tuple[str, str]] = {}
+        self.refusals = 0
         self.success = False
 
-    async def answer(self, route: Any) -> None:
-        """The server's part: the form, or what comes after it."""
-        request = route.request
-        if request.url != self.url:
-            await route.abort()
-            return
-        body = self.form.html
-        if request.method == "POST":
-            data = request.post_data_buffer or b""
-            body = outcome_page(self.form, desk.complaints(self.form, desk.decode(data)))
-            if not self.sent.done():
-                self.sent.set_result(data)
-        await route.fulfill(body=body, content_type="text/html; charset=utf-8")
+    def receive(self, body: bytes) -> str:
+        """Note what was sent; the page that answers it."""
+        if not self.sent.done():
+            self.sent.set_result(body)
+        return outcome_page(self.form, desk.complaints(self.form, desk.decode(body)))
 
     async def open(self) -> None:
-        """Load the form and read its labels."""
-        await self.page.goto(self.url, wait_until="domcontentloaded")
+        """Show the form and read its labels."""
+        await self.page.set_content(self.form.html, wait_until="domcontentloaded")
         labels, buttons = await self.page.evaluate(READ_LABELS)
         for text, kind, id, options in labels:
             self.labels.setdefault(text, (kind, id, dict(reversed(options))))
@@ -119,9 +151,7 @@ class Visit:
         try:
             await field.fill(step.value)
         except Exception as error:
-            if "Malformed value" not in str(
-                error
-            ):  # older Playwrights say so of a date that is none, after emptying the field
+            if "Malformed value" not in str(error):  # which is a date that is none: the field has been emptied
                 raise
         return step.value == "" or await field.input_value() != ""
 
@@ -156,21 +186,20 @@ class Visit:
 
     async def _submit(self, id: str) -> bool:
         """Click the button; whether the browser sent the form. Then wait for the next page and read what it says."""
-        await self.page.evaluate("() => { window.relgradRefused = false }")
         await self._locate(id).click()
         if not self.sent.done() and await self._refused():
             return False
         await self.sent
-        outcome = self.page.locator(OUTCOME)
-        await outcome.wait_for(state="attached")
-        self.success = await outcome.get_attribute("data-outcome") == "success"
+        self.success = await self.page.locator(OUTCOME).get_attribute("data-outcome") == "success"
         return True
 
     async def _refused(self) -> bool:
-        """Whether a field was found invalid. While the page is being left, the question fails, and the answer is no."""
+        """Whether fields were found invalid just now. While the page is being left, the question fails: they were not."""
         try:
-            return bool(await self.page.evaluate("window.relgradRefused === true"))
+            count = await self.page.evaluate("window.relgradRefused || 0")
         except Exception as error:
             if "context was destroyed" in str(error) or "navigat" in str(error):
                 return False
             raise
+        before, self.refusals = self.refusals, count
+        return bool(count > before)

@@ -1,9 +1,11 @@
 """What a policy reads and what it should write: a form's values as a prompt, and the plan that enters them.
 
 short   one line per step: `town=Bonn` is typed, `size>L` chosen, `news+` ticked, `news-` not; `#` ends the prompt
+lines   the same in words that are nearly as long as a plan's: `text town: Bonn`, `pick size: L`, `yes news`, `no news`
 long    the form's title, and `label (kind) = value` for every field
 
-In both, and in plans, a line break inside a value is written `\\n` and a backslash `\\\\`.
+In all of them, and in plans, a line break inside a value is written `\\n` and a backslash `\\\\`. Short prompts and lines can be
+filled up with blank lines to a width, so that the answer begins at the same position behind every prompt.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from relgrad.forms.families import CHOICES
 if TYPE_CHECKING:
     from relgrad.forms.form import Field
 
+Wording = Literal["short", "lines", "long"]
+
 END = "#\n"
-"""Ends a short prompt."""
+"""Ends a prompt of style short or lines."""
+LONG_END = "Plan:\n"
+_LINES = {"fill": "text", "choose": "pick", "check": "yes", "uncheck": "no"}
 
 ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 """Characters that prompts and reference plans are written in: printable ASCII and the line break."""
@@ -34,12 +40,20 @@ def unescape(text: str) -> str:
     return "\\".join(piece.replace("\\n", "\n") for piece in pieces)
 
 
-def prompt(title: str, fields: Sequence[Field], style: Literal["short", "long"]) -> str:
+def prompt(title: str, fields: Sequence[Field], style: Wording, width: int = 0) -> str:
     """The prompt of a form with this title and these fields."""
-    if style == "short":
-        return "".join(f"{line}\n" for field in fields for line in _short(field)) + END
-    lines = [f"{field.label} ({_kind(field)}) = {_shown(field)}\n" for field in fields]
-    return f"Fill in the form: {title}\n{''.join(lines)}Plan:\n"
+    if style == "long":
+        shown = [f"{field.label} ({_kind(field)}) = {_shown(field)}\n" for field in fields]
+        return closed(f"Fill in the form: {title}\n{''.join(shown)}", style)
+    told = _short if style == "short" else _lines
+    return closed("".join(f"{line}\n" for field in fields for line in told(field)), style, width)
+
+
+def closed(text: str, style: Wording, width: int = 0) -> str:
+    """Lines that tell what to enter, with the end that all prompts of the style have."""
+    if style == "long":
+        return text + LONG_END
+    return text + "\n" * (width - len(text) - len(END)) + END
 
 
 def plan(fields: Sequence[Field]) -> str:
@@ -63,6 +77,11 @@ def _short(field: Field) -> list[str]:
         return [f"{field.label}{'+' if field.value else '-'}"]
     sign = ">" if field.kind in CHOICES else "="
     return [f"{field.label}{sign}{escape(text)}" for text in _texts(field)]
+
+
+def _lines(field: Field) -> list[str]:
+    steps = [step.partition(" ") for step in _steps(field)]
+    return [f"{_LINES[verb]} {rest}" for verb, _, rest in steps]
 
 
 def _kind(field: Field) -> str:

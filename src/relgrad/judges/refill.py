@@ -46,8 +46,7 @@ class Settings(Strict):
 
 def build(settings: Settings, seed: int, policy: Any, start: Path | None = None) -> RefillJudge:
     """A judge for the given generator (a fill-in policy). Raises RelgradError for another kind of policy, or wrong sizes."""
-    if not isinstance(getattr(policy, "model", None), GPT):
-        raise RelgradError(f"judge kind 'refill' judges a fill_in policy, not {type(policy).__name__}")
+    require_generator(policy)
     if start is not None:
         judge = Judge.load(start)
         judge.vocabulary.require(policy.vocabulary.fingerprint, "the generator")
@@ -71,6 +70,12 @@ def build(settings: Settings, seed: int, policy: Any, start: Path | None = None)
     if settings.init == "generator":
         copy_trunk(generator, model)
     return RefillJudge(Judge(model.to(policy.device), policy.vocabulary), policy, settings)
+
+
+def require_generator(policy: Any) -> None:
+    """Raise RelgradError for a policy that does not refill masked text."""
+    if not isinstance(getattr(policy, "model", None), GPT):
+        raise RelgradError(f"judge kind 'refill' judges a fill_in policy, not {type(policy).__name__}")
 
 
 def _config(values: dict[str, Any]) -> GPTConfig:

@@ -18,36 +18,42 @@ LONGEST = 4
 def describe(
     frames: Frames, prompts: Sequence[str], length_B: Tensor, mask_id: int, decode: Decode
 ) -> list[dict[str, Any]]:
-    """Per row `prompt`, `final` (the finished text) and `frames`: the start, then by turns a filling and a masking again.
+    """Per row `prompt`, `source`, `final` (the finished text), its `ids`, and `frames`: the start, then by turns a filling and a
+    masking again.
 
     step        fills so far
     text        the whole text, with the sign of a mask at masked positions
     cells       the text of every position; left out where every position is one character of `text`
     masked      positions masked in this frame
     filled      positions this frame filled
-    confidence  per position the probability with which its token was drawn (two digits), None where masked or given
+    confidence  per position the probability with which its token was drawn (see `told`), None where masked or given
     """
     rows = []
     for row, (prompt, length) in enumerate(zip(prompts, length_B.tolist(), strict=True)):
-        told: list[dict[str, Any]] = []
+        shots: list[dict[str, Any]] = []
         for number in range(len(frames.ids_FBL)):
             ids = frames.ids_FBL[number, row, :length].tolist()
             confidence = frames.confidence_FBL[number, row, :length].tolist()
             masked = [i for i, token in enumerate(ids) if token == mask_id]
-            before = told[-1]["masked"] if told else masked
+            before = shots[-1]["masked"] if shots else masked
             parts = cells(ids, decode)
             frame = {
                 "step": (number + 1) // 2,
                 "text": "".join(parts),
                 "masked": masked,
                 "filled": sorted(set(before).difference(masked)),
-                "confidence": [None if math.isnan(c) else round(c, 2) for c in confidence],
+                "confidence": [told(c) for c in confidence],
             }
             if any(len(part) != 1 for part in parts):
                 frame["cells"] = parts
-            told.append(frame)
-        rows.append({"prompt": prompt, "final": told[-1]["text"], "frames": told})
+            shots.append(frame)
+        rows.append({"prompt": prompt, "source": "text", "final": shots[-1]["text"], "ids": ids, "frames": shots})
     return rows
+
+
+def told(probability: float) -> float | None:
+    """A probability to two significant digits; None for NaN."""
+    return None if math.isnan(probability) else float(f"{probability:.2g}")
 
 
 def cells(ids: Sequence[int], decode: Decode) -> list[str]:

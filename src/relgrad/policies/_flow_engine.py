@@ -33,7 +33,7 @@ class Engine:
     def __init__(self, model: DiT, symbols: Symbols, law: Law, temperature: float) -> None:
         self.model, self.law, self.temperature, self.device = model, law, temperature, model.device
         excluded_V = torch.ones(symbols.size, dtype=torch.bool).index_fill(0, symbols.drawable_K, False)
-        self._excluded_V = excluded_V.to(self.device)
+        self._excluded_V = excluded_V.to(self.device) if bool(excluded_V.any()) else None
 
     def hidden(
         self, trace: Mapping[str, Tensor], group_N: Tensor, state_NE: Tensor, step_N: Tensor, steps: int, at: At
@@ -51,24 +51,31 @@ class Engine:
         prompt_RP = trace["prompt_GP"][group_N[row_R]][:, :width]
         ids_RL[:, : prompt_RP.shape[1]] = prompt_RP
         ids_RL.scatter_(1, start_R[:, None] + torch.arange(positions), state_NE[row_R])
-        valid_RL = torch.arange(width) < (start_R + positions)[:, None]
+        valid_RL = None  # known here, on the CPU: attention without a mask takes the faster kernels
+        if bool((start_R + positions < width).any()):
+            valid_RL = (torch.arange(width) < (start_R + positions)[:, None]).to(self.device)
         student = self.model.config.step_conditioned
         size_R = torch.full((len(row_R),), 1 / steps, device=self.device) if student else None
         hidden_RLH = self.model.hidden(
-            ids_RL.to(self.device), (step_N[row_R] / steps).to(self.device), size_R, valid_RL.to(self.device)
+            ids_RL.to(self.device), (step_N[row_R] / steps).to(self.device), size_R, valid_RL
         )
         return hidden_RLH[local_M.to(self.device), (start_R[local_M] + at[1]).to(self.device)]
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
         """float32 [M, V]: logits over the temperature, -inf for ids that are never written."""
-        return (self.model.logits(hidden_MH) / self.temperature).masked_fill(self._excluded_V, -torch.inf)
+        logits_MV = self.model.logits(hidden_MH)
+        return self._written(logits_MV if self.temperature == 1 else logits_MV / self.temperature)
 
     def network(self, ids_BL: Tensor, time_B: Tensor, step_B: Tensor | None, at: At) -> Tensor:
         """[N, V] at `at`, which names every editable position (a row ends at its last one), at temperature 1: for losses."""
         last_B = torch.zeros(len(ids_BL), dtype=torch.int64, device=self.device).scatter_reduce(0, at[0], at[1], "amax")
         valid_BL = torch.arange(ids_BL.shape[1], device=self.device) <= last_B[:, None]
         hidden_BLH = self.model.hidden(ids_BL, time_B, step_B, valid_BL)
-        return self.model.logits(hidden_BLH[at]).masked_fill(self._excluded_V, -torch.inf)
+        return self._written(self.model.logits(hidden_BLH[at]))
+
+    def _written(self, logits_MV: Tensor) -> Tensor:
+        """The same logits, in place, with -inf for ids that are never written."""
+        return logits_MV if self._excluded_V is None else logits_MV.masked_fill_(self._excluded_V, -torch.inf)
 
     def draw(self, hidden_MH: Tensor, token_M: Tensor, hazard_M: Tensor, uniform_M2: Tensor) -> tuple[Tensor, Tensor]:
         """(next tokens, their log-probability), each [M]."""
@@ -76,9 +83,11 @@ class Engine:
         next_M = ctmc.sample(self.law, logits_MV, token_M, hazard_M, uniform_M2)
         return next_M, ctmc.log_prob(self.law, logits_MV, token_M, next_M, hazard_M)
 
-    def chance(self, hidden_MH: Tensor, token_M: Tensor) -> tuple[Tensor]:
-        """([M]: the probability of each token before the law of the step makes a transition of it,)."""
-        return (self.logits(hidden_MH).softmax(-1).gather(-1, token_M[:, None])[:, 0],)
+    def chance(self, hidden_MH: Tensor, token_M: Tensor, next_M: Tensor, hazard_M: Tensor) -> tuple[Tensor, Tensor]:
+        """([M] the network's probability of each next token, [M] that of the transition which the law makes of it)."""
+        logits_MV = self.logits(hidden_MH)
+        p_M = logits_MV.softmax(-1).gather(-1, next_M[:, None])[:, 0]
+        return p_M, ctmc.log_prob(self.law, logits_MV, token_M, next_M, hazard_M).exp()
 
     def terms(
         self,

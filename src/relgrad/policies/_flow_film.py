@@ -1,4 +1,4 @@
-"""A trajectory as a film: at every step which positions jumped, to what, and how probable the network held that."""
+"""A trajectory as a film: at every step which positions jumped, to what, and how probable that was."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from relgrad.models.film import cells
+from relgrad.laws import ctmc
+from relgrad.models.film import cells, told
 from relgrad.policies import _flow_states
 from relgrad.policies._flow_symbols import Symbols
 from relgrad.text.vocabulary import BLANK
@@ -29,40 +30,59 @@ def shoot(
 ) -> list[dict[str, Any]]:
     """`group_size` films per prompt, as models/film.py tells them, of the positions that are written.
 
-    `masked` are positions that still hold the mask, `filled` those that jumped in the step; `confidence` is the probability
-    the network gave a token when it was drawn, None for what still is noise.
+    `source` is what they begin as, "uniform" noise or the "mask"; `final` ends before the first end of sequence. In a frame,
+    `masked` are positions that still hold the mask, `filled` those that jumped in the step; `confidence` is the probability the
+    network gave a token when it was drawn, None for what still is noise. Three keys more:
+
+    chance  per jump, in the order of `filled`, the probability of this very jump in this step, under the law that is trained
+    logp    log-probability of the whole step in nats; None for the start
+    end     position of the first end of sequence, None where there is none
     """
     begun = time.perf_counter()
-    rollouts = policy.sample(prompts, group_size, generator)
+    from relgrad.policies.flow import FlowPolicy
+
+    rollouts = FlowPolicy.sample(policy, prompts, group_size, generator)  # whatever a subclass makes of its trajectories
     state_BTE = _flow_states.read(rollouts.trace, torch.arange(rollouts.rows))
-    chance_BTE = chances(policy, rollouts, state_BTE)
-    films = []
+    confidence_BTE, chance_BTE = probabilities(policy, rollouts, state_BTE)
+    source = "mask" if policy.symbols.masked else "uniform"
+    films: list[dict[str, Any]] = []
     for row, group in enumerate(rollouts.group_B.tolist()):
-        frames = [frame(step, state_BTE[row], chance_BTE[row], policy.symbols) for step in range(state_BTE.shape[1])]
-        seconds = time.perf_counter() - begun
-        films.append(
-            {"prompt": prompts[group].text, "final": rollouts.outputs[row].text, "frames": frames, "seconds": seconds}
-        )
-    return films
+        frames = [
+            frame(step, state_BTE[row], confidence_BTE[row, step], chance_BTE[row, step], policy.symbols)
+            for step in range(state_BTE.shape[1])
+        ]
+        for shot, logp in zip(frames, [None, *rollouts.behaviour_logp_BT[row].tolist()], strict=True):
+            shot["logp"] = logp
+        final, ids = rollouts.outputs[row].text, list(rollouts.outputs[row].ids)
+        films.append({"prompt": prompts[group].text, "source": source, "final": final, "ids": ids, "frames": frames})
+    seconds = time.perf_counter() - begun
+    return [{**film, "seconds": seconds} for film in films]
 
 
-def chances(policy: FlowPolicy, rollouts: Rollouts, state_BTE: Tensor) -> Tensor:
-    """[B, T + 1, E]: p(token) when the token now there was drawn; NaN where none was. Columns 1 .. T follow a step."""
+def probabilities(policy: FlowPolicy, rollouts: Rollouts, state_BTE: Tensor) -> tuple[Tensor, Tensor]:
+    """([B, T + 1, E] p(token) when the token now there was drawn, [B, T + 1, E] that of the jump which led to this state).
+
+    NaN where no token was drawn, and where no jump led there. Columns 1 .. T follow a step.
+    """
+    confidence_BTE = torch.full(state_BTE.shape, torch.nan)
     chance_BTE = torch.full(state_BTE.shape, torch.nan)
-    for step in range(state_BTE.shape[1] - 1):
+    steps = state_BTE.shape[1] - 1
+    time_S = torch.arange(steps, dtype=torch.float64) / steps
+    hazard_S = ctmc.hazard(policy.settings.kernel, policy.scheduler, time_S, 1 / steps)
+    for step in range(steps):
         before_BE, after_BE = state_BTE[:, step], state_BTE[:, step + 1]
         at = (before_BE != after_BE).nonzero(as_tuple=True)
-        chance_BTE[:, step + 1] = chance_BTE[:, step]
+        confidence_BTE[:, step + 1] = confidence_BTE[:, step]
         step_B = torch.full((rollouts.rows,), step)
-        hidden_MH = policy.engine.hidden(
-            rollouts.trace, rollouts.group_B, before_BE, step_B, policy.max_decisions, (at[0], at[1])
-        )
-        (p_M,) = policy.engine.by_pieces(policy.engine.chance, hidden_MH, after_BE[at])
-        chance_BTE[at[0], step + 1, at[1]] = p_M.cpu()
-    return chance_BTE
+        hidden_MH = policy.engine.hidden(rollouts.trace, rollouts.group_B, before_BE, step_B, steps, (at[0], at[1]))
+        columns = before_BE[at], after_BE[at], hazard_S[step].expand(len(at[0]))
+        p_M, chance_M = policy.engine.by_pieces(policy.engine.chance, hidden_MH, *columns)
+        confidence_BTE[at[0], step + 1, at[1]] = p_M.cpu()
+        chance_BTE[at[0], step + 1, at[1]] = chance_M.cpu()
+    return confidence_BTE, chance_BTE
 
 
-def frame(step: int, state_TE: Tensor, chance_TE: Tensor, symbols: Symbols) -> dict[str, Any]:
+def frame(step: int, state_TE: Tensor, confidence_E: Tensor, chance_E: Tensor, symbols: Symbols) -> dict[str, Any]:
     """The state after `step` steps."""
     ids = state_TE[step].tolist()
     parts = cells(ids, lambda run: decode(run, symbols))
@@ -72,7 +92,9 @@ def frame(step: int, state_TE: Tensor, chance_TE: Tensor, symbols: Symbols) -> d
         "text": "".join(parts),
         "masked": [i for i, token in enumerate(ids) if token == symbols.mask_id],
         "filled": jumped,
-        "confidence": [None if c != c else round(c, 2) for c in chance_TE[step].tolist()],
+        "confidence": [told(c) for c in confidence_E.tolist()],
+        "chance": [told(c) for c in chance_E[jumped].tolist()],
+        "end": ids.index(symbols.end_id) if symbols.end_id in ids else None,
         **({"cells": parts} if any(len(part) != 1 for part in parts) else {}),
     }
 

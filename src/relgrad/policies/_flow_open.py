@@ -1,8 +1,8 @@
 """What a flow policy is made of, from a recipe's settings: a new network, a run's folder or a checkpoint file; and back to disk.
 
-A folder holds the network (or an adapter), `vocabulary.json`, and `flow.json`: scheduler, source, the id that ends a text, and
-for an adapter the network under it. Where a recipe also says one of these, it must say the same: a network is trained for one
-vocabulary, source and scheduler.
+A folder holds the network (or an adapter), `vocabulary.json`, and `flow.json`: scheduler, source, the id that ends a text, of a
+few-step student its finest step, and for an adapter the network under it. Where a recipe also says one of these, it must say the
+same: a network is trained for one vocabulary, source and scheduler, and a student for halvings of one step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from relgrad.laws.schedule import Scheduler
 from relgrad.models import fsdfm_files, fsdfm_lora
 from relgrad.models.causal import DTYPES
 from relgrad.models.ema import UPDATES, Ema
+from relgrad.models.flow_losses.few_step import FewStep
 from relgrad.models.fsdfm import SIZES, WEIGHTS, DiT, DiTConfig
 from relgrad.models.saved import newest
 from relgrad.policies import _flow_symbols
@@ -34,16 +35,25 @@ if TYPE_CHECKING:
 FLOW, EMA, ADAPTER = "flow.json", "ema.safetensors", "adapter_config.json"
 PUBLISHED = Scheduler("polynomial", 1.0)
 """That of all configurations in apple/ml-fs-dfm. Its checkpoint files do not say theirs."""
+PUBLISHED_FINEST = 1024
+"""The finest step of its students, likewise."""
 
 
 class Opened(NamedTuple):
-    """The parts of a policy. `adapted` is the PeftModel around `model`, where there are adapters; `base`, what is under them."""
+    """The parts of a policy.
+
+    adapted  the PeftModel around `model`, where there are adapters; `base` is what is under them: a folder, a file, or the size
+             of a new network, whose weights follow from `seed`
+    finest   of a few-step student: into how many steps time was divided in its training
+    """
 
     model: DiT
     symbols: Symbols
     scheduler: Scheduler
     adapted: Any
     base: str
+    seed: int = 0
+    finest: int | None = None
 
 
 def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
@@ -59,16 +69,32 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
     scheduler = _scheduler(settings, source, said)
     adapter = source if source is not None and (source / ADAPTER).is_file() else None
     base = str(said["base"]) if adapter is not None else str(source or settings.model)
-    model = _network(settings, seed, symbols, base)
+    base_seed = int(said.get("seed", seed))
+    model = _network(settings, base_seed, symbols, base)
     if adapter is None and source is not None:
         take_averages(model, source)
     if settings.few_step is not None and not model.config.step_conditioned:
         model = model.student()
+    finest = _finest(settings, said, symbols) if model.config.step_conditioned else None
     model.checkpointing = settings.gradient_checkpointing
     device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
     model.to(device)
     adapted = _adapted(settings, seed, model, adapter)
-    return Opened(model, symbols, scheduler, adapted, base)
+    return Opened(model, symbols, scheduler, adapted, base, base_seed, finest)
+
+
+def _finest(settings: Settings, said: Mapping[str, Any], symbols: Symbols) -> int:
+    """The finest step of a student, as its training or its folder says. Raises RelgradError for steps that it was not told."""
+    if settings.few_step is not None:
+        if symbols.masked and settings.few_step.teacher == "rk4":
+            raise RelgradError(
+                "few_step.teacher='rk4' needs a uniform source, and this network's is the mask: use half_steps"
+            )
+        return settings.few_step.finest
+    finest = int(said.get("finest", PUBLISHED_FINEST))
+    for steps in (settings.sampling_steps, settings.evaluation_steps or settings.sampling_steps):
+        FewStep(finest=finest).require_steps(steps)
+    return finest
 
 
 def configuration(source: Path) -> dict[str, Any]:
@@ -77,16 +103,29 @@ def configuration(source: Path) -> dict[str, Any]:
         path = source / FLOW
         if not path.is_file():
             raise RelgradError(f"{source}: no {FLOW}; give the folder of a flow policy, or a checkpoint file of FS-DFM")
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _mapping(path)
     beside = source.parent / "config.yaml"
     if not beside.is_file():
         return PUBLISHED.to_config()
-    read = yaml.safe_load(beside.read_text(encoding="utf-8"))
-    if not isinstance(read, Mapping):
-        raise RelgradError(f"{beside}: not a configuration of FS-DFM")
+    read = _mapping(beside)
+    try:
+        told = Scheduler.from_config(read).to_config()
+    except RelgradError as error:
+        raise RelgradError(f"{beside}: {error}") from None
     section = read.get("flow", read)
     source_of = {"source": section["source_distribution"]} if "source_distribution" in section else {}
-    return Scheduler.from_config(read).to_config() | source_of
+    return told | source_of
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A file of named values; JSON is YAML too. Raises RelgradError for another."""
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RelgradError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(read, dict):
+        raise RelgradError(f"{path}: not a configuration of a flow network, but {type(read).__name__}")
+    return read
 
 
 def _symbols(settings: Settings, source: Path | None, said: Mapping[str, Any]) -> Symbols:
@@ -188,7 +227,9 @@ def save(parts: Opened, averages: Ema | None, folder: Path) -> None:
     else:
         fsdfm_lora.save_adapter(parts.adapted, folder)
     parts.symbols.vocabulary.save(folder)
-    told = _process(parts) | ({"base": parts.base} if parts.adapted is not None else {})
+    told = _process(parts) | ({} if parts.finest is None else {"finest": parts.finest})
+    if parts.adapted is not None:
+        told |= {"base": parts.base, "seed": parts.seed}
     (folder / FLOW).write_text(json.dumps(told, indent=2), encoding="utf-8")
     if averages is not None:
         save_file({n: t.contiguous() for n, t in averages.tensors().items()}, folder / EMA)

@@ -17,7 +17,7 @@ from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.models import fsdfm_lora
 from relgrad.models.fsdfm import DiT, DiTConfig
-from relgrad.policies import _flow_states
+from relgrad.policies import _flow_states, _flow_training
 from relgrad.policies._flow_open import Opened
 from relgrad.policies._flow_symbols import Symbols
 from relgrad.policies.flow import FlowPolicy, Settings
@@ -98,6 +98,7 @@ def enumerate_all(policy: FlowPolicy, prompt: Prompt) -> Rollouts:
     written = [policy.symbols.text(path[-1]) for path, _ in paths]
     mask_BT = torch.ones(len(paths), policy.max_decisions, dtype=torch.bool)
     stops: tuple[Stop, ...] = tuple("eos" if ended else "length" for _, _, ended in written)
+    lengths = torch.tensor([len(ids) + ended for _, ids, ended in written])
     trace = {
         "prompt_GP": torch.tensor([policy.encode(prompt)], dtype=torch.int32),
         "prompt_length_G": torch.tensor([len(policy.encode(prompt))]),
@@ -105,7 +106,7 @@ def enumerate_all(policy: FlowPolicy, prompt: Prompt) -> Rollouts:
     }
     return Rollouts(
         (prompt,), torch.zeros(len(paths), dtype=torch.int64), torch.tensor([logps for _, logps in paths]), mask_BT,
-        mask_BT * len(start), tuple(Output(text, ids) for text, ids, _ in written), stops, policy.version, trace,
+        _flow_training.sizes(mask_BT, lengths), tuple(Output(text, ids) for text, ids, _ in written), stops, policy.version, trace,
     )  # fmt: skip
 
 

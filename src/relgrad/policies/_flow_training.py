@@ -1,4 +1,4 @@
-"""Which steps of a trajectory are trained: all, some at random, or those after a branch."""
+"""Which steps of a trajectory are trained: all, some at random, or those after a branch; and how much text each counts as."""
 
 from __future__ import annotations
 
@@ -43,3 +43,14 @@ def after_branch(groups: int, each: int, steps: int, window: int, generator: tor
     step_T = torch.arange(steps)
     mask_BT = (step_T >= first_B1) & (step_T < first_B1 + window)
     return Trained(mask_BT, first_B1[:, 0].clamp(min=0), (steps + window - 1) / window)
+
+
+def sizes(mask_BT: Tensor, length_B: Tensor) -> Tensor:
+    """int64 [B, T]: the tokens of each text, shared out over its row's trained steps; a row's sum is its `length_B`.
+
+    No token belongs to one step, so the shares are as even as whole numbers go, and 0 at some steps of short texts.
+    """
+    number_BT, length_B1 = mask_BT.cumsum(-1), length_B[:, None]
+    count_B1 = number_BT[:, -1:].clamp(min=1)
+    share_BT = number_BT * length_B1 // count_B1 - (number_BT - 1) * length_B1 // count_B1
+    return torch.where(mask_BT, share_BT, 0)

@@ -114,6 +114,8 @@ def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
 class FillInPolicy:
     """See the module. Trace: masked_GL, length_G, position_GT (-1: none), token_BT and, truncated, the support."""
 
+    FILM_STEPS = "denoise.steps"
+
     def __init__(self, model: GPT, vocabulary: Vocabulary, settings: Settings) -> None:
         if model.config.vocab_size < vocabulary.size - 1:  # the first original files have no summary id
             raise RelgradError(

@@ -103,6 +103,8 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
+        if self.scheduler == "cosine" and self.exponent is not None:
+            raise ValueError(f"exponent={self.exponent:g} is the polynomial's; leave it out with scheduler='cosine'")
         for name in ("train_steps", "branch_steps"):
             count = getattr(self, name)
             if count is not None and count > self.sampling_steps:
@@ -112,6 +114,8 @@ class Settings(Strict):
         if self.few_step is not None:
             for steps in (self.sampling_steps, self.evaluation_steps or self.sampling_steps):
                 self.few_step.require_steps(steps)
+            if self.source == "mask" and self.few_step.teacher == "rk4":
+                raise ValueError("few_step.teacher='rk4' needs a uniform source; with source='mask' use half_steps")
             if not self.ema_decay:
                 raise ValueError("few_step learns from a moving average of itself: set ema_decay, for example 0.9995")
         if self.dtype == "bfloat16" and self.lora is None:
@@ -137,6 +141,7 @@ class FlowPolicy:
     """
 
     law: Literal["exact", "surrogate"] = "exact"
+    FILM_STEPS = "evaluation_steps"
 
     def __init__(self, parts: Opened, settings: Settings) -> None:
         self.parts, self.settings = parts, settings
@@ -204,12 +209,13 @@ class FlowPolicy:
         trace |= _flow_states.write(states, self.symbols.size)
         written = [self.symbols.text(ids) for ids in states[-1].tolist()]
         stops: tuple[Stop, ...] = tuple("eos" if ended else "length" for _, _, ended in written)
+        length_B = torch.tensor([len(ids) + ended for _, ids, ended in written])
         return Rollouts(
             prompts=tuple(prompts),
             group_B=group_B,
             behaviour_logp_BT=logp_BT * mask_BT,
             mask_BT=mask_BT,
-            size_BT=torch.full(mask_BT.shape, start_BE.shape[1]),
+            size_BT=_flow_training.sizes(mask_BT, length_B),
             outputs=tuple(Output(text, ids) for text, ids, _ in written),
             stop=stops,
             policy_version=self.version,
@@ -310,27 +316,24 @@ class FlowPolicy:
     def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
         """Summed loss in nats of the answers and the ends behind them, and the number of their positions.
 
-        Noise is added where the policy writes and nowhere else. Raises RelgradError for an answer that is too long.
+        Noise is added where the policy writes and nowhere else. Raises RelgradError for an answer that is too long, and for a
+        student without `few_step`.
         """
+        if self.model.config.step_conditioned and self.settings.few_step is None:
+            raise RelgradError(
+                "this network is a few-step student, and is told the size of its steps: supervise it by distillation (add "
+                "policy.few_step, and ema_decay), or go on from a network that is not step-conditioned"
+            )
         prompts = [self.encode(e.prompt) for e in examples]
         answers = [self.symbols.ids(e.target, f"the answer to prompt {e.prompt.id}") for e in examples]
         rows = answer.rows(prompts, answers, self.settings.max_completion_length, self.symbols.end_id)
-        ids_BL, editable_BL = rows.ids_BL.to(self.device), rows.editable_BL.to(self.device)
+        rows_of = rows.ids_BL.to(self.device), rows.editable_BL.to(self.device), self.path
+        network, settings = self.engine.network, self.settings
         self.model.train()  # until the next call: blocks that are computed again in the backward pass need it
         with seeded(generator):
-            if self.settings.few_step is not None:
-                return few_step_loss(
-                    self.engine.network,
-                    self._average,
-                    ids_BL,
-                    editable_BL,
-                    self.path,
-                    self.settings.few_step,
-                    generator,
-                )
-            return flow_matching_loss(
-                self.engine.network, ids_BL, editable_BL, self.path, self.settings.data_loss, generator
-            )
+            if settings.few_step is not None:
+                return few_step_loss(network, self._average, *rows_of, settings.few_step, generator)
+            return flow_matching_loss(network, *rows_of, settings.data_loss, generator)
 
     def _average(self, ids_BL: Tensor, time_B: Tensor, step_B: Tensor | None, at: At) -> Tensor:
         """`engine.network` by the averaged weights, without dropout: the teacher of few-step distillation."""

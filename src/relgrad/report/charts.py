@@ -95,6 +95,34 @@ def reliability_chart(audit: Mapping[str, Any]) -> Chart:
     )
 
 
+def trajectory_charts(films: Records) -> list[Chart]:
+    """What the steps of trajectories did on average, a line for every training step that was filmed.
+
+    `films` as read.py thins them; those of texts that were given and filled in have no such charts.
+    """
+    runs: dict[tuple[int, int], list[list[tuple[int, int, float | None]]]] = {}
+    for film in films:
+        if film["source"] != "text" and film["jumps"]:
+            runs.setdefault((film["step"] or 0, len(film["jumps"])), []).append(film["jumps"])
+    one_length = len({steps for _, steps in runs}) <= 1
+    count, sure = [], []
+    for (training_step, steps), jumps in sorted(runs.items()):
+        name = f"after step {training_step}" if training_step else "before training"
+        name += "" if one_length else f", {steps} steps"
+        columns = list(zip(*jumps, strict=True))
+        x = [float(column[0][0]) for column in columns]
+        count.append(Series(name, x, [_mean([float(n) for _, n, _ in column]) for column in columns]))
+        sure.append(Series(name, x, [_mean([p for _, _, p in column if p is not None]) for column in columns]))
+    if not runs:
+        return []
+    films_note = "Mean over the films on this page."
+    return [
+        Chart("jumps", "Jumps per step", f"Positions that changed. {films_note}", count, x="step of the trajectory"),
+        Chart("sureness", "Probability of what was drawn", f"The network's, of the tokens that were jumped to. {films_note}",
+              sure, x="step of the trajectory"),
+    ]  # fmt: skip
+
+
 def plain(charts: Sequence[Chart]) -> list[dict[str, Any]]:
     """The charts as JSON-ready data."""
     return [asdict(chart) for chart in charts]
@@ -289,6 +317,10 @@ def _keys(records: Records) -> list[str]:
 
 def _column(records: Records, key: str) -> Line:
     return [_number(r.get(key)) for r in records]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def _number(value: Any) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from relgrad.diagnose import diagnose
 from relgrad.diagnose.history import monitors
-from relgrad.report.charts import evaluation_chart, plain, reliability_chart, stage_charts
+from relgrad.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
 from relgrad.report.read import StageFiles, read_stage, shorten, stage_folders
 from relgrad.rundir import finite, write_atomic
 
@@ -91,6 +91,7 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "others": plain(others),
         "samples": [{"step": step, "records": records} for step, records in stage.samples],
         "films": film_groups(stage.films),
+        "trajectories": plain(trajectory_charts(stage.films)),
         "audit": plain([reliability_chart(stage.audit)]) if stage.audit else [],
     }
     return {
@@ -112,6 +113,7 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "shown_steps": len(stage.samples),
         "film_count": stage.film_count,
         "shown_films": len(stage.films),
+        "fills_in": all(film["source"] == "text" for film in stage.films),
         "other_count": len(others),
         "data": data,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,48 @@ def read_stage(folder: Path) -> StageFiles:
 
 
 def thinned(film: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows of a film, with at most MAX_FRAMES frames."""
-    frames, step = film["frames"], film.get("step")
-    kept = [frames[i] for i in spread(list(range(len(frames))), MAX_FRAMES)]
-    return {"step": step if isinstance(step, int) else None, "prompt": str(film["prompt"]), "frames": kept}
+    """What the page shows of a film, with at most MAX_FRAMES frames; `jumps` is of all of them.
+
+    source  "uniform" or "mask" where the text began as noise or masks, "text" where it was given and had holes
+    jumps   per step: its number, how many positions it wrote, and their mean probability (None where there is none)
+    """
+    frames, step, reward = film["frames"], film.get("step"), film.get("reward")
+    kept = spread(list(range(len(frames))), MAX_FRAMES)
+    parts = film.get("parts")
+    return {
+        "step": step if isinstance(step, int) else None,
+        "prompt": shorten(film["prompt"]),
+        "source": film["source"] if film.get("source") in ("uniform", "mask") else "text",
+        "final": shorten(film.get("final", frames[-1]["text"])),
+        "scored": "reward" in film,
+        "reward": reward if isinstance(reward, (int, float)) else None,
+        "parts": parts if isinstance(parts, Mapping) else {},
+        "why": str(film.get("why") or ""),
+        "frames": [joined(frames[before + 1 : i + 1]) for before, i in zip([-1, *kept], kept, strict=False)],
+        "jumps": [_jumps(frame) for frame in frames if frame["step"]],
+    }
+
+
+def joined(frames: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last of these frames, with what all of them filled and with the log-probability of all their steps."""
+    last = dict(frames[-1])
+    if len(frames) == 1:
+        return last
+    chance: dict[int, Any] = {}
+    for frame in frames:
+        chance |= zip(frame["filled"], frame.get("chance") or [None] * len(frame["filled"]), strict=False)
+    last["filled"] = sorted(chance.keys() - set(last["masked"]))
+    if "chance" in last:
+        last["chance"] = [chance[position] for position in last["filled"]]
+    if all(isinstance(f.get("logp"), float) for f in frames):
+        last["logp"] = sum(f["logp"] for f in frames)
+    return last
+
+
+def _jumps(frame: Mapping[str, Any]) -> tuple[int, int, float | None]:
+    sure = [frame["confidence"][i] for i in frame["filled"]]
+    known = [c for c in sure if isinstance(c, (int, float))]
+    return frame["step"], len(sure), sum(known) / len(known) if known else None
 
 
 def spread(items: list[int], count: int) -> list[int]:
@@ -182,6 +220,7 @@ def _plays(film: Mapping[str, Any]) -> bool:
         and len(frames) > 0
         and "prompt" in film
         and all(isinstance(f, Mapping) and all(isinstance(f.get(k), kind) for k, kind in shape.items()) for f in frames)
+        and all(isinstance(i, int) and i < len(f["confidence"]) for f in frames for i in f["filled"])
     )
 
 

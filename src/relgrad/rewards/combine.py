@@ -177,9 +177,9 @@ class RewardSet:
         return RewardTable(self.names, self._weights_R, value_BR, parts, why, self._decisions(rollouts, batch))
 
     def _decisions(self, rollouts: Rollouts, batch: _Batch) -> Tensor | None:
-        """Scores of single decisions [B, R, T], each at its decision's place; None where no reward gave any."""
+        """Scores of single decisions [B, R, T], each at its decision's place; None where no reward gave any, or T is 0."""
         given = {k: s.per_decision for k, s in batch.scores.items() if len(s.per_decision) and not math.isnan(s.value)}
-        if not given:
+        if not given or not rollouts.mask_BT.shape[1]:  # finished texts alone have no place for them
             return None
         shape = (rollouts.rows, len(self.names), rollouts.mask_BT.shape[1])
         decision_BRT = torch.full(shape, math.nan, dtype=torch.float64)

@@ -9,8 +9,8 @@ achieve. What a browser failed to execute is unscored.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -24,16 +24,20 @@ from relgrad.rewards._columns import column, unscored
 from relgrad.settings import Strict
 from relgrad.types import Output, Prompt, Score
 
+Part = Literal["success", "perfect", "field_accuracy", "executed", "submitted", "nonzero"]
+
 
 class Settings(Strict):
-    """`timeout` is in seconds per plan, for the browser."""
+    """`timeout` (in seconds per plan) and `pages` are the browser's. `part` is for monitors: its value in place of the sum."""
 
     executor: Literal["html", "browser"] = "html"
     success_weight: float = Field(0.4, ge=0)
     fields_weight: float = Field(0.4, ge=0)
     steps_weight: float = Field(0.2, ge=0)
+    part: Part | None = None
     text: Text = Field("ratio", description="text counts by difflib's ratio, or only when it is exact")
     timeout: float = Field(20.0, gt=0, description="seconds per plan in the browser")
+    pages: int = Field(2, ge=1, description="plans that the browser executes at once")
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
@@ -44,20 +48,31 @@ class Settings(Strict):
 
 def build(settings: Settings) -> FormReward:
     """Raises RelgradError where the browser is asked for and not installed."""
-    return FormReward(_executor(settings.executor, settings.timeout), settings)
+    return FormReward(_executor(settings.executor, settings.timeout, settings.pages), settings)
 
 
 @cache
-def _executor(kind: str, timeout: float) -> Executor:
+def _executor(kind: str, timeout: float, pages: int) -> Executor:
     """One for all rewards of a process: several of them (a monitor of success, say) share a browser and its outcomes."""
-    return Remembering(Browser(timeout)) if kind == "browser" else InProcess()
+    return Remembering(Browser(timeout, pages=pages)) if kind == "browser" else InProcess()
 
 
 class Remembering:
-    """An executor that executes equal plans on a form once, as far as the last `size` of them go."""
+    """An executor that executes equal plans on a form once, as far as the last `size` outcomes go."""
 
-    def __init__(self, executor: Executor, size: int = 4096) -> None:
-        self.run: Callable[[Form, Plan], Outcome] = lru_cache(maxsize=size)(executor.run)
+    def __init__(self, executor: Executor, size: int = 32_768) -> None:
+        self._executor, self._size = executor, size
+        self._known: dict[tuple[Form, Plan], Outcome] = {}
+
+    def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
+        """As the executor has it; what was unscored is tried again the next time."""
+        new = [plan for plan in dict.fromkeys(plans) if (form, plan) not in self._known]
+        found = dict(zip(new, self._executor.run_all(form, new), strict=True))
+        answers = [found[plan] if plan in found else self._known[form, plan] for plan in plans]
+        self._known |= {(form, plan): outcome for plan, outcome in found.items() if isinstance(outcome, Outcome)}
+        for oldest in list(self._known)[: -self._size]:
+            self._known.pop(oldest, None)
+        return answers
 
 
 class FormReward:
@@ -70,23 +85,26 @@ class FormReward:
         spec = column(prompt, "form", "forms")
         if spec is None:
             return [unscored("column 'form' is None")] * len(outputs)
-        form = rebuild(spec)
-        return [self._score(form, output.text) for output in outputs]
+        return self.scores(rebuild(spec), [output.text for output in outputs])
 
-    def _score(self, form: Form, text: str) -> Score:
-        plan = parse(text)
-        try:
-            outcome = self.executor.run(form, plan)
-        except Unscored as failure:
-            return unscored(str(failure))
+    def scores(self, form: Form, texts: Sequence[str]) -> list[Score]:
+        """What these plans are worth for this form."""
+        plans = [parse(text) for text in texts]
+        outcomes = self.executor.run_all(form, plans)
+        return [self._score(form, plan, outcome) for plan, outcome in zip(plans, outcomes, strict=True)]
+
+    def _score(self, form: Form, plan: Plan, outcome: Outcome | Unscored) -> Score:
+        if isinstance(outcome, Unscored):
+            return unscored(str(outcome))
         parts = figures(form, plan, outcome, self.settings.text)
         weights = self.settings
-        return Score(
+        value = (
             weights.success_weight * parts["success"]
             + weights.fields_weight * parts["field_accuracy"]
-            + weights.steps_weight * parts["executed"],
-            parts,
+            + weights.steps_weight * parts["executed"]
         )
+        parts["nonzero"] = float(value > 0)
+        return Score(value if weights.part is None else parts[weights.part], parts)
 
 
 def figures(form: Form, plan: Plan, outcome: Outcome, text: Text) -> dict[str, float]:

@@ -13,9 +13,9 @@ from typing import Literal
 from pydantic import Field
 
 from relgrad.forms import families
-from relgrad.forms.form import make
+from relgrad.forms.form import check_room, make
 from relgrad.forms.grammar import Grammar
-from relgrad.forms.wording import END
+from relgrad.forms.wording import END, LONG_END, closed
 from relgrad.settings import Strict
 from relgrad.tasks import Task
 from relgrad.types import Prompt, RelgradError
@@ -37,7 +37,7 @@ def load(settings: Settings, seed: int) -> Task:
     """Columns: `plan` (the reference plan), `form` (plain data that rebuilds it), `values` (label -> value), `family`.
 
     Held-out forms depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Raises
-    RelgradError for a family that does not exist or is held out.
+    RelgradError for a family that does not exist or is held out, and for a grammar whose `fits` is too small for a family.
     """
     training = families.names("train")
     for name in settings.families:
@@ -45,10 +45,13 @@ def load(settings: Settings, seed: int) -> Task:
             raise RelgradError(
                 f"forms: family {name!r} is held out for ever; to train on there are {', '.join(training)}"
             )
+    judged = families.names(settings.held_out)
+    for name in (*(settings.families or training), *judged):
+        check_room(name, settings.grammar)
     train = FormPrompts(settings.families or training, settings.train_size, f"{seed}/train", settings.grammar)
     key = f"{HELD_OUT_SEED}/{settings.held_out}"
     plain = settings.grammar.model_copy(update={"foreign_labels": 0.0})
-    held_out = FormPrompts(families.names(settings.held_out), settings.held_out_size, key, plain)
+    held_out = FormPrompts(judged, settings.held_out_size, key, plain)
     return Task(f"forms-{settings.held_out}", train, list(held_out), ask=_ask(settings.grammar))
 
 
@@ -72,5 +75,9 @@ class FormPrompts(Sequence[Prompt]):
 
 
 def _ask(grammar: Grammar) -> Callable[[str], str]:
-    end = END if grammar.wording == "short" else "Plan:\n"
-    return lambda text: text if text.endswith(end) else f"{text.rstrip()}\n{end}"
+    end = LONG_END if grammar.wording == "long" else END
+
+    def ask(text: str) -> str:
+        return text if text.endswith(end) else closed(f"{text.rstrip()}\n", grammar.wording, grammar.width)
+
+    return ask

@@ -1,0 +1,175 @@
+"""Forms for people: `relgrad forms serve` and `watch`, what the doctor says of the browser, and the benchmark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks import forms as bench
+from typer.testing import CliRunner
+
+from form_cases import GRAMMARS, outcome
+from relgrad import doctor
+from relgrad.cli import app
+from relgrad.forms import browser, families
+from relgrad.forms.document import Document
+from relgrad.forms.form import Form, make
+from relgrad.forms.in_process import InProcess
+from relgrad.forms.outcome import Outcome
+from relgrad.forms.plan import Plan
+from relgrad.forms.serve import address, server
+from relgrad.types import RelgradError
+
+SMALL = GRAMMARS[0]
+EVERY = list(families.families())
+
+
+# ---------------------------------------------------------------------- relgrad forms
+
+
+@pytest.fixture
+def served() -> Iterator[int]:
+    with server(0, SMALL) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        yield listening.server_port
+        listening.shutdown()
+        thread.join()
+
+
+def fetch(url: str, entries: list[tuple[str, str]] | None = None) -> str:
+    body = urllib.parse.urlencode(entries).encode() if entries is not None else None
+    with urllib.request.urlopen(url, body, timeout=300) as answer:
+        assert "script" not in answer.headers["Content-Security-Policy"]
+        return answer.read().decode()
+
+
+def test_forms_are_served_to_people(served: int) -> None:
+    index = fetch(address(served))
+    for name in EVERY:
+        assert f'href="/form/{urllib.parse.quote(name)}/0"' in index
+    form = make("food order", 12, SMALL)
+    url = address(served, "food order", 12)
+    shown = fetch(url)
+    assert Document.parse(shown).labels.keys() == {field.label for field in form.fields}
+    assert "fill " in shown, "the reference plan stands beside it"
+    sent = outcome(form, form.plan).submitted
+    assert sent is not None
+    success = fetch(url, list(sent))
+    assert 'data-outcome="success"' in success
+    assert success.count("100 %") == len(form.fields)
+    assert 'data-outcome="error"' in fetch(url, [])
+
+
+@pytest.mark.parametrize(
+    "path", ["form/food/3", "form/food%20order/x", "form/food%20order/-1", "../../etc/passwd", "x"]
+)
+def test_what_is_not_there_is_not_found(served: int, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        fetch(address(served) + path)
+    assert error.value.code == 404
+
+
+def test_too_much_is_refused(served: int) -> None:
+    request = urllib.request.Request(address(served, "food order", 1), b"", {"Content-Length": "9" * 12}, method="POST")
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(request, timeout=300)
+    assert error.value.code == 400
+
+
+def test_a_port_that_is_taken(served: int) -> None:
+    with pytest.raises(RelgradError, match=rf"cannot listen on port {served}.*--port"):
+        server(served, SMALL)
+
+
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    import signal
+
+    command = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from relgrad.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            command,
+            "forms",
+            "serve",
+            "--family",
+            "taxi ride",
+            "--seed",
+            "4",
+            "--port",
+            "0",
+            "max_fields=3",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        addresses = [process.stdout.readline().split(": ")[1].strip() for _ in range(2)]
+        assert addresses[1].endswith("/form/taxi%20ride/4")
+        assert "<form" in fetch(addresses[1])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(300) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["watch"], "give a file with a plan, or --reference"),
+        (["watch", "plan.txt", "--reference"], "one of the two"),
+        (["watch", "nowhere.txt"], "cannot read the plan 'nowhere.txt'"),
+        (["watch", "--reference", "max_field=3"], "Did you mean 'max_fields'?"),
+        (["watch", "--reference", "fits=1"], "greater than or equal to 64"),
+        (["watch", "--reference", "--family", "libary card"], "did you mean 'library card'?"),
+        (["serve", "--family", "libary card"], "did you mean 'library card'?"),
+        (["serve", "max_fields"], "write KEY=VALUE"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    arguments: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["forms", *arguments], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+# ---------------------------------------------------------------------- round about
+
+
+def test_the_doctor_knows_the_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(browser.VARIABLE, raising=False)
+    assert doctor._browser().state == "note"
+    assert "playwright install chromium" in doctor._browser().fix
+    there = tmp_path / "chromium"
+    there.touch(0o755)
+    assert (doctor._browser().state, doctor._browser().detail) == ("ok", str(there))
+    monkeypatch.setenv(browser.VARIABLE, "/nowhere/chromium")
+    assert "'/nowhere/chromium' is no file" in doctor._browser().detail
+
+
+def test_the_benchmark_runs_and_compares() -> None:
+    class Forgets(InProcess):
+        """Never sends a form."""
+
+        def run(self, form: Form, plan: Plan) -> Outcome:
+            return Outcome(False, None, super().run(form, plan).executed)
+
+    jobs = bench.groups(3)
+    assert all(len(plans) == bench.GROUP for _, plans in jobs)
+    assert bench.measure(InProcess(), jobs).agreed == 1
+    assert bench.measure(Forgets(), jobs).agreed < 0.8

@@ -1,0 +1,117 @@
+"""`relgrad run forms-flow-quick` as a user types it: Flow-GRPO exceeds its supervised start on forms of families never seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from relgrad.cli import app
+from relgrad.config import load_recipe
+from relgrad.forms import families
+from relgrad.parts import find_recipe, load_task, resolve
+
+FLOW_RECIPES = ("forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-1.3b")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the recipe as it is, made by a process of its own."""
+    out = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", "forms-flow-quick", f"out={out}"]
+    variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    return out / "forms-flow-quick"
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def relgrad(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "300", "NO_COLOR": "1"})
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+    return result.stdout
+
+
+def test_grpo_exceeds_its_start_on_unseen_families(finished: Path) -> None:
+    before, after = lines(finished / "2-grpo" / "evaluations.jsonl")
+    assert before["score"] > 0.4, "the supervised stage taught nothing"
+    assert after["difference_low"] > 0
+    trained = {s["prompt"] for s in lines(next((finished / "2-grpo" / "samples").glob("*.jsonl")))}
+    assert trained.isdisjoint(s["prompt"] for s in after["samples"])
+
+
+def test_every_step_is_on_policy(finished: Path) -> None:
+    parities = [r["parity/max_abs"] for r in lines(finished / "2-grpo" / "metrics.jsonl") if "parity/max_abs" in r]
+    assert parities
+    assert max(parities) < 1e-3
+
+
+def test_report_steps_through_trajectories(finished: Path) -> None:
+    films = lines(finished / "2-grpo" / "films.jsonl")
+    assert {film["step"] for film in films} == {0, 40}
+    for film in films:
+        assert len(film["frames"]) == 9, "the start and eight steps"
+        for before, after in zip(film["frames"], film["frames"][1:], strict=False):
+            jumped = set(after["filled"])
+            pairs = enumerate(zip(before["text"], after["text"], strict=True))
+            assert {i for i, (a, b) in pairs if a != b} == jumped
+            assert all(0 <= after["confidence"][i] <= 1 for i in jumped)
+    assert 'data-testid="films"' in (finished / "report.html").read_text()
+
+
+def test_what_was_trained_can_be_used(finished: Path) -> None:
+    table = relgrad("evaluate", finished, "--against", finished / "1-sft", "evaluation.num_prompts=16")
+    assert "against" in table or "difference" in table
+    assert "submit" in relgrad("sample", finished, "--prompt", "text town: Bonn", "-n", "1")
+
+
+@pytest.mark.parametrize("name", FLOW_RECIPES)
+def test_recipes_are_complete_and_hold_families_apart(name: str) -> None:
+    recipe = load_recipe(find_recipe(name))
+    if name != "fsdfm-1.3b":  # needs a checkpoint and GPT-2's tokenizer
+        recipe = resolve(recipe)
+    for stage in recipe.stages:
+        task = load_task(stage)
+        of = {split: set(families.names(split)) for split in families.SPLITS}
+        held = {prompt.columns["family"] for prompt in task.held_out}
+        assert held <= of["validation"] or held <= of["test"]
+        assert {task.train[i].columns["family"] for i in range(100)} <= of["train"]
+    assert recipe.stages[-1].stage == "grpo"
+    assert {prompt.columns["family"] for prompt in load_task(recipe.stages[-1]).held_out} <= of["test"]
+
+
+def test_what_a_forms_plan_is_written_in_fits_the_network() -> None:
+    """The longest prompt and plan of the grammar fit, in a thousand forms of every split."""
+    for name in ("forms-flow", "forms-flow-quick"):
+        for stage in resolve(load_recipe(find_recipe(name))).stages:
+            task, policy = load_task(stage), stage.policy.options
+            forms = [task.train[i] for i in range(min(1000, len(task.train)))] + list(task.held_out)
+            assert max(len(str(p.columns["plan"])) for p in forms) <= policy["max_completion_length"]
+            assert max(len(p.text) for p in forms) + policy["max_completion_length"] <= policy["network"]["length"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("policy.max_completion_length=90", "editable"),
+        ("policy.branch_steps=20", "sampling_steps=8"),
+        ("task.grammar.max_fields=0", "max_fields"),
+        ("stages.1.task.held_out=train", "held_out"),
+        ("task.families=[taxi rides]", "taxi ride"),
+        ("rewards.0.executor=firefox", "executor"),
+    ],
+)
+def test_wrong_input_is_named(override: str, said: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["run", "forms-flow-quick", f"out={tmp_path}", override], env={"COLUMNS": "300"})
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
