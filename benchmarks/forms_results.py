@@ -84,10 +84,10 @@ def pooled(seeds: list[dict[str, Evaluation]]) -> None:
     means: dict[str, dict[str, Any]] = defaultdict(dict)
     for name in seeds[0]:
         for figure in FIGURES:
-            means[name][figure] = np.mean([one[name].per_prompt_rewards[figure] for one in seeds], axis=0)
+            means[name][figure] = np.nanmean([one[name].per_prompt_rewards[figure] for one in seeds], axis=0)
         cells = [
             cell(
-                float(means[name][figure].mean()),
+                float(np.nanmean(means[name][figure])),
                 paired_difference(means["SFT"][figure], means[name][figure]) if name != "SFT" else None,
             )
             for figure in FIGURES

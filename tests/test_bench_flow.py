@@ -110,7 +110,7 @@ def test_both_ways_take_the_same_prompts_in_the_same_order(monkeypatch: pytest.M
 @pytest.mark.parametrize("source", ["uniform", "mask"])
 def test_both_ways_write_by_one_law(source: Any) -> None:
     """The mean number of jumps at every step."""
-    job = JOB._replace(source=source, num_generations=400, positions=8)
+    job = JOB._replace(source=source, num_generations=150, positions=8)
     policy = job.policy()
     peer = flow.stepwise(job, policy)
     ids = policy.encode(job.prompts()[0])
@@ -123,7 +123,7 @@ def test_both_ways_write_by_one_law(source: Any) -> None:
     ]
     rollouts = policy.sample(job.prompts()[:1], job.num_generations, torch.Generator().manual_seed(0))
     count_BT = rollouts.trace["jump_offset"].diff().view(job.num_generations, job.steps)
-    assert theirs == pytest.approx(count_BT.double().mean(0).tolist(), abs=0.35)
+    assert theirs == pytest.approx(count_BT.double().mean(0).tolist(), abs=0.5)
 
 
 # ---------------------------------------------------------------------- the large network, made small

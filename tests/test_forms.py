@@ -10,11 +10,13 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from form_cases import (
     ABOUT,
@@ -44,7 +46,7 @@ from relgrad.forms.plan import MOST, VERBS, parse
 from relgrad.forms.watch import Frame
 from relgrad.forms.wording import ALPHABET, escape, unescape
 from relgrad.tasks import forms as task
-from relgrad.types import RelgradError
+from relgrad.types import Prompt, RelgradError
 
 SMALL, _, LONG = GRAMMARS
 EVERY = list(families.families())
@@ -238,6 +240,34 @@ def test_labels_may_be_made_up_words_in_training() -> None:
     for prompt in list(loaded.train)[:20]:
         form = rebuild(prompt.columns["form"])
         assert outcome(form, form.plan).success
+
+
+def test_options_may_be_made_up_words_in_training() -> None:
+    own = {option for name in EVERY for spec in families.family(name).fields for option in spec.options}
+    loaded = task.load(task.Settings(train_size=200, held_out_size=50, grammar=Grammar(foreign_options=0.5)), seed=0)
+
+    def lists(prompts: Iterable[Prompt]) -> list[set[str]]:
+        forms = [rebuild(prompt.columns["form"]) for prompt in prompts]
+        assert all(outcome(form, form.plan).success for form in forms)
+        return [{option.text for option in one.options} for form in forms for one in form.fields if one.options]
+
+    trained = lists(loaded.train)
+    assert 0.35 < sum(texts.isdisjoint(own) for texts in trained) / len(trained) < 0.65
+    assert all(texts <= own or texts.isdisjoint(own) for texts in trained)
+    assert all(texts <= own for texts in lists(loaded.held_out))
+
+
+def test_the_width_fills_prompts_up_and_lines_say_what_a_plan_does() -> None:
+    plain, padded = Grammar(wording="lines", fits=400), Grammar(wording="lines", fits=400, width=150)
+    for seed in range(20):
+        form = make("library card", seed, padded)
+        assert len(form.prompt) == 150
+        short = make("library card", seed, plain).prompt
+        assert form.prompt.replace("\n", "") == short.replace("\n", "")
+        assert form.prompt.endswith("#\n")
+        assert len(short.splitlines()) == len(form.plan.splitlines())  # a line per step, and the last one for the end
+    with pytest.raises(ValidationError, match="width=150 is for wording short or lines"):
+        Grammar(wording="long", width=150)
 
 
 def test_a_form_is_rebuilt_from_plain_data() -> None:

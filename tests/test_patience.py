@@ -51,7 +51,8 @@ def recipe(out: Path, **evaluation: object) -> object:
 def test_ends_early_with_the_best_weights_and_stays_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder,) = run_recipe(recipe(tmp_path, every=10, patience=2))
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    assert checkpoint.settled(lines, 2) and not checkpoint.settled(lines[:-1], 2)
+    assert checkpoint.settled(lines, 2)
+    assert not checkpoint.settled(lines[:-1], 2)
     saved = checkpoint.steps(folder / "checkpoints")
     assert saved[-1] == lines[-1]["step"] < 200
     best = checkpoint.best_step(lines[:-1], saved)

@@ -163,7 +163,7 @@ def film(
     if rewards is None or not films:
         return films
     rows = len(films)
-    stops: tuple[Stop, ...] = ("eos",) * rows  # no reward reads why a text ended
+    stops: list[Stop] = ["eos"] * rows  # no reward reads why a text ended
     nothing_BT = torch.zeros(rows, 0)
     texts = Rollouts(
         prompts=tuple(prompts),
@@ -172,7 +172,7 @@ def film(
         mask_BT=nothing_BT.bool(),
         size_BT=nothing_BT.long(),
         outputs=tuple(Output(one["final"], tuple(one["ids"])) for one in films),
-        stop=stops,
+        stop=tuple(stops),
         policy_version=policy.version,
         trace={},
     )

@@ -24,6 +24,7 @@ class Policy(Protocol):
     Three more methods are called where a policy has them: `after_update()` after every optimizer step; `evaluation()`, a context
     manager inside which `sample` writes as the policy is judged and used (with averaged weights, say); and, with the arguments of
     `sample`, `film(prompts, group_size, generator)`, which tells step by step how texts come about, as models/film.py does.
+    Where `costly_entropy` is True, the loop asks for entropy only if the loss needs it, and else logs the mean of -log pi.
     """
 
     law: Literal["exact", "surrogate"]

@@ -14,7 +14,7 @@ from relgrad.config import Recipe, Stage
 from relgrad.console import Console, number
 from relgrad.diagnose import diagnose
 from relgrad.environment import capture
-from relgrad.evaluate import Evaluation, evaluate
+from relgrad.evaluate import Evaluation, evaluate, film
 from relgrad.parts import (
     Examples,
     build_judge,
@@ -230,9 +230,12 @@ class StageRun:
 
     def _film(self, step: int) -> None:
         """Policies that write in several steps are filmed doing so, on the same prompts and random numbers every time."""
-        film = getattr(self.policy, "film", None)
-        if film is not None and self.stage.stage == "grpo":
-            for one in film(self.task.held_out[:FILMED], 1, generator(self.stage.seed, "film")):
+        if self.stage.stage != "grpo" or not hasattr(self.policy, "film"):
+            return
+        assert self.rewards is not None
+        draw = generator(self.stage.seed, "film")
+        with self.rewards.fixed():
+            for one in film(self.policy, self.task.held_out[:FILMED], 1, draw, self.rewards):
                 self.run_dir.append("films.jsonl", {"step": step, **one})
 
     def _warn(self, step: int) -> None:

@@ -128,6 +128,7 @@ class Grpo:
                 f"sft_coef={settings.sft_coef:g} needs a policy that can be trained by supervision, but {type(policy).__name__} "
                 "has no supervised_loss; set sft_coef to 0"
             )
+        self._exact_entropy = "entropy" in loss.needs or not getattr(policy, "costly_entropy", False)
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
         self.step, self.cursor, self.generations, self.tokens = 0, 0, 0, 0
         self.batch: Batch | None = None
@@ -199,20 +200,21 @@ class Grpo:
         require_finite(torch.stack([s.abs().max() for s in slopes]), "the loss's slope in the log-probs", self.step)
         needed = (torch.stack([s.abs().amax(-1) for s in slopes]).amax(0) > 0).nonzero()[:, 0]
         worst = total = entropy = 0.0
-        count = 0
+        count, exact_kl = 0, terms.kl_BT is not None
         # the slopes' rows are the minibatch's; the parts' rows are local to each part
         slope_BT = [torch.zeros_like(batch.behaviour_logp_BT).index_copy_(0, rows, s) for s in slopes]
         for part, cells_N2, offset, known in kept if kept and len(needed) else self._chunks(batch, rows[needed]):
-            scores = known or self.policy.score(part, cells_N2, entropy=True, reference_kl=terms.kl_BT is not None)
+            scores = known or self.policy.score(part, cells_N2, entropy=self._exact_entropy, reference_kl=exact_kl)
             outputs = [scores.logp_N]
             outputs += [scores.entropy_N] if terms.entropy_BT is not None and scores.entropy_N is not None else []
             outputs += [scores.kl_N] if scores.kl_N is not None else []
             row_N, step_N = cells_N2[:, 0] + offset, cells_N2[:, 1]
             grads = [s[row_N, step_N].to(o) for s, o in zip(slope_BT, outputs, strict=True)]
             torch.autograd.backward(outputs, grads)
-            gap_N = (scores.logp_N.detach().float().cpu() - batch.behaviour_logp_BT[row_N, step_N]).abs()
+            sampled_N = batch.behaviour_logp_BT[row_N, step_N]
+            gap_N = (scores.logp_N.detach().float().cpu() - sampled_N).abs()
             worst, total, count = max(worst, float(gap_N.max())), total + float(gap_N.sum()), count + len(gap_N)
-            entropy += float(scores.entropy_N.detach().sum()) if scores.entropy_N is not None else 0.0
+            entropy += float(-sampled_N.sum() if scores.entropy_N is None else scores.entropy_N.detach().sum())
         if count:
             metrics["entropy"] = entropy / count
             if fresh:
@@ -236,7 +238,10 @@ class Grpo:
             single = len(chunks) == 1
             with torch.set_grad_enabled(single):
                 for part, cells_N2, offset, _ in chunks:
-                    asked = {"entropy": single or "entropy" in needs, "reference_kl": "kl" in needs}
+                    asked = {
+                        "entropy": self._exact_entropy and (single or "entropy" in needs),
+                        "reference_kl": "kl" in needs,
+                    }
                     scores = self.policy.score(part, cells_N2, **asked)
                     for column, value in zip(columns, scores, strict=True):
                         if value is not None:

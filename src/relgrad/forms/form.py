@@ -218,7 +218,7 @@ def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, known: Famil
     if spec.kind == "checkbox":
         value = spec.must or rng.random() < 0.5
     elif spec.kind in CHOICES:
-        options = _options(spec, rng)
+        options = _options(spec, rng, known, grammar)
         count = rng.randint(1, spec.bounds[1]) if spec.kind == "multi" else 1
         picked = {option.text for option in rng.sample(options, count)}
         texts = tuple(option.text for option in options if option.text in picked)
@@ -242,9 +242,12 @@ def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, known: Famil
     )
 
 
-def _options(spec: FieldSpec, rng: Random) -> tuple[Option, ...]:
+def _options(spec: FieldSpec, rng: Random, known: Family, grammar: Grammar) -> tuple[Option, ...]:
     fewest = spec.bounds[1] + 1 if spec.kind == "multi" else 2
     texts = rng.sample(spec.options, rng.randint(fewest, len(spec.options)))
+    if grammar.foreign_options and rng.random() < grammar.foreign_options:
+        made_up = [values.draw(_MADE_UP, rng, known.split, families.SHORT).capitalize() for _ in texts]
+        texts = list(dict.fromkeys(made_up)) if len(set(made_up)) >= fewest else texts
     style = rng.choice(("text", "lower", "number"))
     if style == "number":
         return tuple(Option(text, f"opt-{number}") for number, text in enumerate(texts, 1))

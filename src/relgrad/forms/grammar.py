@@ -26,6 +26,7 @@ class Grammar(Strict):
         le=1,
         description="share of labels that are made-up words; task forms has them in training forms alone",
     )
+    foreign_options: float = Field(0.0, ge=0, le=1, description="share of lists whose options are such words, likewise")
     wording: Wording = "short"
     width: int = Field(
         0, ge=0, description="characters a prompt is filled up to with blank lines; not for wording long; 0: none"

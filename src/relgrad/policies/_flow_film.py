@@ -41,7 +41,8 @@ def shoot(
     begun = time.perf_counter()
     from relgrad.policies.flow import FlowPolicy
 
-    rollouts = FlowPolicy.sample(policy, prompts, group_size, generator)  # whatever a subclass makes of its trajectories
+    # the steps themselves, whatever a subclass makes of them
+    rollouts = FlowPolicy.sample(policy, prompts, group_size, generator)
     state_BTE = _flow_states.read(rollouts.trace, torch.arange(rollouts.rows))
     confidence_BTE, chance_BTE = probabilities(policy, rollouts, state_BTE)
     source = "mask" if policy.symbols.masked else "uniform"

@@ -50,7 +50,7 @@ def load(settings: Settings, seed: int) -> Task:
         check_room(name, settings.grammar)
     train = FormPrompts(settings.families or training, settings.train_size, f"{seed}/train", settings.grammar)
     key = f"{HELD_OUT_SEED}/{settings.held_out}"
-    plain = settings.grammar.model_copy(update={"foreign_labels": 0.0})
+    plain = settings.grammar.model_copy(update={"foreign_labels": 0.0, "foreign_options": 0.0})
     held_out = FormPrompts(judged, settings.held_out_size, key, plain)
     return Task(f"forms-{settings.held_out}", train, list(held_out), ask=_ask(settings.grammar))
 
