@@ -5,13 +5,15 @@
         policy.model=runs/forms-flow-$seed/1-sft; done
     python -m benchmarks.forms_results 0 1 2
 
-Every policy fills in the same forms of the test families, which no stage has seen, in headless Chromium: these are the evaluations
-that the runs themselves made. "cooled" is the supervised policy at temperature 0.4, evaluated here. Differences are to the
-supervised policy, paired by form, with 95 % intervals. The last lines pool the seeds: a form's score is its mean over them.
+Every policy fills in the same 200 forms of the test families, four times each, in headless Chromium; no stage has seen these
+families. What was found lies beside the run (`judged-*.json`) and is not measured twice. "cooled" is the supervised policy at
+temperature 0.4. Differences are to the supervised policy, paired by form, with 95 % intervals. The last lines pool the seeds: a
+form's score is its mean over them.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -22,11 +24,11 @@ import numpy as np
 from relgrad.evaluate import Evaluation, compare_rewards, evaluate
 from relgrad.metrics.statistics import Interval, paired_difference
 from relgrad.parts import build_policy, load_task
-from relgrad.rundir import RunDir
+from relgrad.rundir import write_json
 from relgrad.using import open_source, rewards_of
 
 FIGURES = ("reward", "success", "perfect", "nonzero")
-COOL = 0.4
+GENERATIONS, SEED, COOL = 4, 99, 0.4
 HEAD = f"| seed | policy | {' | '.join(FIGURES)} |\n|---|---|{'---|' * len(FIGURES)}"
 
 
@@ -36,38 +38,38 @@ def cell(value: float, difference: Interval | None) -> str:
     return f"{value:.3f} ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
 
 
-def recorded(run: Path, step: int) -> Evaluation:
-    """The first (0) or last (-1) evaluation of a run's last stage."""
-    return Evaluation.from_record(RunDir(run).lines("evaluations.jsonl")[step])
-
-
-def cooled(run: Path, progress: Any) -> Evaluation:
-    """The supervised policy at temperature COOL, on the forms of the GRPO stage and with its random numbers."""
+def judged(seed: int, name: str, folder: Path, root: Path, **law: float) -> Evaluation:
+    """The policy in the stage `folder`, with the forms, rewards and browser of the GRPO stage."""
+    run = root / f"forms-flow-{seed}"
+    file = run / f"judged-{name.partition(' ')[0].lower()}{''.join(law)}.json"
+    if file.is_file():
+        return Evaluation.from_record(json.loads(file.read_text(encoding="utf-8")))
     stage, trained = open_source(str(run / "2-grpo"), [])
-    _, begun = open_source(str(run / "1-sft"), [])
-    policy = type(stage.policy).model_validate(stage.policy.model_dump() | {"temperature": COOL})
-    settings = stage.evaluation
-    return evaluate(
-        build_policy(stage.model_copy(update={"policy": policy}), begun),
-        load_task(stage).held_out[: settings.num_prompts],
+    policy = type(stage.policy).model_validate(stage.policy.model_dump() | law)
+    found = evaluate(
+        build_policy(stage.model_copy(update={"policy": policy}), open_source(str(folder), [])[1]),
+        load_task(stage).held_out,
         rewards_of(stage, trained),
-        num_generations=settings.num_generations,
-        seed=settings.seed,
-        progress=progress,
+        num_generations=GENERATIONS,
+        seed=SEED,
+        progress=tell,
     )
+    write_json(file, found.to_record(0, name))
+    return found
 
 
 def rows(seed: int, root: Path) -> dict[str, Evaluation]:
     """The evaluations of one seed by policy, printed as they come."""
-    run = root / f"forms-flow-{seed}"
+    begun, trained = root / f"forms-flow-{seed}" / "1-sft", root / f"forms-flow-{seed}" / "2-grpo"
+    baseline = root / f"forms-flow-baseline-{seed}"
     found: dict[str, Evaluation] = {}
-    for name, source in (
-        ("SFT", lambda: recorded(run / "2-grpo", 0)),
-        ("Flow-GRPO", lambda: recorded(run / "2-grpo", -1)),
-        ("advantage x denoising loss", lambda: recorded(root / f"forms-flow-baseline-{seed}" / "1-grpo", -1)),
-        (f"SFT cooled to T {COOL:g}", lambda: cooled(run, tell)),
+    for name, folder, law in (
+        ("SFT", begun, {}),
+        ("Flow-GRPO", trained, {}),
+        ("Advantage x denoising loss", baseline, {}),
+        ("SFT cooled", begun, {"temperature": COOL}),
     ):
-        found[name] = source()
+        found[name] = judged(seed, name, folder, root, **law)
         differences = compare_rewards(found["SFT"], found[name]) if name != "SFT" else {}
         cells = [cell(found[name].rewards[figure], differences.get(figure)) for figure in FIGURES]
         print(f"| {seed} | {name} | {' | '.join(cells)} |", flush=True)
