@@ -398,6 +398,7 @@ def test_the_jumps_of_a_step_are_a_table_and_the_whole_trajectory_a_picture(
         f"step {at['step']}, position {i + 1}: {one['frames'][at['step'] - 1]['text'][i]} → {at['text'][i]}, "
         f"probability {at['confidence'][i]:g}"
     )
+    article.locator(".map").scroll_into_view_if_needed()
     box = article.locator(".map").bounding_box()
     look.page.mouse.click(box["x"] + 20, box["y"] + box["height"] * 4.5 / 7)
     assert player.locator("output").inner_text() == "5 of 7"
