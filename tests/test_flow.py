@@ -566,3 +566,31 @@ def test_few_step_distillation_makes_a_student_that_is_told_its_step(tmp_path: P
     assert not torch.equal(flat(student), before)
     rollouts = student.sample([Prompt("ab")], 3, seeded(0))
     torch.testing.assert_close(scored(student, rollouts), rollouts.behaviour_logp_BT.flatten(), atol=1e-5, rtol=0)
+
+
+def test_the_loop_logs_an_estimate_of_the_entropy_unless_the_loss_needs_it() -> None:
+    """Of a flow policy exact entropy is costly: logged is the mean of -log p of what was drawn."""
+    asked: list[bool] = []
+
+    class Watched(FlowPolicy):
+        def score(self, *place: Any, entropy: bool = False, **more: Any) -> Any:
+            asked.append(entropy)
+            return super().score(*place, entropy=entropy, **more)
+
+    for coefficient in (0.0, 0.01):
+        made = flow.build(fresh(), seed=0)
+        policy = Watched(made.parts, made.settings)
+        rewards = RewardSet(
+            [NamedReward("length", lambda prompt, outputs: [float(i) for i in range(len(outputs))])], 60
+        )
+        settings = GrpoSettings(steps=1, num_prompts=1, num_generations=6, entropy_coef=coefficient)
+        loop = Grpo(policy, PROMPTS, rewards, PolicyLoss(entropy_coef=coefficient), settings, seed=0)
+        asked.clear()
+        metrics = loop.update().metrics
+        assert asked
+        assert set(asked) == {bool(coefficient)}
+        if not coefficient:
+            batch = loop.batch
+            assert batch is not None
+            drawn_N = batch.behaviour_logp_BT[batch.mask_BT]
+            assert metrics["entropy"] == pytest.approx(-float(drawn_N.mean()), rel=1e-5)

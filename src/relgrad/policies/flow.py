@@ -141,6 +141,7 @@ class FlowPolicy:
     """
 
     law: Literal["exact", "surrogate"] = "exact"
+    costly_entropy = True  # of every live position over the whole vocabulary, where scoring needs the jumps alone
     FILM_STEPS = "evaluation_steps"
 
     def __init__(self, parts: Opened, settings: Settings) -> None:
