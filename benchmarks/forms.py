@@ -66,23 +66,23 @@ def _cpu_seconds() -> float:
 
 
 def main(
-    browser: Annotated[bool, typer.Option("--browser", help="Chromium too, with 1, 2 and 4 pages.")] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Chromium too.")] = False,
     count: Annotated[
         int, typer.Option("--groups", min=1, help="Groups in Chromium; in process 50 times as many.")
     ] = 10,
 ) -> None:
     """Print a line per executor."""
-    print(f"{'executor':20s} {'plans/s':>10s} {'plans/CPU s':>12s} {'agreed':>8s}")
+    print(f"{'executor':10s} {'plans/s':>10s} {'plans/CPU s':>12s} {'agreed':>8s}")
     _print("in process", measure(InProcess(), groups(50 * count)))
-    for pages in (1, 2, 4) if browser else ():
-        chromium = Browser(600.0, pages=pages)
-        measure(chromium, groups(1))  # starts it, and opens its pages
-        _print(f"Chromium, {pages} page{'s' * (pages > 1)}", measure(chromium, groups(count)))
+    if browser:
+        chromium = Browser(600.0)
+        measure(chromium, groups(1))  # starts it
+        _print("Chromium", measure(chromium, groups(count)))
         chromium.close()
 
 
 def _print(name: str, speed: Speed) -> None:
-    print(f"{name:20s} {speed.per_second:10,.1f} {speed.per_cpu_second:12,.1f} {speed.agreed:8.0%}", flush=True)
+    print(f"{name:10s} {speed.per_second:10,.1f} {speed.per_cpu_second:12,.1f} {speed.agreed:8.0%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -257,7 +257,7 @@ def test_bad_prompts_say_what_is_wrong(prompt: Prompt, message: str) -> None:
 def test_a_network_of_another_size_or_vocabulary_is_not_loaded(tmp_path) -> None:
     policy().save(tmp_path / "a")
     wider = fill_in.build(Settings(block_size=32, n_layer=2, n_head=2, n_embd=64), 0)
-    with pytest.raises(RelgradError, match="weights of another model"):
+    with pytest.raises(RelgradError, match="weights of another network"):
         wider.load(tmp_path / "a")
     other = FillInPolicy(GPT(GPTConfig(vocab_size=6, n_embd=8, n_head=2)), Vocabulary.of_text("abc"), Settings())
     with pytest.raises(RelgradError, match="another vocabulary"):

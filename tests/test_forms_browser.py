@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,21 +137,6 @@ def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
     plan = parse("fill town: Bonn\nsubmit")
     killing = Killing(1, "--type=renderer")
     assert browser.run(ONE, plan, killing) == InProcess().run(ONE, plan)
-    assert not killing.times
-
-
-def test_the_plan_on_the_page_beside_begins_anew(browser: Browser) -> None:
-    """Two plans are in the middle when their browser dies; both end well."""
-    plan = parse("fill town: Bonn\nsubmit")
-    killing = Killing(1)
-
-    async def wait(page: Any, number: int, executed: bool | None) -> None:
-        while killing.times:
-            await asyncio.sleep(0.01)
-
-    with ThreadPoolExecutor(2) as threads:
-        found = [threads.submit(browser.run, ONE, plan, after) for after in (wait, killing)]
-        assert [future.result() for future in found] == InProcess().run_all(ONE, [plan, plan])
     assert not killing.times
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from relgrad.models import fsdfm_files, fsdfm_lora
-from relgrad.models.fsdfm import CONFIG, DiT, DiTConfig
+from relgrad.models.fsdfm import DiT, DiTConfig
+from relgrad.models.saved import CONFIG
 from relgrad.types import RelgradError
 
 VOCAB, HIDDEN, BLOCKS, HEADS, COND = 3141, 128, 21, 2, 16

@@ -1,4 +1,4 @@
-"""The real executor: headless Chromium through Playwright. One browser, and a few pages that are used plan after plan.
+"""The real executor: headless Chromium through Playwright. One browser with one page, which is used plan after plan.
 
 It lives on a thread and event loop of its own, so it can be called from any thread (rewards run on changing ones). A plan that
 takes longer than the time-out is unscored. A browser that dies, hangs or fails otherwise is started again, once for each plan that
@@ -65,17 +65,16 @@ def find_chromium() -> str | None:
 class Browser:
     """Implements forms.outcome.Executor. `timeout` is in seconds per plan; `headed` shows the window.
 
-    `pages` plans are executed at once. Raises RelgradError at once where no browser is installed; it is started when the
-    first plan comes.
+    Plans are executed one after the other: pages beside each other are slower, not faster, on few cores. Raises RelgradError at
+    once where no browser is installed; it is started when the first plan comes.
     """
 
-    def __init__(self, timeout: float = 20.0, *, pages: int = 2, headed: bool = False) -> None:
-        self.timeout, self.pages, self.headed = timeout, pages, headed
+    def __init__(self, timeout: float = 20.0, *, headed: bool = False) -> None:
+        self.timeout, self.headed = timeout, headed
         self._executable = find_chromium()
         self._begin = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._room: asyncio.Semaphore
-        self._launch: asyncio.Lock
+        self._turn: asyncio.Lock
         self._chromium: _Chromium | None = None
 
     def run(self, form: Form, plan: Plan, after: After | None = None) -> Outcome:
@@ -100,7 +99,7 @@ class Browser:
         """Begin something on the browser's own thread."""
         with self._begin:
             if self._loop is None:
-                self._room, self._launch = asyncio.Semaphore(self.pages), asyncio.Lock()
+                self._turn = asyncio.Lock()
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="relgrad-browser", daemon=True).start()
                 atexit.register(self.close)
@@ -109,7 +108,7 @@ class Browser:
     # ------------------------------------------------------------------ on the browser's thread
 
     async def _run(self, form: Form, plan: Plan, after: After | None) -> Outcome:
-        async with self._room:
+        async with self._turn:
             for again in (True, False):
                 chromium = None
                 try:
@@ -125,18 +124,17 @@ class Browser:
 
     async def _running(self) -> _Chromium:
         """The browser; a new one where there is none that lives."""
-        async with self._launch:
-            if self._chromium is not None and not self._chromium.lives:
-                await self._end(self._chromium)
-            if self._chromium is None:
-                chromium = _Chromium()
-                try:
-                    await asyncio.wait_for(chromium.begin(self._executable, self.headed), _PATIENCE)
-                except BaseException:
-                    await chromium.end()
-                    raise
-                self._chromium = chromium
-            return self._chromium
+        if self._chromium is not None and not self._chromium.lives:
+            await self._end(self._chromium)
+        if self._chromium is None:
+            chromium = _Chromium()
+            try:
+                await asyncio.wait_for(chromium.begin(self._executable, self.headed), _PATIENCE)
+            except BaseException:
+                await chromium.end()
+                raise
+            self._chromium = chromium
+        return self._chromium
 
     async def _end(self, chromium: _Chromium | None) -> None:
         """End this browser, unless a newer one has taken its place."""
@@ -146,13 +144,13 @@ class Browser:
 
 
 class _Chromium:
-    """One life of a browser, and its idle pages."""
+    """One life of a browser, and its page."""
 
     def __init__(self) -> None:
         self._driver: Any = None
         self._process: Any = None
         self._context: Any = None
-        self._idle: list[Tab] = []
+        self._tab: Tab | None = None
 
     @property
     def lives(self) -> bool:
@@ -172,14 +170,16 @@ class _Chromium:
         self._context = await self._process.new_context(service_workers="block", accept_downloads=False)
 
     async def play(self, form: Form, plan: Plan, after: After | None, timeout: float) -> Outcome:
-        """Execute a plan on an idle page. Raises Unscored when it takes too long, and anything when the browser fails."""
-        tab = self._idle.pop() if self._idle else await asyncio.wait_for(Tab.open(self._context), _PATIENCE)
+        """Execute a plan on the page. Raises Unscored when it takes too long, and anything when the browser fails."""
+        tab, self._tab = self._tab, None
+        if tab is None:
+            tab = await asyncio.wait_for(Tab.open(self._context), _PATIENCE)
         try:
             outcome = await asyncio.wait_for(tab.play(form, plan, after), timeout)
         except TimeoutError:
             await asyncio.wait_for(tab.page.close(), _FAREWELL)  # raises when the browser hangs
             raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
-        self._idle.append(tab)
+        self._tab = tab
         return outcome
 
     async def end(self) -> None:

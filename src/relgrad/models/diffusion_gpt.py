@@ -7,21 +7,18 @@ positions rotate the two halves of each head (Su et al. 2021, arXiv:2104.09864, 
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from relgrad.models.saved import SavedNetwork
 from relgrad.settings import Strict
 from relgrad.types import RelgradError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ModelMode = Literal["language_model", "token_classifier", "sequence_scorer"]
 
 
@@ -141,12 +138,14 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
-class GPT(nn.Module):
+class GPT(SavedNetwork):
     """See the module. `hidden` is the trunk; `logits`, `classes`, `score` and `critic` are the heads on its output."""
 
+    config_type, called = GPTConfig, "a diffusion GPT"
+    config: GPTConfig
+
     def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.transformer = Trunk(config)
         if config.mode == "token_classifier":
             self.lm_head = nn.Linear(config.n_embd, config.num_token_classes, bias=config.bias)
@@ -230,39 +229,3 @@ class GPT(nn.Module):
     def critic(self, hidden_NH: Tensor) -> Tensor:
         """[...], float32: logit that the token at a position is wrong."""
         return self.critic_head(hidden_NH)[..., 0].float()
-
-    # ------------------------------------------------------------------ disk
-
-    def save(self, folder: Path) -> None:
-        """`config.json` and `model.safetensors`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2), encoding="utf-8")
-        save_file({n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / WEIGHTS)
-
-    @staticmethod
-    def load(folder: Path) -> GPT:
-        """What `save` wrote. Raises RelgradError for a folder without it."""
-        folder = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise RelgradError(f"{folder}: no {name}; give a folder with a diffusion GPT")
-        try:
-            config = GPTConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RelgradError(f"{folder / CONFIG}: not the configuration of a diffusion GPT: {error}") from None
-        model = GPT(config)
-        model.take(load_file(folder / WEIGHTS), str(folder))
-        return model
-
-    def take(self, state: dict[str, Tensor], source: str) -> None:
-        """Load weights by name. Raises RelgradError naming what is missing, unexpected, or of another shape."""
-        own = self.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = [n for n in sorted(own.keys() & state.keys()) if own[n].shape != state[n].shape]
-        if missing or unexpected or wrong:
-            shapes = [f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}" for n in wrong]
-            raise RelgradError(
-                f"{source}: weights of another model. Missing: {', '.join(missing[:5]) or 'none'}; unexpected: "
-                f"{', '.join(unexpected[:5]) or 'none'}; of another shape: {', '.join(shapes[:5]) or 'none'}"
-            )
-        self.load_state_dict(state)

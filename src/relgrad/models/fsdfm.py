@@ -15,23 +15,19 @@ everything but padding.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from relgrad.models.saved import SavedNetwork
 from relgrad.settings import Strict
 from relgrad.types import RelgradError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FREQUENCIES, LONGEST_PERIOD = 256, 10_000.0
 """Sinusoids of a time, and the longest period among them."""
 GPT2_VOCABULARY = 50_257
@@ -184,15 +180,17 @@ def inverse_frequencies(head_width: int) -> Tensor:
     return 1.0 / (10_000.0 ** (torch.arange(0, head_width, 2).float() / head_width))
 
 
-class DiT(nn.Module):
+class DiT(SavedNetwork):
     """See the module. `hidden` is all but the head, `logits` the head on the positions that are asked for.
 
     `checkpointing` recomputes every block in the backward pass instead of keeping what is inside.
     """
 
+    config_type, called = DiTConfig, "an FS-DFM network"
+    config: DiTConfig
+
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.checkpointing = False
         self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden)
         self.time_embedding = TimeEmbedder(config.cond_dim)
@@ -283,50 +281,3 @@ class DiT(nn.Module):
                 part.condition_fuser.weight.copy_(torch.cat([eye, -eye], 1))
                 part.condition_fuser.bias.zero_()
         return student
-
-    # ------------------------------------------------------------------ disk
-
-    def save(self, folder: Path) -> None:
-        """`config.json` and `model.safetensors`, under the names of Apple's files."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps(self.config.model_dump(), indent=2), encoding="utf-8")
-        save_file({n: p.detach().contiguous() for n, p in self.state_dict().items()}, folder / WEIGHTS)
-
-    @staticmethod
-    def load(folder: Path) -> DiT:
-        """What `save` wrote. Raises RelgradError for a folder without it."""
-        folder = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise RelgradError(f"{folder}: no {name}; give a folder with an FS-DFM network")
-        try:
-            config = DiTConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RelgradError(f"{folder / CONFIG}: not the configuration of an FS-DFM network: {error}") from None
-        return DiT.of(config, load_file(folder / WEIGHTS), str(folder))
-
-    @staticmethod
-    def of(config: DiTConfig, state: Mapping[str, Tensor], source: str) -> DiT:
-        """A network that holds the tensors given (no copies). Raises RelgradError as `take` does."""
-        with torch.device("meta"):
-            model = DiT(config)
-        model.take(state, source, assign=True)
-        return model.eval()
-
-    def take(self, state: Mapping[str, Tensor], source: str, *, assign: bool = False) -> None:
-        """Load weights by name. Raises RelgradError naming what is missing, unexpected, or of another shape."""
-        own = self.state_dict()
-        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        wrong = [n for n in sorted(own.keys() & state.keys()) if own[n].shape != state[n].shape]
-        if missing or unexpected or wrong:
-            shapes = [f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}" for n in wrong]
-            raise RelgradError(
-                f"{source}: weights of another network. Missing: {_named(missing)}; unexpected: {_named(unexpected)}; "
-                f"of another shape: {_named(shapes)}"
-            )
-        self.load_state_dict(state, assign=assign)
-
-
-def _named(names: list[str]) -> str:
-    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "none") + rest

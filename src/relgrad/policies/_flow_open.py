@@ -22,8 +22,8 @@ from relgrad.models import fsdfm_files, fsdfm_lora
 from relgrad.models.causal import DTYPES
 from relgrad.models.ema import UPDATES, Ema
 from relgrad.models.flow_losses.few_step import FewStep
-from relgrad.models.fsdfm import SIZES, WEIGHTS, DiT, DiTConfig
-from relgrad.models.saved import newest
+from relgrad.models.fsdfm import SIZES, DiT, DiTConfig
+from relgrad.models.saved import WEIGHTS, newest
 from relgrad.policies import _flow_symbols
 from relgrad.policies._flow_symbols import Symbols
 from relgrad.text.vocabulary import FILE, Vocabulary

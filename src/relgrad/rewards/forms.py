@@ -28,7 +28,7 @@ Part = Literal["success", "perfect", "field_accuracy", "executed", "submitted", 
 
 
 class Settings(Strict):
-    """`timeout` (in seconds per plan) and `pages` are the browser's. `part` is for monitors: its value in place of the sum."""
+    """`part` is for monitors: its value in place of the sum."""
 
     executor: Literal["html", "browser"] = "html"
     success_weight: float = Field(0.4, ge=0)
@@ -37,7 +37,6 @@ class Settings(Strict):
     part: Part | None = None
     text: Text = Field("ratio", description="text counts by difflib's ratio, or only when it is exact")
     timeout: float = Field(20.0, gt=0, description="seconds per plan in the browser")
-    pages: int = Field(2, ge=1, description="plans that the browser executes at once")
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
@@ -48,13 +47,13 @@ class Settings(Strict):
 
 def build(settings: Settings) -> FormReward:
     """Raises RelgradError where the browser is asked for and not installed."""
-    return FormReward(_executor(settings.executor, settings.timeout, settings.pages), settings)
+    return FormReward(_executor(settings.executor, settings.timeout), settings)
 
 
 @cache
-def _executor(kind: str, timeout: float, pages: int) -> Executor:
+def _executor(kind: str, timeout: float) -> Executor:
     """One for all rewards of a process: several of them (a monitor of success, say) share a browser and its outcomes."""
-    return Remembering(Browser(timeout, pages=pages)) if kind == "browser" else InProcess()
+    return Remembering(Browser(timeout)) if kind == "browser" else InProcess()
 
 
 class Remembering:
