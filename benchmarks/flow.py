@@ -2,7 +2,8 @@
 
     mask, uniform   192 wide, 6 blocks (the size `small`), FS-DFM's vocabulary of 50,257, LoRA of rank 16 on the attention; one
                     prompt of 48 tokens x 4 completions of 48 tokens x 6 steps, all trained, from either source
-    forms           128 wide, 4 blocks, 96 characters, all parameters; 2 prompts of 64 x 8 completions of 80 x 6 steps, uniform
+    forms           the network of the recipe `forms-flow`: 48 wide, 2 blocks, 96 characters, all parameters, uniform source; 4
+                    prompts of 70 x 8 completions of 76 x 4 steps
 
 Float32, kernel `mixture`, AdamW, k3 to a frozen start. relgrad runs `Grpo.update()`; the peer is flow_stepwise.py. Where there is a
 CUDA device, flow_large.py also measures the 1.3B network on it.
@@ -100,11 +101,12 @@ class Job(NamedTuple):
         return policy
 
 
-FORMS = {"prompt": 64, "positions": 80, "vocabulary": 96, "hidden": 128, "blocks": 4, "heads": 4, "lora": False}
+FORMS = {"prompt": 70, "positions": 76, "steps": 4, "vocabulary": 96, "lora": False}
+TINY = {"hidden": 48, "blocks": 2, "heads": 4, "cond_dim": 32}
 JOBS = {
     "mask": Job(source="mask"),
     "uniform": Job(),
-    "forms": Job(num_prompts=2, num_generations=8, **FORMS),
+    "forms": Job(num_prompts=4, num_generations=8, **FORMS, **TINY),
 }
 
 

@@ -6,14 +6,13 @@
     python -m benchmarks.forms_results 0 1 2
 
 Every policy fills in the same 200 forms of the test families, four times each, in headless Chromium; no stage has seen these
-families. What was found lies beside the run (`judged-*.json`) and is not measured twice. "cooled" is the supervised policy at
+families. "cooled" is the supervised policy at
 temperature 0.4. Differences are to the supervised policy, paired by form, with 95 % intervals. The last lines pool the seeds: a
 form's score is its mean over them.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -24,7 +23,6 @@ import numpy as np
 from relgrad.evaluate import Evaluation, compare_rewards, evaluate
 from relgrad.metrics.statistics import Interval, paired_difference
 from relgrad.parts import build_policy, load_task
-from relgrad.rundir import write_json
 from relgrad.using import open_source, rewards_of
 
 FIGURES = ("reward", "success", "perfect", "nonzero")
@@ -38,15 +36,11 @@ def cell(value: float, difference: Interval | None) -> str:
     return f"{value:.3f} ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
 
 
-def judged(seed: int, name: str, folder: Path, root: Path, **law: float) -> Evaluation:
+def judged(seed: int, folder: Path, root: Path, **law: float) -> Evaluation:
     """The policy in the stage `folder`, with the forms, rewards and browser of the GRPO stage."""
-    run = root / f"forms-flow-{seed}"
-    file = run / f"judged-{name.partition(' ')[0].lower()}{''.join(law)}.json"
-    if file.is_file():
-        return Evaluation.from_record(json.loads(file.read_text(encoding="utf-8")))
-    stage, trained = open_source(str(run / "2-grpo"), [])
+    stage, trained = open_source(str(root / f"forms-flow-{seed}" / "2-grpo"), [])
     policy = type(stage.policy).model_validate(stage.policy.model_dump() | law)
-    found = evaluate(
+    return evaluate(
         build_policy(stage.model_copy(update={"policy": policy}), open_source(str(folder), [])[1]),
         load_task(stage).held_out,
         rewards_of(stage, trained),
@@ -54,8 +48,6 @@ def judged(seed: int, name: str, folder: Path, root: Path, **law: float) -> Eval
         seed=SEED,
         progress=tell,
     )
-    write_json(file, found.to_record(0, name))
-    return found
 
 
 def rows(seed: int, root: Path) -> dict[str, Evaluation]:
@@ -69,7 +61,7 @@ def rows(seed: int, root: Path) -> dict[str, Evaluation]:
         ("Advantage x denoising loss", baseline, {}),
         ("SFT cooled", begun, {"temperature": COOL}),
     ):
-        found[name] = judged(seed, name, folder, root, **law)
+        found[name] = judged(seed, folder, root, **law)
         differences = compare_rewards(found["SFT"], found[name]) if name != "SFT" else {}
         cells = [cell(found[name].rewards[figure], differences.get(figure)) for figure in FIGURES]
         print(f"| {seed} | {name} | {' | '.join(cells)} |", flush=True)

@@ -13,15 +13,14 @@ import torch
 import yaml
 from scipy.stats import kstest, pearsonr
 from torch import Tensor
-from typer.testing import CliRunner
 
 import contract
+from commands import relgrad
 from enumerated import flat_gradient, move, nudge, seeded
 from flow_policies import PROMPTS
 from relgrad import registry
 from relgrad.baselines import denoising_flow
 from relgrad.baselines.denoising_flow import DenoisingPolicy, Settings
-from relgrad.cli import app
 from relgrad.losses import PolicyLoss
 from relgrad.models.saved import newest
 from relgrad.policies import _flow_states, _flow_toys, flow
@@ -296,12 +295,6 @@ rewards: [{kind: exact, per_character: true}]
 grpo: {steps: 4, num_prompts: 4, num_generations: 6, learning_rate: 1e-3, loss_type: reinforce, beta: 0.05, kl_estimator: exact}
 evaluation: {num_prompts: 8, num_generations: 2, kl_bound: 0.5}
 """
-
-
-def relgrad(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
-    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
-    return result.stdout
 
 
 def test_it_goes_on_from_a_flow_policys_folder_and_leaves_one(tmp_path: Path) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +11,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import fill_text
+from commands import lines, relgrad, relgrad_process
 from relgrad import checkpoint
-from relgrad.cli import app
 from relgrad.models.judge import Judge, refilled
 from relgrad.report.page import number
 from relgrad.text.vocabulary import BLANK
@@ -45,18 +41,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs")
     text = fill_text.write(out / "text.txt")
     settings = [f"out={out}", *fill_text.overrides(text)]
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", "fill-quick", *settings]
-    variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=1800, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    return Run(out / "fill-quick", result.stdout, text, settings)
-
-
-def relgrad(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "300", "NO_COLOR": "1"})
-    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
-    return result.stdout
+    printed = relgrad_process("run", "fill-quick", *settings, timeout=1800)
+    return Run(out / "fill-quick", printed, text, settings)
 
 
 def shown(*arguments: object) -> dict[str, str]:
@@ -66,10 +52,6 @@ def shown(*arguments: object) -> dict[str, str]:
 
 def drawn(*arguments: object) -> list[dict[str, Any]]:
     return [json.loads(line) for line in relgrad("sample", *arguments, "--json").splitlines()]
-
-
-def lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def newest(stage: Path) -> Path:

@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner
-
+from commands import relgrad
 from relgrad import config
-from relgrad.cli import app
 from relgrad.parts import find_recipe, resolve
 from relgrad.policies import flow
-
-
-def relgrad(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200", "NO_COLOR": "1"})
-    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
-    return result.stdout
 
 
 def test_a_dry_run_shows_both_stages() -> None:

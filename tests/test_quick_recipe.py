@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from relgrad.cli import app
+from commands import relgrad, relgrad_process
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the recipe as it is, made by a process of its own."""
     out = tmp_path_factory.mktemp("runs")
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", "quick", f"out={out}"]
-    variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    assert "quick/2-grpo  step 60/60" in result.stdout
+    assert "quick/2-grpo  step 60/60" in relgrad_process("run", "quick", f"out={out}")
     return out / "quick"
-
-
-def relgrad(*arguments: object) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "300", "NO_COLOR": "1"})
-    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
-    return result.stdout
 
 
 def evaluations(stage: Path) -> list[dict]:

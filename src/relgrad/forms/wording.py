@@ -1,7 +1,7 @@
 """What a policy reads and what it should write: a form's values as a prompt, and the plan that enters them.
 
 short   one line per step: `town=Bonn` is typed, `size>L` chosen, `news+` ticked, `news-` not; `#` ends the prompt
-lines   the same in words that are nearly as long as a plan's: `text town: Bonn`, `pick size: L`, `yes news`, `no news`
+lines   the same in words that are nearly as long as a plan's: `text town: Bonn`, `pick size: L`, `set news`, `clear news`
 long    the form's title, and `label (kind) = value` for every field
 
 In all of them, and in plans, a line break inside a value is written `\\n` and a backslash `\\\\`. Short prompts and lines can be
@@ -23,7 +23,7 @@ Wording = Literal["short", "lines", "long"]
 END = "#\n"
 """Ends a prompt of style short or lines."""
 LONG_END = "Plan:\n"
-_LINES = {"fill": "text", "choose": "pick", "check": "yes", "uncheck": "no"}
+_LINES = {"fill": "text", "choose": "pick", "check": "set", "uncheck": "clear"}
 
 ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 """Characters that prompts and reference plans are written in: printable ASCII and the line break."""
