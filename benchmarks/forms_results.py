@@ -6,9 +6,8 @@
     python -m benchmarks.forms_results 0 1 2
 
 Every policy fills in the same 200 forms of the test families, four times each, in headless Chromium; no stage has seen these
-families. "cooled" is the supervised policy at
-temperature 0.4. Differences are to the supervised policy, paired by form, with 95 % intervals. The last lines pool the seeds: a
-form's score is its mean over them.
+families. "cooled" is the supervised policy at temperature 0.4. Differences are to the supervised policy, paired by form, with 95 %
+intervals. The last lines pool the seeds: a form's score is its mean over them.
 """
 
 from __future__ import annotations
