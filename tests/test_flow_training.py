@@ -137,7 +137,7 @@ def test_a_student_writes_in_eight_steps_as_well_as_its_teacher_in_64(kind: Any)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = model.student()
-    average, settings = Ema(student.named_parameters(), 0.99), FewStep(finest=32, teacher=kind)
+    average, settings = Ema(student.named_parameters(), 0.99), FewStep(finest=16, teacher=kind)
 
     def distil(rows: answer.Rows, source: torch.Generator) -> tuple[Tensor, int]:
         def teacher(x_BL: Tensor, time_B: Tensor, step_B: Tensor | None, at: At) -> Tensor:
@@ -148,7 +148,7 @@ def test_a_student_writes_in_eight_steps_as_well_as_its_teacher_in_64(kind: Any)
         return few_step_loss(own, teacher, rows.ids_BL, rows.editable_BL, path, settings, source)
 
     teacher_shares = {steps: share(model, steps) for steps in (2, 4, 8, 64)}
-    fit(student, choosing, 2400, distil, lambda: average.update(student.named_parameters()))
+    fit(student, choosing, 4000, distil, lambda: average.update(student.named_parameters()))
     with average.in_place(student.named_parameters()):
         student_shares = {steps: share(student, steps) for steps in (2, 4, 8)}
     print(f"teacher {teacher_shares}, student by {kind} {student_shares}")
