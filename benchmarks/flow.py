@@ -101,12 +101,22 @@ class Job(NamedTuple):
         return policy
 
 
-FORMS = {"prompt": 70, "positions": 76, "steps": 4, "vocabulary": 96, "lora": False}
-TINY = {"hidden": 48, "blocks": 2, "heads": 4, "cond_dim": 32}
 JOBS = {
     "mask": Job(source="mask"),
     "uniform": Job(),
-    "forms": Job(num_prompts=4, num_generations=8, **FORMS, **TINY),
+    "forms": Job(
+        num_prompts=4,
+        num_generations=8,
+        prompt=70,
+        positions=76,
+        steps=4,
+        vocabulary=96,
+        hidden=48,
+        blocks=2,
+        heads=4,
+        cond_dim=32,
+        lora=False,
+    ),
 }
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,12 @@ def test_it_serves_callers_on_any_thread(browser: Browser) -> None:
 
 def browsers() -> set[int]:
     """Process ids of the browsers that this process started, without their own children."""
-    ours = psutil.Process(os.getpid()).children(recursive=True)
-    return {p.pid for p in ours if "chrom" in p.name().lower() and "--type=" not in " ".join(p.cmdline())}
+    found = set()
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile; a killed one may be a zombie for a while
+            if "chrom" in process.name().lower() and "--type=" not in " ".join(process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 class Killing:

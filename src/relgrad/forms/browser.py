@@ -65,8 +65,8 @@ def find_chromium() -> str | None:
 class Browser:
     """Implements forms.outcome.Executor. `timeout` is in seconds per plan; `headed` shows the window.
 
-    Plans are executed one after the other: pages beside each other are slower, not faster, on few cores. Raises RelgradError at
-    once where no browser is installed; it is started when the first plan comes.
+    Plans are executed one after the other. Raises RelgradError at once where no browser is installed; it is started when the
+    first plan comes.
     """
 
     def __init__(self, timeout: float = 20.0, *, headed: bool = False) -> None:
@@ -90,7 +90,7 @@ class Browser:
         """End the browser. It starts again when another plan comes."""
         with self._begin:
             if self._loop is not None:
-                asyncio.run_coroutine_threadsafe(self._end(self._chromium), self._loop).result()
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
                 self._loop.call_soon_threadsafe(self._loop.stop)
                 self._loop = None
                 atexit.unregister(self.close)
@@ -110,14 +110,13 @@ class Browser:
     async def _run(self, form: Form, plan: Plan, after: After | None) -> Outcome:
         async with self._turn:
             for again in (True, False):
-                chromium = None
                 try:
                     chromium = await self._running()
                     return await chromium.play(form, plan, after, self.timeout)
                 except Unscored:
                     raise
                 except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
-                    await self._end(chromium)
+                    await self._end()
                     if not again:
                         raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
         raise AssertionError("unreachable")
@@ -125,7 +124,7 @@ class Browser:
     async def _running(self) -> _Chromium:
         """The browser; a new one where there is none that lives."""
         if self._chromium is not None and not self._chromium.lives:
-            await self._end(self._chromium)
+            await self._end()
         if self._chromium is None:
             chromium = _Chromium()
             try:
@@ -136,10 +135,10 @@ class Browser:
             self._chromium = chromium
         return self._chromium
 
-    async def _end(self, chromium: _Chromium | None) -> None:
-        """End this browser, unless a newer one has taken its place."""
-        if chromium is not None and self._chromium is chromium:
-            self._chromium = None
+    async def _end(self) -> None:
+        """End the browser, where there is one."""
+        chromium, self._chromium = self._chromium, None
+        if chromium is not None:
             await chromium.end()
 
 
