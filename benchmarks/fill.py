@@ -22,18 +22,19 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks import tables as shared
 from benchmarks.fill_copies import Copies, ScoreRows
-from relgrad.losses import PolicyLoss
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.models.judge import Judge, Refilled
-from relgrad.policies import fill_in
-from relgrad.protocols import Reward
-from relgrad.randomness import draw_epochs
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.randomness import draw_epochs
+from relgrad.core.types import Output, Prompt
+from relgrad.judges.network import Judge, Refilled
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.fill_in import policy as fill_in
 from relgrad.rewards import judge as judge_reward
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Output, Prompt, RelgradError
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 TITLE = "(fill) diffusion GPT, 1.0 M parameters, 4 prompts x 128 characters (30 % masked) x 8 completions, float32"
 ARMS = ("relgrad", "copies", "copies-split")

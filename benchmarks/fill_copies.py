@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from relgrad.models.diffusion_gpt import GPT
+from relgrad.core.types import Prompt
+from relgrad.networks.diffusion_gpt.network import GPT
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt
 
 MAX_GRAD_NORM = 1.0
 ScoreRows = Callable[[Tensor, Tensor], Tensor]

@@ -18,16 +18,16 @@ from typing import Any
 
 import torch
 
-from relgrad.config import Stage
-from relgrad.divergences import categorical_kl
-from relgrad.evaluate import Evaluation, compare_rewards, evaluate
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Prompt
+from relgrad.evaluation.held_out import Evaluation, compare_rewards, evaluate
+from relgrad.evaluation.statistics import Interval
 from relgrad.laws.categorical import Truncation, log_probs
-from relgrad.metrics.statistics import Interval
-from relgrad.parts import build_policy, load_task
-from relgrad.policies.fill_in import FillInPolicy, pad
-from relgrad.randomness import generator
-from relgrad.types import Example, Prompt
-from relgrad.using import open_source, rewards_of
+from relgrad.objectives.divergences import categorical_kl
+from relgrad.policies.fill_in.policy import FillInPolicy, pad
+from relgrad.runs.build import build_policy, load_task
+from relgrad.runs.recipe import Stage
+from relgrad.runs.use import open_source, rewards_of
 
 LAWS = {"T 1": {}, "T .8, top-p .95": {"temperature": 0.8, "top_p": 0.95}}
 REWARDS = ("judge", "watcher", "accuracy")

@@ -25,19 +25,21 @@ from torch import Tensor
 from benchmarks import flow_large, harness
 from benchmarks import tables as shared
 from benchmarks.flow_stepwise import MAX_GRAD_NORM, Step, Stepwise
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import draw_epochs
+from relgrad.core.types import Output, Prompt
 from relgrad.laws.ctmc import Source
 from relgrad.laws.schedule import Scheduler
-from relgrad.losses import PolicyLoss
-from relgrad.models import fsdfm_lora
-from relgrad.models.fsdfm import DiT, DiTConfig
-from relgrad.policies import _flow_states, flow
-from relgrad.policies._flow_open import Opened
-from relgrad.policies._flow_symbols import Symbols
-from relgrad.randomness import draw_epochs
+from relgrad.networks.fsdfm import lora as fsdfm_lora
+from relgrad.networks.fsdfm.network import DiT, DiTConfig
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow.open import Opened
+from relgrad.policies.flow.symbols import Symbols
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Output, Prompt, RelgradError
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.trajectories import states as _flow_states
 
 TITLE = "(flow) a Flow-GRPO update of a small FS-DFM network, float32"
 ARMS = ("relgrad", "stepwise")

@@ -28,13 +28,13 @@ import torch
 from rich.table import Table
 
 from benchmarks import harness
-from relgrad.config import load_recipe
-from relgrad.parts import find_recipe, policy_loss, resolve
-from relgrad.policies import flow
-from relgrad.policies.flow import FlowPolicy
+from relgrad.core.types import Output, Prompt
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow.policy import FlowPolicy
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Output, Prompt
+from relgrad.runs.build import find_recipe, policy_loss, resolve
+from relgrad.runs.recipe import load_recipe
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 RECIPE = "fsdfm-1.3b"
 ARMS = ("sample", "update")

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from relgrad.divergences import k3
 from relgrad.laws.schedule import Scheduler
-from relgrad.models.fsdfm import DiT
+from relgrad.networks.fsdfm.network import DiT
+from relgrad.objectives.divergences import k3
 
 MAX_GRAD_NORM = 1.0
 ScoreRows = Callable[[Tensor], Tensor]

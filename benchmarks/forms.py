@@ -16,12 +16,12 @@ from typing import Annotated
 import psutil
 import typer
 
-from relgrad.forms import families
-from relgrad.forms.browser import Browser
-from relgrad.forms.form import Form, make
-from relgrad.forms.grammar import Grammar
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Executor
+from relgrad.environments.forms.executing.browser import Browser
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.forms.outcome import Executor
 from relgrad.rewards.forms import FormReward, Settings
 
 GROUP = 8

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from relgrad.evaluate import Evaluation, compare_rewards, evaluate
-from relgrad.metrics.statistics import Interval, paired_difference
-from relgrad.parts import build_policy, load_task
-from relgrad.using import open_source, rewards_of
+from relgrad.evaluation.held_out import Evaluation, compare_rewards, evaluate
+from relgrad.evaluation.statistics import Interval, paired_difference
+from relgrad.runs.build import build_policy, load_task
+from relgrad.runs.use import open_source, rewards_of
 
 FIGURES = ("reward", "success", "perfect", "nonzero")
 GENERATIONS, SEED, COOL = 4, 99, 0.4

@@ -23,8 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from relgrad import environment
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.runs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

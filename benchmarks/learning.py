@@ -19,11 +19,11 @@ from rich.table import Table
 
 from benchmarks import harness, models
 from benchmarks.systems import Job, relgrad_loop, trl_trainer
-from relgrad.models import causal
-from relgrad.policies import autoregressive
-from relgrad.sft import Sft, SftSettings
+from relgrad.core.types import Example, Prompt
+from relgrad.networks.causal import load as causal
+from relgrad.policies.autoregressive import policy as autoregressive
 from relgrad.tasks import digits
-from relgrad.types import Example, Prompt
+from relgrad.training.sft import Sft, SftSettings
 
 TITLE = "(d) learning: reverse five digits, reward 1 for the exact answer, 8 prompts x 8 generations, 200 steps"
 ARMS = ("relgrad", "trl")

@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks import models, steps
 from benchmarks.systems import Job
 from benchmarks.tables import step_tables
-from relgrad.models import causal
+from relgrad.networks.causal import load as causal
 
 TITLE = "(b) SmolLM2-135M-Instruct, LoRA r=16 on all linear layers, 4 prompts x 256 tokens x 8 generations x 48 tokens, float32"
 TARGETS = {"trl": 3.0, "trl-tuned": 3.0}

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from relgrad.models import causal
-from relgrad.types import Prompt, RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
+from relgrad.networks.causal import load as causal
 
 SPECIAL = ("<eos>", "<pad>", "<unk>")
 

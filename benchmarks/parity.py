@@ -15,10 +15,11 @@ from torch import Tensor
 
 from benchmarks import models
 from benchmarks.systems import Job, relgrad_loop, trl_trainer
-from relgrad.losses import PolicyLoss
-from relgrad.models.decode import Generated
-from relgrad.train import Grpo
-from relgrad.types import RelgradError, Rollouts
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Rollouts
+from relgrad.networks.causal.decode import Generated
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.training.grpo import Grpo
 
 TOLERANCE = 1e-5
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from relgrad.rundir import RunDir
+from relgrad.core.run_folder import RunDir
 
 COLUMNS = ("seed", "before", "after", "difference, paired by prompt", "prompts x completions", "steps", "training time")
 

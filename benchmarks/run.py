@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import harness, parity
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
 
 MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning", "fill": "fill", "flow": "flow"}
 console = Console(width=170)

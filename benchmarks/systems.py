@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relgrad.losses import PolicyLoss
-from relgrad.policies import autoregressive
-from relgrad.randomness import draw_epochs
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import draw_epochs
+from relgrad.core.types import Prompt
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Prompt, RelgradError
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 LORA_R, LORA_ALPHA = 16, 32
 TUNED_COLUMNS = 256

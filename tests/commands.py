@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from relgrad.cli import app
+from relgrad.commands.cli import app
 
 
 def relgrad(*arguments: object) -> str:
@@ -23,7 +23,7 @@ def relgrad(*arguments: object) -> str:
 
 def relgrad_process(*arguments: object, timeout: float = 900) -> str:
     """The same, in a process of its own."""
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", *map(str, arguments)]
     variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
     result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -28,8 +28,9 @@ from enumerated import (
     row_sums,
     seeded,
 )
-from relgrad.protocols import Toy
-from relgrad.types import Prompt, RelgradError, RewardTable, Rollouts
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Toy
+from relgrad.core.types import Prompt, RewardTable, Rollouts
 
 DRAWS = 20_000
 BATCH = 1_000  # rows per call while drawing many
@@ -267,7 +268,7 @@ def check_round_trips(module: str, toys: dict[str, Callable[[], Toy]], folder: P
 
     One process for all toys of a module, since importing the libraries is what takes time.
     """
-    from relgrad.checkpoint import save_rollouts
+    from relgrad.training.checkpoint import save_rollouts
 
     scores: dict[str, Tensor] = {}
     for name, build in toys.items():
@@ -320,8 +321,8 @@ def sampled_rewards(toy: Toy) -> Tensor:
 
 def check_learns(toy: Toy) -> None:
     """10. Mean reward rises under the real training loop, by more than chance explains (5 standard errors)."""
-    from relgrad.losses import PolicyLoss
-    from relgrad.train import Grpo, GrpoSettings, train
+    from relgrad.objectives.losses import PolicyLoss
+    from relgrad.training.grpo import Grpo, GrpoSettings, train
 
     before_B = sampled_rewards(toy)
     settings = GrpoSettings(steps=25, num_prompts=2 * len(toy.prompts), num_generations=8, learning_rate=0.03)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from relgrad.protocols import Policy, Toy
-from relgrad.types import Prompt, Rollouts
+from relgrad.core.protocols import Policy, Toy
+from relgrad.core.types import Prompt, Rollouts
 
 
 def seeded(seed: int) -> torch.Generator:

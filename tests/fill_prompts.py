@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.policies.fill_in import FillInPolicy, Settings
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.policies.fill_in.policy import FillInPolicy, Settings
 from relgrad.text.masking import IGNORE
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Output, Prompt, Score
 
 VOCABULARY = Vocabulary.of_text("abcd")
 

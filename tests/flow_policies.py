@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from enumerated import move
-from relgrad.policies import _flow_toys
-from relgrad.policies.flow import FlowPolicy, Settings
-from relgrad.types import Prompt, Rollouts
+from relgrad.core.types import Prompt, Rollouts
+from relgrad.policies.flow import toy as _flow_toys
+from relgrad.policies.flow.policy import FlowPolicy, Settings
 
 PROMPTS = (Prompt("ab", id=0), Prompt("", id=1), Prompt("babab", id=2))
 

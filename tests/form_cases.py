@@ -7,12 +7,12 @@ from random import Random
 
 from hypothesis import strategies as st
 
-from relgrad.forms import families
-from relgrad.forms.form import Field, Form, Option, make
-from relgrad.forms.grammar import Grammar
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome
-from relgrad.forms.plan import parse
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import Field, Form, Option, make
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.forms.outcome import Outcome
+from relgrad.environments.forms.plan import parse
 
 GRAMMARS = (
     Grammar(),

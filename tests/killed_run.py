@@ -18,10 +18,10 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
-        "relgrad.cli",
-        "relgrad.using",
-        "relgrad.policies.autoregressive",
-        "relgrad.policies.fill_in",
+        "relgrad.commands.cli",
+        "relgrad.runs.use",
+        "relgrad.policies.autoregressive.policy",
+        "relgrad.policies.fill_in.policy",
         "relgrad.judges.refill",
         "relgrad.rewards.judge",
         "transformers.models.qwen3.modeling_qwen3",
@@ -41,7 +41,7 @@ def start(arguments: list[str], log: Path, folder: Path, last_change: int = 0) -
 
 
 def _main(arguments: list[str], log: str, folder: str, last_change: int) -> None:
-    from relgrad import cli
+    from relgrad.commands import cli
 
     changes = 0
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from relgrad.advantages import combine, flat_groups, group_advantages, group_stats
-from relgrad.types import RewardTable
+from relgrad.core.types import RewardTable
+from relgrad.objectives.advantages import combine, flat_groups, group_advantages, group_stats
 
 NAN = math.nan
 

@@ -175,13 +175,13 @@ def test_import_relgrad_is_light() -> None:
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    assert loaded_by("import relgrad.cli").isdisjoint(HEAVY - {"rich"})
+    assert loaded_by("import relgrad.commands.cli").isdisjoint(HEAVY - {"rich"})
 
 
-@pytest.mark.parametrize("module", ["relgrad.report", "relgrad.diagnose", "relgrad.rundir"])
+@pytest.mark.parametrize("module", ["relgrad.monitor.report", "relgrad.monitor.diagnose", "relgrad.core.run_folder"])
 def test_the_island_loads_no_torch(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint({"torch", "transformers"})
 
 
 def test_trackers_load_no_library_before_they_are_asked_for() -> None:
-    assert loaded_by("import relgrad.tracking").isdisjoint({"tensorboard", "wandb", "trackio", "transformers"})
+    assert loaded_by("import relgrad.runs.tracking").isdisjoint({"tensorboard", "wandb", "trackio", "transformers"})

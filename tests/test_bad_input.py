@@ -20,18 +20,19 @@ from typer.testing import CliRunner
 
 import fill_text
 import killed_run
-from relgrad import checkpoint
-from relgrad.cli import app
-from relgrad.losses import PolicyLoss
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.models.judge import Judge
-from relgrad.optimizer import NonFinite
-from relgrad.policies import autoregressive
+from relgrad.commands.cli import app
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Example, Prompt
+from relgrad.judges.network import Judge
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.sft import Sft, SftSettings
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Example, Prompt, RelgradError
+from relgrad.training import checkpoint
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.training.optimizer import NonFinite
+from relgrad.training.sft import Sft, SftSettings
 
 RECIPE: dict[str, Any] = {
     "name": "r",

@@ -12,8 +12,9 @@ from benchmarks import fill, harness, results_table
 from benchmarks.fill_copies import Copies
 from torch import Tensor
 
-from relgrad.randomness import draw_epochs
-from relgrad.types import Output, RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import draw_epochs
+from relgrad.core.types import Output
 
 JOB = fill.Job(num_prompts=2, num_generations=8, length=32, n_layer=2, n_head=2, n_embd=16)
 

@@ -12,9 +12,10 @@ from benchmarks import flow, flow_large, harness, results_table
 from benchmarks.flow_stepwise import Step, Stepwise
 from torch import Tensor
 
-from relgrad.policies.flow import FlowPolicy
-from relgrad.randomness import draw_epochs
-from relgrad.types import Prompt, RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import draw_epochs
+from relgrad.core.types import Prompt
+from relgrad.policies.flow.policy import FlowPolicy
 
 JOB = flow.Job(
     num_generations=3,

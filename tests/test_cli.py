@@ -16,14 +16,16 @@ import pytest
 from typer.testing import CliRunner
 
 import relgrad
-from relgrad import doctor
-from relgrad.cli import app
+from relgrad.commands import doctor
+from relgrad.commands.cli import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
     "run", "sample", "evaluate", "audit", "report", "demo", "prepare", "inspect-batch", "recipes", "doctor",
 )  # fmt: skip
-needs_run = pytest.mark.skipif(importlib.util.find_spec("relgrad.run") is None, reason="relgrad.run is missing")
+needs_run = pytest.mark.skipif(
+    importlib.util.find_spec("relgrad.runs.run") is None, reason="relgrad.runs.run is missing"
+)
 
 RECIPE = """
 policy: {kind: autoregressive, model: nowhere}
@@ -36,7 +38,7 @@ grpo: {steps: 7, num_prompts: 2, num_generations: 4}
 def relgrad_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The real command in a real process, its output wide enough not to wrap."""
     variables = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", *arguments]
+    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables, timeout=300)
 
 
@@ -123,7 +125,7 @@ def test_recipes_lists_the_built_in_ones() -> None:
 ENDINGS = """
 import sys
 from relgrad import cli
-from relgrad.types import RelgradError
+from relgrad.core.types import RelgradError
 
 @cli.app.command()
 def run(how: str) -> None:

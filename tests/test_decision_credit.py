@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fill_prompts
-from relgrad.advantages import EPSILON, combine, combine_decisions, decision_advantages, group_advantages
-from relgrad.losses import PolicyLoss
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt, RewardTable, Score
+from relgrad.objectives.advantages import EPSILON, combine, combine_decisions, decision_advantages, group_advantages
+from relgrad.objectives.losses import PolicyLoss
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Output, Prompt, RelgradError, RewardTable, Score
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 NAN = math.nan
 

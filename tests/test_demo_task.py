@@ -7,9 +7,9 @@ import random
 import pytest
 from pydantic import ValidationError
 
+from relgrad.core.types import Output, Prompt
 from relgrad.rewards import number
 from relgrad.tasks import next_number
-from relgrad.types import Output, Prompt
 
 STEP = {"next": 1, "before": -1}
 score_group = number.build(number.Settings(where="only"))

@@ -10,14 +10,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.laws.categorical import Truncation
-from relgrad.models.denoise import Denoise, Frames, denoise, highest
-from relgrad.models.film import cells, describe
-from relgrad.policies import fill_in
-from relgrad.policies._fill_toys import make
-from relgrad.policies.fill_in import FillInPolicy, pad
+from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies.fill_in.denoise import Denoise, Frames, denoise, highest
+from relgrad.policies.fill_in.policy import FillInPolicy, pad
+from relgrad.policies.fill_in.toy import make
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt, RelgradError
+from relgrad.trajectories.film import cells, describe
 
 MASK, PAD = 9, 10
 KINDS = ("confidence", "critic", "random")

@@ -18,17 +18,20 @@ import contract
 from commands import relgrad
 from enumerated import flat_gradient, move, nudge, seeded
 from flow_policies import PROMPTS
-from relgrad import registry
 from relgrad.baselines import denoising_flow
 from relgrad.baselines.denoising_flow import DenoisingPolicy, Settings
-from relgrad.losses import PolicyLoss
-from relgrad.models.saved import newest
-from relgrad.policies import _flow_states, _flow_toys, flow
-from relgrad.policies.flow import FlowPolicy, Lora
-from relgrad.protocols import Toy
+from relgrad.core import registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Toy
+from relgrad.core.types import Prompt, Rollouts
+from relgrad.networks.weights.folder import newest
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow import toy as _flow_toys
+from relgrad.policies.flow.policy import FlowPolicy, Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Prompt, RelgradError, Rollouts
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.trajectories import states as _flow_states
 
 BETA = 0.05
 

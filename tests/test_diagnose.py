@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from relgrad.diagnose import RULES, diagnose
-from relgrad.diagnose.history import monitors, parity_tolerance
+from relgrad.monitor.diagnose import RULES, diagnose
+from relgrad.monitor.diagnose.history import monitors, parity_tolerance
 
 RECIPE = {
     "stage": "grpo",
@@ -240,5 +240,5 @@ def test_cost_does_not_grow_with_the_run():
 
 
 def test_imports_no_torch():
-    code = "import sys, relgrad.diagnose; sys.exit('torch' in sys.modules)"
+    code = "import sys, relgrad.monitor.diagnose; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

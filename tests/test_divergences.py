@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgrad.divergences import categorical_kl, k1, k2, k3
 from relgrad.laws.categorical import Truncation, log_probs
+from relgrad.objectives.divergences import categorical_kl, k1, k2, k3
 
 Z = torch.tensor([0.4, -0.7, 1.1, 0.2], dtype=torch.float64)
 Z_REF = torch.tensor([-0.3, 0.5, 0.9, 0.0], dtype=torch.float64)

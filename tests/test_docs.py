@@ -29,21 +29,23 @@ from pydantic.fields import FieldInfo
 
 import contract
 import relgrad
-from relgrad import config, diagnose, registry
-from relgrad.cli import app
-from relgrad.forms.grammar import Grammar
-from relgrad.losses import PolicyLoss
-from relgrad.models.denoise import Denoise
-from relgrad.models.flow_losses.few_step import FewStep
-from relgrad.optimizer import OptimizerSettings
-from relgrad.policies import flow
-from relgrad.policies.autoregressive import Lora
-from relgrad.protocols import Toy
+from relgrad.commands.cli import app
+from relgrad.core import registry
+from relgrad.core.protocols import Toy
+from relgrad.core.types import Example, Output, Prompt, Rollouts
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.monitor import diagnose
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive.policy import Lora
+from relgrad.policies.fill_in.denoise import Denoise
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.sft import Sft, SftSettings
+from relgrad.runs import recipe as config
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Example, Output, Prompt, Rollouts
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.training.optimizer import OptimizerSettings
+from relgrad.training.sft import Sft, SftSettings
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(relgrad.__file__).parent
@@ -253,7 +255,7 @@ def test_the_policy_of_the_docs_saves_and_refuses(own: types.SimpleNamespace, tm
 
 
 def test_the_loss_of_the_docs_is_its_formula(own: types.SimpleNamespace) -> None:
-    from relgrad.protocols import LossTerms
+    from relgrad.core.protocols import LossTerms
 
     logp_BT = torch.tensor([[-1.0, -2.0], [-3.0, -9.0]], requires_grad=True)
     terms = LossTerms(

@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt, Rollouts
 from relgrad.laws import tiled
-from relgrad.models import causal, decode, lean
-from relgrad.policies import _toys
-from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
-from relgrad.types import Prompt, RelgradError, Rollouts
+from relgrad.networks.causal import decode
+from relgrad.networks.causal import lean_decoder as lean
+from relgrad.networks.causal import load as causal
+from relgrad.policies.autoregressive import toy as _toys
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Settings
 
 LIMIT = 40
 GROUP = 6

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import toy_policy
-from relgrad.divergences import categorical_kl
-from relgrad.evaluate import Evaluation, compare, compare_rewards, evaluate
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Toy
+from relgrad.core.run_folder import RunDir
+from relgrad.core.types import Output, Prompt, RewardTable, Rollouts
+from relgrad.evaluation.held_out import Evaluation, compare, compare_rewards, evaluate
+from relgrad.evaluation.statistics import bootstrap_mean, paired_difference
 from relgrad.laws.categorical import Truncation
-from relgrad.metrics.statistics import bootstrap_mean, paired_difference
-from relgrad.protocols import Toy
-from relgrad.rundir import RunDir
-from relgrad.types import Output, Prompt, RelgradError, RewardTable, Rollouts
+from relgrad.objectives.divergences import categorical_kl
 from toy_policy import share_of_b
 
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from relgrad.losses import PolicyLoss
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.policies import fill_in
-from relgrad.policies.fill_in import FillInPolicy, Settings
-from relgrad.randomness import generator
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Output, Prompt, Score
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies.fill_in.policy import FillInPolicy, Settings
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random
 from relgrad.text.vocabulary import BLANK, Vocabulary
-from relgrad.train import Grpo, GrpoSettings, train
-from relgrad.types import Example, Output, Prompt, RelgradError, Score
+from relgrad.training.grpo import Grpo, GrpoSettings, train
 
 TASK = masked_text.load(
     masked_text.Settings(length=32, aligned="window", stages=(Random(min_masked_ratio=0.2, max_masked_ratio=0.5),)), 0
@@ -202,7 +203,7 @@ def test_loss_options_act_and_keep_the_gradient_finite(option: dict) -> None:
 
 
 def test_label_smoothing_is_its_formula() -> None:
-    from relgrad.models.fill_losses.label_smoothing import cross_entropy
+    from relgrad.policies.fill_in.supervised.label_smoothing import cross_entropy
 
     logp = torch.tensor([[0.5, 0.3, 0.2, 0.0]]).log()
     expected = -(0.9 * logp[0, 1] + 0.1 * logp[0, :3].mean())
@@ -210,7 +211,7 @@ def test_label_smoothing_is_its_formula() -> None:
 
 
 def test_mask_ratio_weights_give_every_sample_the_same_total_at_power_one() -> None:
-    from relgrad.models.fill_losses.mask_ratio_weight import weights
+    from relgrad.policies.fill_in.supervised.mask_ratio_weight import weights
 
     ratio = torch.tensor([0.1, 0.5, 1.0])
     assert torch.allclose(weights(ratio, 1.0) * ratio, torch.full((3,), 0.5))

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import fill_text
 from commands import lines, relgrad, relgrad_process
-from relgrad import checkpoint
-from relgrad.models.judge import Judge, refilled
-from relgrad.report.page import number
+from relgrad.judges.network import Judge, refilled
+from relgrad.monitor.report.page import number
 from relgrad.text.vocabulary import BLANK
+from relgrad.training import checkpoint
 from test_report import Look, browser  # noqa: F401  (a fixture)
 
 NAMES = ("loss", "pg_loss", "kl_penalty", "mean_reward", "std_reward", "mean_advantage", "mean_kl", "mean_log_prob")

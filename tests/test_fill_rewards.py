@@ -28,18 +28,19 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from relgrad.config import RewardComponent
-from relgrad.evaluate import evaluate
-from relgrad.models import tiny
-from relgrad.models.ngram import NGram
-from relgrad.policies import fill_in
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.evaluation.held_out import evaluate
+from relgrad.networks.causal import tiny
+from relgrad.policies.fill_in import policy as fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
 from relgrad.rewards.combine import build_rewards
+from relgrad.runs.recipe import RewardComponent
 from relgrad.tasks import masked_text
 from relgrad.text.corpus import builtin, load_corpus
 from relgrad.text.masking import IGNORE, Random
+from relgrad.text.ngram import NGram
 from relgrad.text.vocabulary import BLANK, Vocabulary
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 LETTERS = Vocabulary.of_text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ '’.,-\nß")
 

@@ -15,16 +15,17 @@ import torch
 from typer.testing import CliRunner, Result
 
 import test_report
-from relgrad import animate, config
-from relgrad.cli import app
-from relgrad.films import FILE
-from relgrad.policies._fill_toys import make
-from relgrad.report import write_report
-from relgrad.report.page import film_groups
-from relgrad.report.read import MAX_FILMS, MAX_FRAMES
-from relgrad.run import run_recipe
-from relgrad.rundir import RunDir
-from relgrad.types import Prompt
+from relgrad.commands.cli import app
+from relgrad.commands.films import FILE
+from relgrad.core.run_folder import RunDir
+from relgrad.core.types import Prompt
+from relgrad.monitor import animate
+from relgrad.monitor.report import write_report
+from relgrad.monitor.report.page import film_groups
+from relgrad.monitor.report.read import MAX_FILMS, MAX_FRAMES
+from relgrad.policies.fill_in.toy import make
+from relgrad.runs import recipe as config
+from relgrad.runs.run import run_recipe
 from written_run import EVIL, write_stage
 
 browser = test_report.browser

@@ -15,16 +15,20 @@ from torch import Tensor
 
 from enumerated import expected_reward, flat_gradient, move, rewards_of, row_logp, seeded
 from flow_policies import PROMPTS, flat, fresh, scored, small, spread
-from relgrad import checkpoint
-from relgrad.evaluate import evaluate
-from relgrad.losses import PolicyLoss
-from relgrad.policies import _flow_engine, _flow_states, _flow_toys, _flow_training, flow
-from relgrad.policies.flow import FlowPolicy, Lora
-from relgrad.protocols import LossTerms, Toy
+from relgrad.core.protocols import LossTerms, Toy
+from relgrad.core.types import Example, Output, Prompt, RewardTable, Rollouts, Score
+from relgrad.evaluation.held_out import evaluate
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.flow import engine as _flow_engine
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow import toys as _flow_toys
+from relgrad.policies.flow.policy import FlowPolicy, Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.sft import Sft, SftSettings
-from relgrad.train import Grpo, GrpoSettings, train
-from relgrad.types import Example, Output, Prompt, RewardTable, Rollouts, Score
+from relgrad.training import checkpoint
+from relgrad.training.grpo import Grpo, GrpoSettings, train
+from relgrad.training.sft import Sft, SftSettings
+from relgrad.trajectories import states as _flow_states
+from relgrad.trajectories import trained_steps as _flow_training
 
 
 class Watched:

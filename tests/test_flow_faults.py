@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 import contract
-from relgrad.policies import _flow_states, _flow_toys
-from relgrad.policies.flow import FlowPolicy, Settings
-from relgrad.protocols import Toy
-from relgrad.types import CellScores, Prompt, Rollouts
+from relgrad.core.protocols import Toy
+from relgrad.core.types import CellScores, Prompt, Rollouts
+from relgrad.policies.flow import toy as _flow_toys
+from relgrad.policies.flow.policy import FlowPolicy, Settings
+from relgrad.trajectories import states as _flow_states
 
 
 class Published(FlowPolicy):

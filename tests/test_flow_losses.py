@@ -16,19 +16,19 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
-from relgrad.models.ema import Ema
-from relgrad.models.flow_losses import answer
-from relgrad.models.flow_losses.cross_entropy import cross_entropy
-from relgrad.models.flow_losses.few_step import FewStep, divergence, draw_steps, few_step_loss
-from relgrad.models.flow_losses.flow_matching import DATA_LOSSES, DataLoss, flow_matching_loss
-from relgrad.models.flow_losses.generalised_kl import generalised_kl, weight
-from relgrad.models.flow_losses.half_steps import half_steps
-from relgrad.models.flow_losses.path import At, Noised, Path, draw_times
-from relgrad.models.flow_losses.rk4 import rk4
-from relgrad.models.fsdfm import DiT, DiTConfig
-from relgrad.types import RelgradError
+from relgrad.networks.fsdfm.network import DiT, DiTConfig
+from relgrad.networks.weights.average import Ema
+from relgrad.policies.flow.supervised import answer
+from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
+from relgrad.policies.flow.supervised.few_step import FewStep, divergence, draw_steps, few_step_loss
+from relgrad.policies.flow.supervised.flow_matching import DATA_LOSSES, DataLoss, flow_matching_loss
+from relgrad.policies.flow.supervised.generalised_kl import generalised_kl, weight
+from relgrad.policies.flow.supervised.half_steps import half_steps
+from relgrad.policies.flow.supervised.noise_path import At, Noised, Path, draw_times
+from relgrad.policies.flow.supervised.rk4 import rk4
 
 TOKENS, LENGTH = 3, 2
 MASK = TOKENS

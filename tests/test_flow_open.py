@@ -11,11 +11,14 @@ import torch
 
 from enumerated import move, seeded
 from flow_policies import fresh, scored, spread
-from relgrad import config
-from relgrad.models.fsdfm import DiT
-from relgrad.policies import _flow_states, _flow_symbols, flow
-from relgrad.policies.flow import Lora, Settings
-from relgrad.types import Example, Prompt, RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Example, Prompt
+from relgrad.networks.fsdfm.network import DiT
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow import symbols as _flow_symbols
+from relgrad.policies.flow.policy import Lora, Settings
+from relgrad.runs import recipe as config
+from relgrad.trajectories import states as _flow_states
 
 # ---------------------------------------------------------------------- checkpoints
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
-from relgrad.models.ema import Ema
-from relgrad.models.flow_losses import answer
-from relgrad.models.flow_losses.few_step import FewStep, few_step_loss
-from relgrad.models.flow_losses.flow_matching import DataLoss, flow_matching_loss
-from relgrad.models.flow_losses.path import At, Network, Path
-from relgrad.models.fsdfm import DiT, DiTConfig
+from relgrad.networks.fsdfm.network import DiT, DiTConfig
+from relgrad.networks.weights.average import Ema
+from relgrad.policies.flow.supervised import answer
+from relgrad.policies.flow.supervised.few_step import FewStep, few_step_loss
+from relgrad.policies.flow.supervised.flow_matching import DataLoss, flow_matching_loss
+from relgrad.policies.flow.supervised.noise_path import At, Network, Path
 
 LETTERS, EOS, MASK, SIZE = 6, 6, 7, 6
 Task = Callable[[int, torch.Generator], tuple[list[list[int]], list[list[int]]]]

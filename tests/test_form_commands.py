@@ -16,16 +16,17 @@ from benchmarks import forms as bench
 from typer.testing import CliRunner
 
 from form_cases import GRAMMARS, outcome
-from relgrad import doctor
-from relgrad.cli import app
-from relgrad.forms import browser, families
-from relgrad.forms.document import Document
-from relgrad.forms.form import Form, make
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome
-from relgrad.forms.plan import Plan
-from relgrad.forms.serve import address, server
-from relgrad.types import RelgradError
+from relgrad.commands import doctor
+from relgrad.commands.cli import app
+from relgrad.core.errors import RelgradError
+from relgrad.environments.forms.executing import browser
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.executing.parsed_page import Document
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.outcome import Outcome
+from relgrad.environments.forms.pages.serve import address, server
+from relgrad.environments.forms.plan import Plan
 
 SMALL = GRAMMARS[0]
 EVERY = list(families.families())
@@ -92,9 +93,8 @@ def test_a_port_that_is_taken(served: int) -> None:
 def test_the_command_serves_until_it_is_interrupted() -> None:
     import signal
 
-    command = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from relgrad.cli import main; main()"
-    )
+    interruptible = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = f"{interruptible}; from relgrad.commands.cli import main; main()"
     process = subprocess.Popen(
         [
             sys.executable,

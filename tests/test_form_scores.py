@@ -13,17 +13,19 @@ import pytest
 from typer.testing import CliRunner
 
 from form_cases import ABOUT, DAY, DAYS, GRAMMARS, MAIL, NEWS, NUMBER, ONE, RULES, SIZE, TEXT, form_of
-from relgrad.cli import app
-from relgrad.forms import browser, families
-from relgrad.forms.form import Field, Form, make, rebuild
-from relgrad.forms.grammar import Grammar
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome, Unscored, field_accuracy
-from relgrad.forms.plan import Plan, parse
-from relgrad.forms.wording import END
+from relgrad.commands.cli import app
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt
+from relgrad.environments.forms.executing import browser
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import Field, Form, make, rebuild
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.forms.making.wording import END
+from relgrad.environments.forms.outcome import Outcome, Unscored, field_accuracy
+from relgrad.environments.forms.plan import Plan, parse
 from relgrad.rewards import forms as reward
 from relgrad.tasks import forms as task
-from relgrad.types import Output, Prompt, RelgradError
 
 SMALL = GRAMMARS[0]
 

@@ -35,18 +35,20 @@ from form_cases import (
     forms,
     outcome,
 )
-from relgrad.forms import desk, families, rules, values, wording
-from relgrad.forms.document import Document
-from relgrad.forms.form import Field, Form, make, rebuild
-from relgrad.forms.grammar import Grammar
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome, field_accuracy
-from relgrad.forms.page import film_page, form_page, outcome_page
-from relgrad.forms.plan import MOST, VERBS, parse
-from relgrad.forms.watch import Frame
-from relgrad.forms.wording import ALPHABET, escape, unescape
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
+from relgrad.environments.forms.executing import html_rules, server_verdict
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.executing.parsed_page import Document
+from relgrad.environments.forms.executing.pictures import Frame
+from relgrad.environments.forms.making import families, values, wording
+from relgrad.environments.forms.making.form import Field, Form, make, rebuild
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.forms.making.wording import ALPHABET, escape, unescape
+from relgrad.environments.forms.outcome import Outcome, field_accuracy
+from relgrad.environments.forms.pages.page import film_page, form_page, outcome_page
+from relgrad.environments.forms.plan import MOST, VERBS, parse
 from relgrad.tasks import forms as task
-from relgrad.types import Prompt, RelgradError
 
 SMALL, _, LONG = GRAMMARS
 EVERY = list(families.families())
@@ -135,7 +137,7 @@ def test_a_value_that_cannot_be_is_an_error() -> None:
 
 def test_a_form_is_the_same_in_every_process() -> None:
     code = (
-        "from relgrad.forms.form import make; from relgrad.forms.grammar import Grammar\n"
+        "from relgrad.environments.forms.making.form import make; from relgrad.environments.forms.making.grammar import Grammar\n"
         "print(*(make(name, seed, Grammar()).html for name in ('food order', 'pet adoption') for seed in range(20)))"
     )
     forms = [make(name, seed, SMALL) for name in ("food order", "pet adoption") for seed in range(20)]
@@ -177,7 +179,9 @@ def test_a_form_keeps_its_grammar(grammar: Grammar) -> None:
         assert {field.kind for field in form.fields} <= set(grammar.types)
         assert len({field.label for field in form.fields}) == len(form.fields)
         assert len({field.name for field in form.fields}) == len(form.fields)
-        assert any(field.kind in rules.FILLABLE and field.required for field in form.fields), "it cannot be sent empty"
+        assert any(field.kind in html_rules.FILLABLE and field.required for field in form.fields), (
+            "it cannot be sent empty"
+        )
         if grammar.short_labels:
             assert all(len(field.label) <= 8 and " " not in field.label for field in form.fields)
 
@@ -387,7 +391,7 @@ def test_what_is_escaped_comes_back(text: str) -> None:
     ],
 )
 def test_constraints(kind: str, value: str, attributes: dict[str, str], fault: str) -> None:
-    assert rules.fault(kind, value, attributes) == fault
+    assert html_rules.fault(kind, value, attributes) == fault
 
 
 # ---------------------------------------------------------------------- pages and the in-process executor
@@ -468,10 +472,12 @@ def test_pages_escape_whatever_they_show() -> None:
 def test_the_server_checks_everything_again() -> None:
     form = form_of(ASKED, MAIL, DAYS, SIZE, RULES)
     right = [("q", "Ada"), ("e", "a@b.de"), ("m", "mon-sent"), ("s", "l-sent"), ("r", "on")]
-    assert desk.complaints(form, right) == []
+    assert server_verdict.complaints(form, right) == []
 
     def with_(name: str, *sent: str) -> list[str]:
-        return desk.complaints(form, [entry for entry in right if entry[0] != name] + [(name, value) for value in sent])
+        return server_verdict.complaints(
+            form, [entry for entry in right if entry[0] != name] + [(name, value) for value in sent]
+        )
 
     assert with_("q") == ["name: this is needed"]
     assert with_("q", "  ") == ["name: this is needed"]
@@ -486,5 +492,5 @@ def test_the_server_checks_everything_again() -> None:
 
 def test_what_browsers_send_is_read_as_it_was_meant() -> None:
     entries = (("a", "one\r\ntwo"), ("b", ""), ("b", "x=y&z+ %"), ("ü", "😀"))
-    assert desk.decode(urllib.parse.urlencode(entries).encode()) == entries
-    assert desk.decode(b"a=%ff%fe&b") == (("a", "\ufffd\ufffd"), ("b", ""))
+    assert server_verdict.decode(urllib.parse.urlencode(entries).encode()) == entries
+    assert server_verdict.decode(b"a=%ff%fe&b") == (("a", "\ufffd\ufffd"), ("b", ""))

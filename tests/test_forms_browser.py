@@ -17,16 +17,17 @@ from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
 
 from form_cases import CASES, GRAMMARS, ONE, Case, filled, mistaken
-from relgrad.cli import app
-from relgrad.forms import families
-from relgrad.forms.browser import Browser, find_chromium
-from relgrad.forms.form import Form, make
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Outcome, Unscored
-from relgrad.forms.plan import parse
-from relgrad.forms.watch import watch
+from relgrad.commands.cli import app
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt
+from relgrad.environments.forms.executing.browser import Browser, find_chromium
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.executing.pictures import watch
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.outcome import Outcome, Unscored
+from relgrad.environments.forms.plan import parse
 from relgrad.rewards import forms as reward
-from relgrad.types import Output, Prompt, RelgradError
 
 PATIENT = 300.0
 """Seconds; machines that run tests may be busy with other things."""
@@ -148,7 +149,7 @@ def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
 def test_a_plan_that_takes_too_long_is_unscored_and_costs_a_page_and_no_browser(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relgrad.forms.browser._FAREWELL", PATIENT)
+    monkeypatch.setattr("relgrad.environments.forms.executing.browser._FAREWELL", PATIENT)
     assert browser.run(ONE, parse("submit")).success
     before = browsers()
     browser.timeout = 0.001

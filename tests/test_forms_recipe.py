@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from commands import lines, relgrad, relgrad_process
-from relgrad.cli import app
-from relgrad.config import load_recipe
-from relgrad.forms import families
-from relgrad.parts import find_recipe, load_task, resolve
+from relgrad.commands.cli import app
+from relgrad.environments.forms.making import families
+from relgrad.runs.build import find_recipe, load_task, resolve
+from relgrad.runs.recipe import load_recipe
 
 FLOW_RECIPES = ("forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-1.3b")
 

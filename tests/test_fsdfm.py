@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from relgrad.models import fsdfm_files, fsdfm_lora
-from relgrad.models.fsdfm import DiT, DiTConfig
-from relgrad.models.saved import CONFIG
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.networks.fsdfm import lora as fsdfm_lora
+from relgrad.networks.fsdfm import published_files as fsdfm_files
+from relgrad.networks.fsdfm.network import DiT, DiTConfig
+from relgrad.networks.weights.folder import CONFIG
 
 VOCAB, HIDDEN, BLOCKS, HEADS, COND = 3141, 128, 21, 2, 16
 """Apple's 1.3B divided by 16, at its depth and its head width."""

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from commands import relgrad
-from relgrad import config
-from relgrad.parts import find_recipe, resolve
-from relgrad.policies import flow
+from relgrad.policies.flow import policy as flow
+from relgrad.runs import recipe as config
+from relgrad.runs.build import find_recipe, resolve
 
 
 def test_a_dry_run_shows_both_stages() -> None:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgrad.losses import PolicyLoss
-from relgrad.policies import autoregressive
-from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
-from relgrad.randomness import generator
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Prompt, Rollouts
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.sft import Sft, SftSettings
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Example, Prompt, Rollouts
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.training.sft import Sft, SftSettings
 
 PROMPTS = tuple(Prompt(text, id=i) for i, text in enumerate(("12=", "a longer prompt: ", "7", "hello ")))
 LIMIT = 1e-6

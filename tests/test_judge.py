@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example
+from relgrad.evaluation import calibration
 from relgrad.judges import refill
-from relgrad.metrics import calibration
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.models.judge import Judge, refilled, refilled_rollouts
-from relgrad.policies import fill_in
-from relgrad.randomness import generator
+from relgrad.judges.network import Judge, refilled, refilled_rollouts
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.policies.fill_in import policy as fill_in
 from relgrad.rewards import judge as reward
-from relgrad.sft import Sft, SftSettings
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.train import train
-from relgrad.types import Example, RelgradError
+from relgrad.training.grpo import train
+from relgrad.training.sft import Sft, SftSettings
 
 TASK = masked_text.load(
     masked_text.Settings(

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 import fill_prompts
-from relgrad import registry
-from relgrad.advantages import group_advantages
 from relgrad.baselines import k1_loss
 from relgrad.baselines.k1_loss import K1Loss
-from relgrad.losses import PolicyLoss
-from relgrad.protocols import LossTerms
-from relgrad.randomness import generator
+from relgrad.core import registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import LossTerms
+from relgrad.core.randomness import generator
+from relgrad.objectives.advantages import group_advantages
+from relgrad.objectives.losses import PolicyLoss
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import RelgradError
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 GROUP = torch.tensor([0, 0, 0, 1, 1, 1])
 REWARD = torch.tensor([1.0, 0.0, 0.5, 10.0, 11.0, 10.0], dtype=torch.float64)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import fill_prompts
-from relgrad.losses import PolicyLoss
-from relgrad.policies import autoregressive
-from relgrad.randomness import generator
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Prompt
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.train import Grpo, GrpoSettings, pieces
-from relgrad.types import Example, Prompt, RelgradError
+from relgrad.training.grpo import Grpo, GrpoSettings, pieces
 from toy_policy import share_of_b, toys
 
 SEED = 7

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from relgrad.losses import LOSS_TYPES, PolicyLoss, truncated_importance_weights
-from relgrad.protocols import LossTerms
+from relgrad.core.protocols import LossTerms
+from relgrad.objectives.losses import LOSS_TYPES, PolicyLoss, truncated_importance_weights
 
 # three rows of 3, 2 and 0 decisions; ratios exp(.5), exp(-.5), exp(.1) / exp(-.1), exp(.4)
 RATIO = [[0.5, -0.5, 0.1], [-0.1, 0.4, 0.0], [0.0, 0.0, 0.0]]

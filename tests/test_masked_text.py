@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.tasks import masked_text
 from relgrad.tasks.masked_text import Settings
 from relgrad.text.corpus import Windows, builtin, cut, load_corpus, load_text, split
 from relgrad.text.masking import IGNORE, Line, Random, Span, Sticky, Strategy, mask
 from relgrad.text.vocabulary import BLANK, Vocabulary
-from relgrad.types import Prompt, RelgradError
 
 LETTERS = Vocabulary.of_text("abcdefghijklmnopqrstuvwxyz \n")
 ALL = (Random(), Sticky(), Span(), Line())

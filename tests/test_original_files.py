@@ -23,12 +23,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from relgrad.models.judge import Judge
-from relgrad.models.original_files import load_batches, load_checkpoint, load_layout
-from relgrad.models.safe_pickle import load_plain, load_tensors
-from relgrad.policies import fill_in
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
+from relgrad.judges.network import Judge
+from relgrad.networks.diffusion_gpt.original_files import load_batches, load_checkpoint, load_layout
+from relgrad.networks.weights.safe_pickle import load_plain, load_tensors
+from relgrad.policies.fill_in import policy as fill_in
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt, RelgradError
 
 TEXT = "\n !abcdefghij"
 BASE = len(TEXT)

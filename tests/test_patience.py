@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from relgrad import checkpoint
-from relgrad.config import parse_recipe
-from relgrad.run import run_recipe
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.runs.recipe import parse_recipe
+from relgrad.runs.run import run_recipe
+from relgrad.training import checkpoint
 
 
 def scores(*values: float | None) -> list[dict[str, float | None]]:

@@ -13,10 +13,10 @@ import torch
 import contract
 import relgrad.policies
 import toy_policy
-from relgrad import registry
+from relgrad.core import registry
+from relgrad.core.protocols import Toy
+from relgrad.core.types import CellScores
 from relgrad.laws.categorical import Truncation
-from relgrad.protocols import Toy
-from relgrad.types import CellScores
 
 
 def modules() -> list[str]:

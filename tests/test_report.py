@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from relgrad.report import write_report
-from relgrad.report.charts import MAX_POINTS, decimate, smooth, stage_charts
-from relgrad.report.page import before_after, held_out, number
-from relgrad.report.read import spread
+from relgrad.monitor.report import write_report
+from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
+from relgrad.monitor.report.page import before_after, held_out, number
+from relgrad.monitor.report.read import spread
 from written_run import EVIL, write_stage
 
 
@@ -304,7 +304,7 @@ def test_numbers_read_well():
 
 
 def test_imports_no_torch():
-    code = "import sys, relgrad.report, relgrad.report.page; sys.exit('torch' in sys.modules)"
+    code = "import sys, relgrad.monitor.report, relgrad.monitor.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -22,14 +22,15 @@ from safetensors.torch import load_file
 import fill_prompts
 import fill_text
 import killed_run
-from relgrad import checkpoint
-from relgrad.losses import PolicyLoss
-from relgrad.policies import autoregressive
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import finite
+from relgrad.core.types import Example, Prompt
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.rundir import finite
-from relgrad.sft import Sft, SftSettings
-from relgrad.train import Grpo, GrpoSettings
-from relgrad.types import Example, Prompt, RelgradError
+from relgrad.training import checkpoint
+from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.training.sft import Sft, SftSettings
 
 # A supervised stage with dropout and a GRPO stage of which three steps in four lie inside a generation batch. Some groups
 # are replaced, some have no spread; a divergence term needs the reference.
@@ -142,7 +143,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def undisturbed(folder: Path, recipe: str) -> Path:
     """The folder of a run that nobody killed, in a process of its own."""
     file = write_recipe(folder, 1, recipe)
-    command = [sys.executable, "-c", "from relgrad.cli import main; main()", "run", str(file), f"out={folder}"]
+    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", "run", str(file), f"out={folder}"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=variables, check=True, timeout=1800, stdout=subprocess.DEVNULL)
     return folder

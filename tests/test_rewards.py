@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from relgrad import registry
-from relgrad.config import RewardComponent
+from relgrad.core import registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt, Rollouts, Score
 from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet, build_rewards
 from relgrad.rewards.number import numbers
-from relgrad.types import Output, Prompt, RelgradError, Rollouts, Score
+from relgrad.runs.recipe import RewardComponent
 
 ASK = Prompt("2 + 2 =", {"answer": "4", "level": 1})
 CHAT = Prompt([{"role": "user", "content": "3 + 3 ="}], {"answer": "6", "level": 2})
@@ -537,7 +538,7 @@ def make(bonus):
 """
 
 KIND = """
-from relgrad.config import Strict
+from relgrad.runs.recipe import Strict
 
 class Settings(Strict):
     value: float

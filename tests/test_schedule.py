@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from relgrad.core.errors import RelgradError
 from relgrad.laws.schedule import Scheduler
-from relgrad.types import RelgradError
 
 SCHEDULERS = [Scheduler(exponent=1), Scheduler(exponent=2), Scheduler(exponent=3), Scheduler("cosine")]
 every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS, ids=str)

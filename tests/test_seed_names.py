@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from relgrad.config import parse_recipe
-from relgrad.seed_names import NAMES, place_of, translate, translate_settings
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.runs.aliases import NAMES, place_of, translate, translate_settings
+from relgrad.runs.recipe import parse_recipe
 
 BASE: dict[str, Any] = {
     "name": "x",

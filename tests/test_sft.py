@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from relgrad import checkpoint
-from relgrad.config import parse_recipe
-from relgrad.models import tiny
-from relgrad.parts import build_policy
-from relgrad.policies import autoregressive
-from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
-from relgrad.randomness import generator
-from relgrad.run import run_recipe
-from relgrad.sft import Sft, SftSettings
-from relgrad.types import Example, Prompt, RelgradError
-from relgrad.using import evaluate_run, open_source
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Prompt
+from relgrad.networks.causal import tiny
+from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Lora
+from relgrad.runs.build import build_policy
+from relgrad.runs.recipe import parse_recipe
+from relgrad.runs.run import run_recipe
+from relgrad.runs.use import evaluate_run, open_source
+from relgrad.training import checkpoint
+from relgrad.training.sft import Sft, SftSettings
 
 EXAMPLES = tuple(
     Example(Prompt(prompt, id=i), target)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from relgrad.metrics.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k
+from relgrad.evaluation.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k
 
 NAN = math.nan
 

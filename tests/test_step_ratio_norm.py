@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgrad.losses import PolicyLoss, normalised_by_step
-from relgrad.protocols import LossTerms
-from relgrad.train import GrpoSettings
+from relgrad.core.protocols import LossTerms
+from relgrad.objectives.losses import PolicyLoss, normalised_by_step
+from relgrad.training.grpo import GrpoSettings
 
 EVERY = torch.ones(400, 3, dtype=torch.bool)
 

@@ -22,18 +22,18 @@ import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from relgrad.cli import app
-from relgrad.config import parse_recipe
-from relgrad.masked_data import prepare, print_rows, rows_of
-from relgrad.randomness import draw_epochs
-from relgrad.run import run_recipe
+from relgrad.commands.cli import app
+from relgrad.commands.masked_data import prepare, print_rows, rows_of
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import draw_epochs
+from relgrad.runs.recipe import parse_recipe
+from relgrad.runs.run import run_recipe
 from relgrad.tasks import masked_stream, masked_text
 from relgrad.text import show, stream
 from relgrad.text.masking import IGNORE
 from relgrad.text.sample_file import read, write_atomic
 from relgrad.text.show import Row
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import RelgradError
 
 EACH = 16
 STAGES = "stages=[{type: random}, {type: sticky, bert: true}, {type: span}, {type: line}]"
@@ -76,7 +76,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 def command(*arguments: str, **variables: str) -> subprocess.Popen[str]:
     """The real `relgrad`, in a process of its own."""
-    line = [sys.executable, "-c", "from relgrad.cli import main; main()", *arguments]
+    line = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", *arguments]
     everything = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=everything)
 

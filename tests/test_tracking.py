@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from relgrad import environment
-from relgrad.console import Console, duration, excerpt, number, printable
-from relgrad.rundir import RunDir, read_lines
-from relgrad.tracking import JsonLines, TensorBoard, Trackers, open_trackers
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import RunDir, read_lines
+from relgrad.monitor.console import Console, duration, excerpt, number, printable
+from relgrad.runs import environment
+from relgrad.runs.tracking import JsonLines, TensorBoard, Trackers, open_trackers
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -91,7 +91,7 @@ def test_weights_and_biases_logs_offline_and_keeps_its_id(tmp_path: Path, monkey
 def test_trackio_writes_its_database(tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="trackio is not installed (pip install 'relgrad[trackio]')")
     code = (
-        "from relgrad.rundir import RunDir; from relgrad.tracking import open_trackers\n"
+        "from relgrad.core.run_folder import RunDir; from relgrad.runs.tracking import open_trackers\n"
         f"t = open_trackers(['trackio'], RunDir({str(tmp_path)!r}), title='t', config={{}})\n"
         "t.log(1, {'reward': 0.5}); t.close()"
     )
@@ -193,7 +193,7 @@ def test_a_policy_may_say_which_figures_to_show() -> None:
 def test_on_a_terminal_the_display_shows_progress_figures_and_samples() -> None:
     """A real pseudo-terminal, wide enough for one line per row."""
     code = (
-        "from relgrad.console import Console\n"
+        "from relgrad.monitor.console import Console\n"
         "with Console('quick/grpo', 10) as console:\n"
         "    rewards = [0.5, None, 1.0, 0.0]\n"
         "    records = [dict(prompt='2 + 2 =', completion=f'[b]c{i}[/b] \\x1b[2Jx', reward=r)"

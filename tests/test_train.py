@@ -11,14 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgrad.losses import PolicyLoss
-from relgrad.policies import autoregressive
-from relgrad.policies.autoregressive import AutoregressivePolicy
-from relgrad.randomness import generator
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import generator
+from relgrad.core.types import Example, Prompt, Rollouts
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.sft import Sft, SftSettings
-from relgrad.train import Grpo, GrpoSettings, train
-from relgrad.types import Example, Prompt, RelgradError, Rollouts
+from relgrad.training.grpo import Grpo, GrpoSettings, train
+from relgrad.training.sft import Sft, SftSettings
 
 PROMPTS = tuple(Prompt(f"{n}=", {"answer": str(n)}, n) for n in range(10))
 

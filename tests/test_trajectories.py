@@ -17,19 +17,20 @@ from typer.testing import CliRunner, Result
 
 import test_report
 from flow_policies import fresh, small, spread
-from relgrad import animate, config
-from relgrad.cli import app
-from relgrad.evaluate import film
-from relgrad.films import FILE
-from relgrad.policies import flow
-from relgrad.policies._fill_toys import make
-from relgrad.report import write_report
-from relgrad.report.charts import trajectory_charts
-from relgrad.report.read import MAX_FRAMES, joined, thinned
+from relgrad.commands.cli import app
+from relgrad.commands.films import FILE
+from relgrad.core.run_folder import RunDir
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.evaluation.held_out import film
+from relgrad.monitor import animate
+from relgrad.monitor.report import write_report
+from relgrad.monitor.report.charts import trajectory_charts
+from relgrad.monitor.report.read import MAX_FRAMES, joined, thinned
+from relgrad.policies.fill_in.toy import make
+from relgrad.policies.flow import policy as flow
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.run import run_recipe
-from relgrad.rundir import RunDir
-from relgrad.types import Output, Prompt, Score
+from relgrad.runs import recipe as config
+from relgrad.runs.run import run_recipe
 from written_run import EVIL, write_stage
 
 browser = test_report.browser

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from relgrad.advantages import combine
-from relgrad.losses import PolicyLoss
-from relgrad.protocols import LossTerms
-from relgrad.types import RewardTable
+from relgrad.core.protocols import LossTerms
+from relgrad.core.types import RewardTable
+from relgrad.objectives.advantages import combine
+from relgrad.objectives.losses import PolicyLoss
 
 pytest.importorskip("trl", reason="TRL is the peer: pip install 'relgrad[bench]'")
 

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from relgrad.divergences import categorical_kl
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Toy
+from relgrad.core.types import CellScores, Output, Prompt, Rollouts
 from relgrad.laws.categorical import Truncation, log_probs, sample
-from relgrad.protocols import Toy
-from relgrad.types import CellScores, Output, Prompt, RelgradError, Rollouts
+from relgrad.objectives.divergences import categorical_kl
 
 END, LETTERS, MAX_DECISIONS = 0, " ab", 3
 STATES = 1 + 2 + 4  # prefixes of at most two letters; the state after letter v in state s is 2 s + v

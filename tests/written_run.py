@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from relgrad.rundir import RunDir, write_atomic, write_json
+from relgrad.core.run_folder import RunDir, write_atomic, write_json
 
 EVIL = "</script><script>window.pwned=1</script><img src=x onerror='window.pwned=2'>"
 STEPS = 60

@@ -31,13 +31,15 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from relgrad.divergences import categorical_kl
-from relgrad.models.flow_losses.generalised_kl import generalised_kl
-from relgrad.models.flow_losses.path import At, Noised
-from relgrad.policies import _flow_open, _flow_states, flow
-from relgrad.policies._flow_engine import Engine
-from relgrad.policies._flow_open import Opened
-from relgrad.types import CellScores, Prompt, Rollouts
+from relgrad.core.types import CellScores, Prompt, Rollouts
+from relgrad.objectives.divergences import categorical_kl
+from relgrad.policies.flow import open as _flow_open
+from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow.engine import Engine
+from relgrad.policies.flow.open import Opened
+from relgrad.policies.flow.supervised.generalised_kl import generalised_kl
+from relgrad.policies.flow.supervised.noise_path import At, Noised
+from relgrad.trajectories import states as _flow_states
 
 MARGIN = 1e-4
 """Times lie so far from 0 and 1."""

@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from relgrad.divergences import k1
-from relgrad.losses import masked_mean, mean_per_row
-from relgrad.protocols import LossTerms
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import LossTerms
+from relgrad.objectives.divergences import k1
+from relgrad.objectives.losses import masked_mean, mean_per_row
 
 EPSILON = 1e-8
 

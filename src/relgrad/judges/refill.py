@@ -16,13 +16,14 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from relgrad.metrics import calibration
-from relgrad.metrics.statistics import bootstrap_mean
-from relgrad.models.diffusion_gpt import GPT, GPTConfig
-from relgrad.models.judge import Judge, Refilled, refilled_rollouts
-from relgrad.models.seeded import seeded
-from relgrad.settings import Strict
-from relgrad.types import Example, Prompt, RelgradError, Rollouts
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Example, Prompt, Rollouts
+from relgrad.evaluation import calibration
+from relgrad.evaluation.statistics import bootstrap_mean
+from relgrad.judges.network import Judge, Refilled, refilled_rollouts
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.networks.weights.seeded_dropout import seeded
 
 AUDIT_PROMPTS = 16
 """Prompts that are refilled and judged at once in an audit."""

@@ -31,9 +31,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from relgrad.divergences import categorical_kl
 from relgrad.laws import categorical
 from relgrad.laws.schedule import Scheduler
+from relgrad.objectives.divergences import categorical_kl
 
 Kernel = Literal["mixture", "rate", "cumulative"]
 Source = Literal["uniform", "mask"]

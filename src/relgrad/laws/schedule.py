@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
 
 SchedulerKind = Literal["polynomial", "cosine"]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from relgrad.divergences import categorical_kl
+from relgrad.objectives.divergences import categorical_kl
 
 ROWS = 512
 COLUMNS = 512

@@ -19,8 +19,9 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import missing_column
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 _RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

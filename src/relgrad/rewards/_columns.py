@@ -6,7 +6,8 @@ import difflib
 import math
 from typing import Any
 
-from relgrad.types import Prompt, RelgradError, Score
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt, Score
 
 
 def missing_column(name: str, prompt: Prompt) -> str:

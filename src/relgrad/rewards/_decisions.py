@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Output, Prompt
 from relgrad.rewards._columns import column
-from relgrad.types import Output, Prompt, RelgradError
 
 
 def decisions(prompt: Prompt, outputs: Sequence[Output], reward: str) -> list[int]:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from relgrad.models import causal
-from relgrad.protocols import Reward
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.networks.causal import load as causal
 from relgrad.rewards._columns import unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 
 class Settings(Strict):

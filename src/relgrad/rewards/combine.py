@@ -25,13 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relgrad import registry
-from relgrad.config import RewardComponent, settings_of
-from relgrad.protocols import Reward
+from relgrad.core import registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.types import RewardTable, Rollouts, Score
 from relgrad.rewards import _calling, _workers
 from relgrad.rewards._calling import Caller, read_scores
 from relgrad.rewards._workers import AsyncWorker, Hung, Worker
-from relgrad.types import RelgradError, RewardTable, Rollouts, Score
+from relgrad.runs.recipe import RewardComponent, settings_of
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relgrad.protocols import Reward
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, Score
 
 
 class Settings(Strict):

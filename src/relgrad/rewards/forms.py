@@ -15,14 +15,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.forms.browser import Browser
-from relgrad.forms.form import Form, rebuild
-from relgrad.forms.in_process import InProcess
-from relgrad.forms.outcome import Executor, Outcome, Text, Unscored, field_accuracy
-from relgrad.forms.plan import Plan, parse
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.environments.forms.executing.browser import Browser
+from relgrad.environments.forms.executing.in_process import InProcess
+from relgrad.environments.forms.making.form import Form, rebuild
+from relgrad.environments.forms.outcome import Executor, Outcome, Text, Unscored, field_accuracy
+from relgrad.environments.forms.plan import Plan, parse
 from relgrad.rewards._columns import column, unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, Score
 
 Part = Literal["success", "perfect", "field_accuracy", "executed", "submitted", "nonzero"]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from relgrad import registry
-from relgrad.protocols import Reward
-from relgrad.settings import Strict
-from relgrad.types import RelgradError
+from relgrad.core import registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
 
 
 class Settings(Strict):

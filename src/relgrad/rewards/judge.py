@@ -17,11 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from relgrad.models.judge import Judge, Refilled, refilled_rollouts
-from relgrad.models.seeded import seeded
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Rollouts, Score, Stop
+from relgrad.judges.network import Judge, Refilled, refilled_rollouts
+from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.rewards._columns import column
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, RelgradError, Rollouts, Score, Stop
 
 
 class Settings(Strict):

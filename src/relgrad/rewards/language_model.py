@@ -9,13 +9,14 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from relgrad.models import causal
-from relgrad.models.ngram import NGram
-from relgrad.protocols import Reward
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.networks.causal import load as causal
 from relgrad.rewards._columns import unscored
-from relgrad.settings import Strict
 from relgrad.text.corpus import BUILTIN, load_corpus
-from relgrad.types import Output, Prompt, RelgradError, Score
+from relgrad.text.ngram import NGram
 
 NGRAM = "ngram"
 Likelihood = tuple[float, int]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from relgrad.protocols import Reward
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 
 class Settings(Strict):

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from relgrad.protocols import Reward
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, Score
 
 
 class Settings(Strict):

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from relgrad.protocols import Reward
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, Score
 
 
 class Settings(Strict):

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import Field
 
-from relgrad.protocols import Reward
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 
 class Settings(Strict):

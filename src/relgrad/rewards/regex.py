@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from relgrad.protocols import Reward
-from relgrad.settings import Strict
-from relgrad.types import Output, Prompt, Score
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 
 
 class Settings(Strict):

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from relgrad.protocols import Reward
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
 from relgrad.rewards._decisions import decisions
-from relgrad.settings import Strict
 from relgrad.text.corpus import BUILTIN, load_text
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Output, Prompt, RelgradError, Score
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 TEXT = "text"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from relgrad.types import Message, Prompt
+from relgrad.core.types import Message, Prompt
 
 
 def as_it_is(text: str) -> str | Sequence[Message]:

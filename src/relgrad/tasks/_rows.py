@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import Field
 
-from relgrad.settings import Strict
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Message, Prompt
 from relgrad.tasks import Task
-from relgrad.types import Message, Prompt, RelgradError
 
 Row = Mapping[str, Any]
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.settings import Strict
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.types import Prompt
 
 _OPERATIONS: dict[str, Callable[[str], str]] = {
     "reverse": lambda digits: digits[::-1],

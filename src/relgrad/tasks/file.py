@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from relgrad.core.errors import RelgradError
 from relgrad.tasks import Task
 from relgrad.tasks._rows import RowSettings, given_task, prompts_of, split_task
-from relgrad.types import RelgradError
 
 
 class Settings(RowSettings):

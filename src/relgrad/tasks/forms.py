@@ -12,13 +12,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from relgrad.forms import families
-from relgrad.forms.form import check_room, make
-from relgrad.forms.grammar import Grammar
-from relgrad.forms.wording import END, LONG_END, closed
-from relgrad.settings import Strict
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
+from relgrad.environments.forms.making import families
+from relgrad.environments.forms.making.form import check_room, make
+from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.forms.making.wording import END, LONG_END, closed
 from relgrad.tasks import Task
-from relgrad.types import Prompt, RelgradError
 
 HELD_OUT_SEED = 11
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from relgrad.settings import Strict
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks.masked_text import masked_prompt
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.text.sample_file import SampleFile
 from relgrad.text.stream import Reader
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt, RelgradError
 
 STAGES: dict[str, Strategy] = {s.type: s for s in (Random(), Sticky(), Span(), Line())}
 

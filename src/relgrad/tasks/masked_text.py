@@ -11,12 +11,12 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from relgrad.settings import Strict
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.text.corpus import BUILTIN, Windows, load_corpus
 from relgrad.text.masking import Random, Stage, Strategy, mask
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt
 
 HELD_OUT_SEED = 11
 

@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.settings import Strict
+from relgrad.core.settings import Strict
+from relgrad.core.types import Message, Prompt
 from relgrad.tasks import Task
-from relgrad.types import Message, Prompt
 
 _STEP = {"next": 1, "before": -1}
 _SHOWN = (31, 158)

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._rows import Wording, asker, content_of
-from relgrad.types import Prompt, RelgradError
 
 _ROUNDS = 20
 """How many times the wanted number of prompts is generated before a task counts as too small."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from relgrad.core.errors import RelgradError
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import RelgradError
 
 BUILTIN = "builtin"
 BLOCK = 4096

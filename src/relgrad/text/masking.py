@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from relgrad.settings import Strict
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import RelgradError
 
 IGNORE = -100
 

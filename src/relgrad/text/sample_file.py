@@ -21,8 +21,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.text.masking import IGNORE
-from relgrad.types import Prompt, RelgradError
 
 HEADER = "relgrad"
 COLUMNS = {

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from relgrad.core.types import Prompt
 from relgrad.text.masking import IGNORE
 from relgrad.text.sample_file import SampleFile
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt
 
 Style = Literal["", "mask", "truth", "swapped", "kept"]
 """Plain text; a masked position; what a mask hides; an asked position that shows another symbol, or its own."""

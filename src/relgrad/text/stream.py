@@ -26,10 +26,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from relgrad.settings import Strict
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
 from relgrad.text.sample_file import SampleFile, encode, read, write_atomic
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.types import Prompt, RelgradError
 
 PLAN, PRODUCER, CONSUMERS = "stream.json", "producer.json", "consumers"
 SILENT = 600.0

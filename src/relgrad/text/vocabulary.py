@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from relgrad.types import RelgradError
+from relgrad.core.errors import RelgradError
 
 FILE = "vocabulary.json"
 BLANK = "█"

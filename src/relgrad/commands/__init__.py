@@ -1,0 +1,8 @@
+"""The command line, one file a group of commands.
+
+cli.py          the commands and their options
+films.py        writing in several steps, for `relgrad sample`
+masked_data.py  relgrad prepare and relgrad inspect-batch
+forms.py        relgrad forms
+doctor.py       relgrad doctor
+"""

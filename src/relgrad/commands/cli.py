@@ -1,0 +1,398 @@
+"""The command line. Every command imports what it needs when it runs, so that `relgrad --help` answers at once.
+
+Exit codes: 0 done, 1 an unexpected error (with its traceback) or a failed doctor, 2 a RelgradError or wrong usage,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import relgrad
+from relgrad.commands.forms import app as forms
+
+if TYPE_CHECKING:
+    from relgrad.runs.recipe import Recipe, Stage
+
+
+class Commands(TyperGroup):
+    """All commands, with one place that turns exceptions into messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say("interrupted", _how_to_resume(ctx.invoked_subcommand), style="yellow")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            from relgrad.core.errors import RelgradError
+
+            if not isinstance(error, RelgradError):
+                raise
+            _say("error", str(error), style="bold red")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
+)
+app.add_typer(forms, name="forms")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
+]
+STEPS = "Writing in several steps"
+Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(relgrad.__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """GRPO for every kind of text generator, with likelihoods you can trust.
+
+    Start with [bold]relgrad demo[/bold] or [bold]relgrad run quick[/bold].
+    """
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe.")],
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left and start over.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,
+) -> None:
+    """Train what a recipe describes; a run that was stopped continues where it was.
+
+    Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
+    """
+    from relgrad.runs.build import find_recipe, resolve
+    from relgrad.runs.recipe import load_recipe
+    from relgrad.runs.run import run_recipe
+
+    resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
+    if dry_run:
+        _explain(resolved, fresh)
+        return
+    for folder in run_recipe(resolved, fresh=fresh):
+        print(f"done: {folder}")
+
+
+@app.command()
+def sample(
+    source: Source,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Your own prompt; repeatable.")] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, help="Completions per prompt: 4, or 1 in several steps.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Write in so many steps.")] = None,
+    remask: Annotated[
+        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: masked again by confidence, critic or random.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: linear, or shares masked again: 0.8,0.4,0.1")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Fill-in: text from nothing, this long.")
+    ] = None,
+    animate: Annotated[
+        bool, typer.Option("--animate", rich_help_panel=STEPS, help="Play how the text comes about.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", rich_help_panel=STEPS, help="Keep the films in the run's folder, for its report.")
+    ] = False,
+) -> None:
+    """Let a policy write: a run's trained one, or a recipe's untrained one. Without --prompt, on held-out prompts.
+
+    Example: [bold]relgrad sample runs/quick --prompt "12345" -n 2[/bold]
+    """
+    prompts, settings = prompt or [], overrides or []
+    if animate and as_json:
+        raise typer.BadParameter("--animate plays the frames and --json prints them: give one of them")
+    if animate or save or any(option is not None for option in (steps, remask, schedule, length)):
+        from relgrad.commands.films import Asked, shoot
+
+        films, file = shoot(source, prompts, n or 1, settings, Asked(steps, remask, schedule, length), save)
+        _show_films(films, animate, as_json)
+        if file is not None:
+            _say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
+        return
+    from relgrad.runs.use import sample as draw
+
+    for record in draw(source, prompts, n or 4, settings):
+        _print_json(record) if as_json else _show_sample(record)
+
+
+@app.command()
+def evaluate(
+    source: Source,
+    overrides: Overrides = None,
+    against: Annotated[str | None, typer.Option(help="Another run to compare with, on the same prompts.")] = None,
+) -> None:
+    """Score a policy on held-out prompts, with a 95 % interval; --against compares two runs pairwise.
+
+    Example: [bold]relgrad evaluate runs/quick --against runs/other[/bold]
+    """
+    from relgrad.runs.use import evaluate_run
+
+    _show_figures(_with_bar("evaluating", lambda progress: evaluate_run(source, against, overrides or [], progress)))
+
+
+@app.command()
+def audit(
+    judge: Annotated[str, typer.Argument(help="The folder of a judge or judge stage, or an original .pt file.")],
+    generator: Annotated[str, typer.Option(help="The run (or recipe) whose policy writes what is judged.")],
+    out: Annotated[str | None, typer.Option(help="A folder for the audited judge; otherwise its own.")] = None,
+) -> None:
+    """Examine a judge before it may reward: does its score go along with the truth, also within groups of one prompt?
+
+    Example: [bold]relgrad audit runs/fill/2-judge --generator runs/fill/1-sft[/bold]
+    """
+    from relgrad.runs.use import audit as examine
+
+    _show_figures(_with_bar("auditing", lambda progress: examine(judge, generator, out, progress)))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+    """Write a run's report: one HTML file that needs nothing else.
+
+    Example: [bold]relgrad report runs/quick[/bold]
+    """
+    from relgrad.monitor.report import write_report
+
+    try:
+        print(write_report(folder))
+    except FileNotFoundError as error:  # the report knows nothing of relgrad's own error, which needs torch
+        from relgrad.core.errors import RelgradError
+
+        raise RelgradError(str(error)) from None
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """GRPO on a real pretrained model, SmolLM2-135M-Instruct, with its held-out score before and after.
+
+    Example: [bold]relgrad demo seed=1[/bold]
+    """
+    from relgrad.runs.use import demo as play
+
+    play(overrides or [])
+
+
+@app.command()
+def prepare(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to fill, or to go on filling.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="Take the task of this recipe, its first of kind masked_text.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the task, e.g. length=256")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="A UTF-8 text file; without it, Python's help texts.")
+    ] = None,
+    files: Annotated[
+        int | None, typer.Option("--files", min=1, help="Files in all: 20, or endless with --ahead.")
+    ] = None,
+    ahead: Annotated[
+        int | None, typer.Option("--ahead", min=1, help="Stay at most this many files beyond the slowest consumer.")
+    ] = None,
+    samples_per_file: Annotated[int | None, typer.Option("--samples-per-file", min=1, help="1024 by default.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The recipe's, or 0.")] = None,
+) -> None:
+    """Mask a text and write the samples into a folder, for a task of kind masked_stream. The same command again goes on.
+
+    Example: [bold]relgrad prepare --text my.txt --out data/my --files 20 length=128 stages.0.max_masked_ratio=0.2[/bold]
+    """
+    from relgrad.commands.masked_data import prepare as fill
+    from relgrad.commands.masked_data import progress
+
+    settings = list(overrides or [])
+    if recipe is not None and "=" in recipe:
+        settings, recipe = [recipe, *settings], None
+    if text is not None:
+        settings.append(f"text={json.dumps(text)}")
+    bar, wrote = progress(Console(stderr=True))
+    with bar:
+        plan = fill(
+            out, recipe, settings, files=files, ahead=ahead, samples_per_file=samples_per_file, seed=seed, wrote=wrote
+        )
+    print(f"{out}: {plan.files} files of {plan.samples_per_file} samples, {plan.held_out} held-out samples")
+
+
+@app.command(name="inspect-batch")
+def inspect_batch(
+    source: Annotated[
+        str, typer.Argument(help="A recipe, a prepared folder or one of its files, or an original .pt file.")
+    ],
+    overrides: Overrides = None,
+    n: Annotated[int, typer.Option("-n", min=0, help="Samples to show.")] = 4,
+    truth: Annotated[bool, typer.Option("--truth", help="Show what the masks hide.")] = False,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The samples to judge by.")] = False,
+    meta: Annotated[
+        Path | None, typer.Option("--meta", help="An original file's meta.pkl, or a vocabulary.json.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Samples that the figures are about.")] = 1000,
+) -> None:
+    """Show what masks look like: some samples, and how much is masked, asked for and padding, by strategy.
+
+    Example: [bold]relgrad inspect-batch data/my --truth[/bold]
+    """
+    from relgrad.commands.masked_data import print_rows, rows_of
+
+    rows, vocabulary = rows_of(source, overrides or [], meta=meta, held_out=held_out, limit=limit)
+    print_rows(rows, vocabulary, n, truth=truth)
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes.
+
+    Example: [bold]relgrad recipes[/bold]
+    """
+    from relgrad.runs.build import RECIPES
+
+    table = Table("recipe", "what it does", box=None, pad_edge=False)
+    for path in sorted(RECIPES.glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(path.stem, Text(first.lstrip("# ") if first.startswith("#") else ""))
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what is installed, which device there is, what would run, and what to install for the rest.
+
+    Example: [bold]relgrad doctor[/bold]
+    """
+    from relgrad.commands import doctor as physician
+
+    checks = physician.examine()
+    physician.show(checks)
+    if not physician.healthy(checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `relgrad` command."""
+    # Torch's waiting threads spin unless told otherwise before torch is loaded; on shared cores that costs several times more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    app(prog_name="relgrad")
+
+
+def _say(word: str, text: str, style: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{word}: ", style=style) + Text(text))
+
+
+def _how_to_resume(command: str | None) -> str:
+    if command != "run":
+        return "nothing that was saved is lost"
+    again = shlex.join(["relgrad", *(a for a in sys.argv[1:] if a != "--fresh")])
+    return f"what was saved is safe; continue from the last checkpoint with `{again}`"
+
+
+def _explain(recipe: Recipe, fresh: bool) -> None:
+    import yaml
+
+    from relgrad.runs.build import stage_folders
+
+    for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
+        print(f"# {_plan(folder, stage, fresh)}")
+        print(yaml.safe_dump(stage.used, sort_keys=False, allow_unicode=True))
+
+
+def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
+    from relgrad.training.checkpoint import steps
+
+    if stage.stage != "grpo":
+        what = "steps of a judge on" if stage.stage == "judge" else "supervised steps of"
+        work = f"{stage.sft.steps} {what} {stage.sft.batch_size} examples"
+    else:
+        grpo = stage.grpo
+        work = f"{grpo.steps} GRPO steps, {grpo.num_prompts} prompts x {grpo.num_generations} completions per batch"
+    saved = steps(folder / "checkpoints")
+    start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
+    if fresh and folder.exists():
+        start = "deleting what is there"
+    return f"{folder}: {work}; {start}"
+
+
+def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> None:
+    if animate:
+        from relgrad.monitor.animate import play
+
+        play(films)
+        return
+    for film in films:
+        if as_json:
+            _print_json(film)
+        else:
+            steps = film["frames"][-1]["step"]
+            shown = {"prompt": film["prompt"], "completion": film["final"], "steps": steps, "seconds": film["seconds"]}
+            _show_sample(shown | film.get("parts", {}) | {"why": film.get("why")})
+
+
+def _print_json(record: dict[str, Any]) -> None:
+    from relgrad.core.run_folder import finite
+
+    print(json.dumps(finite(record), ensure_ascii=False), flush=True)
+
+
+def _show_sample(record: dict[str, Any]) -> None:
+    from relgrad.monitor.console import printable
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text("prompt  ", style="bold") + Text(printable(str(record["prompt"]), keep="\n")))
+    console.print(Text("writes  ", style="bold") + Text(printable(str(record["completion"]), keep="\n")))
+    rest = {k: v for k, v in record.items() if k not in ("prompt", "completion") and v not in (None, "", {})}
+    console.print(Text("        " + "  ".join(f"{k} {_brief(v)}" for k, v in rest.items()), style="dim"))
+
+
+def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work under a progress bar."""
+    from rich.progress import Progress
+
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        return work(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _show_figures(figures: dict[str, Any]) -> None:
+    table = Table("", "", box=None, show_header=False, pad_edge=False)
+    for name, value in figures.items():
+        shown = "" if value is None or value != value or isinstance(value, list) else _brief(value)  # nan is not itself
+        if shown:
+            table.add_row(str(name), Text(shown))
+    Console().print(table)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_brief(v)}" for k, v in value.items() if not isinstance(v, list))
+    return str(value)

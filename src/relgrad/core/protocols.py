@@ -1,0 +1,156 @@
+"""What the loops know of the outside: five protocols, no implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts
+
+
+class Policy(Protocol):
+    """A text generator that can draw decisions and say exactly how likely they were.
+
+    law            "exact": `score` is the log-probability of what `sample` drew. "surrogate": it is not, and says so
+    version        the number of weight updates seen; the loop counts it up
+    max_decisions  the most decisions a row can have (dr_grpo divides by it)
+
+    Three more methods are called where a policy has them: `after_update()` after every optimizer step; `evaluation()`, a context
+    manager inside which `sample` writes as the policy is judged and used (with averaged weights, say); and, with the arguments of
+    `sample`, `film(prompts, group_size, generator)`, which tells step by step how texts come about, as models/film.py does.
+    Where `costly_entropy` is True, the loop asks for entropy only if the loss needs it, and else logs the mean of -log pi.
+    """
+
+    law: Literal["exact", "surrogate"]
+    version: int
+    max_decisions: int
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
+        """Draw `group_size` trajectories per prompt. All randomness comes from `generator`."""
+        ...
+
+    def score(
+        self, rollouts: Rollouts, cells_N2: Tensor, *, entropy: bool = False, reference_kl: bool = False
+    ) -> CellScores:
+        """Log-probabilities (nats, float32, differentiable) of the chosen cells, under the law that sampled them.
+
+        `reference_kl` also asks for the exact KL(policy || reference) of each cell's whole distribution.
+        """
+        ...
+
+    def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
+        """Partition the trainable cells of `rows` into chunks [N, 2], each of about `budget` tokens of work."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it, `score` speaks for the frozen start. Raises RelgradError where the policy was built without."""
+        ...
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The trainable parameters by name, always in the same order."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write weights that a later `load`, and the model's own library, read (safetensors)."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises RelgradError when the folder belongs to another model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A tiny CPU instance that a policy offers to the contract tests (`toys() -> dict[name, () -> Toy]` in its module).
+
+    enumerate  every trajectory the policy can produce for one prompt, one row each, as Rollouts ready for `score`
+    key        which trajectory a row of some Rollouts took, comparable between sampled and enumerated rows
+    reward     what the "gradient" and "learns" tests reward; the toy must be able to raise its mean
+    """
+
+    policy: Policy
+    prompts: tuple[Prompt, ...]
+    enumerate: Callable[[Prompt], Rollouts]
+    key: Callable[[Rollouts, int], Hashable]
+    reward: Callable[[Output], float]
+
+
+class Trainable(Protocol):
+    """A model with a supervised loss. The loss is a *sum* over target tokens, so that accumulation is exact."""
+
+    def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
+        """Summed loss in nats (differentiable scalar) and the number of target tokens it was summed over.
+
+        All randomness (dropout, masks, noise) comes from `generator`.
+        """
+        ...
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class Rewards(Protocol):
+    """All rewards of a recipe, called on a whole batch of rollouts; failures come back as NaN with a reason."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, rollouts: Rollouts) -> RewardTable: ...
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Everything a loss may see. Log-probabilities in nats; never logits, models or configurations.
+
+    logp_BT            the current policy's, the leaf that is differentiated
+    behaviour_logp_BT  the sampling policy's, recorded
+    advantage_BT       [B, T] (broadcast from rows where credit is per row)
+    mask_BT            bool, finished: True where a decision counts
+    reference_logp_BT  the frozen start's, or None when beta is 0 or the KL is exact
+    entropy_BT, kl_BT  leaves too, where the loss asked for them (`Loss.needs`)
+    correction_BT      truncated importance weights for decisions another engine sampled, or None
+    batch_decisions    decisions per optimizer step, averaged over the generation batch (dapo's and cispo's divisor)
+    max_decisions      longest possible row (dr_grpo's divisor)
+    stands_for         decisions that each trained one stands for, where a policy trains a random part of each row
+    """
+
+    logp_BT: Tensor
+    behaviour_logp_BT: Tensor
+    advantage_BT: Tensor
+    mask_BT: Tensor
+    batch_decisions: float
+    max_decisions: int
+    reference_logp_BT: Tensor | None = None
+    entropy_BT: Tensor | None = None
+    kl_BT: Tensor | None = None
+    correction_BT: Tensor | None = None
+    stands_for: float = 1.0
+
+
+class Loss(Protocol):
+    """(LossTerms) -> (scalar, metrics). `needs` names the optional terms: "reference", "entropy", "kl"."""
+
+    @property
+    def needs(self) -> frozenset[str]: ...
+
+    def __call__(self, terms: LossTerms) -> tuple[Tensor, dict[str, float]]: ...
+
+
+class Tracker(Protocol):
+    """Receives the figures of every step (`metrics.jsonl` is one, TensorBoard another)."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Reward = Callable[..., Any]
+"""`(prompt: Prompt, outputs: Sequence[Output]) -> Sequence[Score]`, or a TRL-style function; see rewards/combine.py."""

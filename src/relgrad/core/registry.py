@@ -1,0 +1,80 @@
+"""Finding a policy, reward or task by the `kind` a recipe names: one module each, no list to keep in step.
+
+A kind is the name of a module in `relgrad/<room>/`, or, for your own, an importable dotted name (`my_package.my_reward`)
+or a path to a Python file (`rewards/mine.py`), looked up from the working directory. Each module offers
+
+    policies:  Settings (pydantic), build(settings, seed, start, reference) -> Policy, toys() -> contract instances
+    rewards:   Settings, build(settings) -> reward callable
+    judges:    Settings, build(settings, seed, policy) -> Trainable with `require` (enough held-out prompts) and `audit`
+    tasks:     Settings, load(settings, seed) -> Task
+    losses:    build(settings: GrpoSettings) -> Loss; the built-in ones are in losses.py and named by `grpo.loss_type`
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from relgrad.core.errors import RelgradError
+
+ROOMS = ("policies", "rewards", "tasks", "judges")
+
+
+def kinds(room: str) -> tuple[str, ...]:
+    """The built-in kinds of a room: its modules that offer `Settings` (names starting with _ are helpers)."""
+    package = importlib.import_module(f"relgrad.{room}")
+    names = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    return tuple(sorted(n for n in names if _offers_settings(room, n)))
+
+
+def _offers_settings(room: str, name: str) -> bool:
+    spec = importlib.util.find_spec(f"relgrad.{room}.{name}")
+    return bool(spec and spec.origin and re.search(r"^class Settings|import .*\bSettings\b", _text(spec.origin), re.M))
+
+
+def _text(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def find(room: str, kind: str) -> ModuleType:
+    """The module of `kind`. Raises RelgradError naming what was received, what there is, and the nearest name."""
+    if kind.endswith(".py"):
+        return _from_file(room, Path(kind))
+    if "." in kind:
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            return importlib.import_module(kind)
+        except ModuleNotFoundError as error:
+            raise RelgradError(
+                f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
+            ) from None
+    if room == "losses":
+        raise RelgradError(
+            f"grpo.loss={kind!r}: give a .py file or an importable module; built-in losses are `loss_type`s"
+        )
+    known = kinds(room)
+    if kind not in known:
+        near = difflib.get_close_matches(kind, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise RelgradError(f"{room}: unknown kind {kind!r}. Known: {', '.join(known)}; or your own .py file.{hint}")
+    return importlib.import_module(f"relgrad.{room}.{kind}")
+
+
+def _from_file(room: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RelgradError(f"{room}: no file {str(path)!r} (working directory {Path.cwd()})")
+    name = f"relgrad_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RelgradError(f"{room}: {str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

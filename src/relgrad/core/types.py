@@ -1,0 +1,162 @@
+"""The core types: what travels between policies, rewards, losses and the loop.
+
+Axes are part of every tensor's name: **B** rows (trajectories), **T** decisions (of the longest row), **G** groups,
+**R** rewards, **N** chosen cells (row, decision). Log-probabilities are nats, float32, summed over the whole decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Message = Mapping[str, str]
+Stop = Literal["eos", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question put to the policy.
+
+    `content` is plain text or a chat (a sequence of {"role", "content"}); `columns` holds every other column of the
+    dataset row (the answer, say), which rewards receive by name; `id` is stable across epochs and runs.
+    """
+
+    content: str | Sequence[Message]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    id: int = 0
+
+    @property
+    def text(self) -> str:
+        """The prompt as one readable string (a chat is shown role by role)."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.content)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One supervised example: the prompt and the text that should follow it."""
+
+    prompt: Prompt
+    target: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One finished generation as a reward reads it: its text and, where it has them, its token ids."""
+
+    text: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """A batch of finished trajectories of decisions, with the law's own log-probabilities at sampling time.
+
+    prompts            one per group, indexed by `group_B`
+    group_B            int64 [B]; which rows are compared. Grouping is data, so ragged groups need no code
+    behaviour_logp_BT  float32 [B, T], nats, recorded when the decision was drawn; 0 where `mask_BT` is False
+    mask_BT            bool [B, T]; True where the decision is the policy's own and trainable
+    size_BT            int64 [B, T]; elementary choices in the decision: 1 for a token, k for k revealed positions. Over the
+                       decisions of `mask_BT` they add up to what is reported as the row's length in tokens
+    outputs            [B]; what a reward reads
+    stop               [B]; why each row ended: its own end ("eos"), the length limit ("length") or an "error"
+    policy_version     the number of weight updates the sampling policy had seen
+    foreign            the log-probs were computed by another engine than `Policy.score`, and differ from it by more than rounding
+    trace              tensors that only the policy which wrote them understands; enough to score the rows again
+    stands_for         1 / probability that a decision was chosen to be trained, where a policy trains a random part of each row
+                       (and `mask_BT` says which); losses that sum over decisions multiply by it
+    """
+
+    prompts: tuple[Prompt, ...]
+    group_B: Tensor
+    behaviour_logp_BT: Tensor
+    mask_BT: Tensor
+    size_BT: Tensor
+    outputs: tuple[Output, ...]
+    stop: tuple[Stop, ...]
+    policy_version: int
+    trace: Mapping[str, Tensor]
+    foreign: bool = False
+    stands_for: float = 1.0
+
+    def __post_init__(self) -> None:
+        rows, decisions = self.behaviour_logp_BT.shape
+        if not (self.group_B.shape == (rows,) and self.mask_BT.shape == self.size_BT.shape == (rows, decisions)):
+            raise ValueError(
+                f"Rollouts disagree on B x T: group_B {tuple(self.group_B.shape)}, behaviour_logp_BT {(rows, decisions)}, "
+                f"mask_BT {tuple(self.mask_BT.shape)}, size_BT {tuple(self.size_BT.shape)}"
+            )
+        if not rows == len(self.outputs) == len(self.stop):
+            raise ValueError(f"Rollouts have {rows} rows but {len(self.outputs)} outputs and {len(self.stop)} stops")
+
+    @property
+    def rows(self) -> int:
+        """B, the number of trajectories."""
+        return self.behaviour_logp_BT.shape[0]
+
+    def cells(self, rows: Tensor | None = None) -> Tensor:
+        """int64 [N, 2]: (row, decision) of every trainable decision, of the given rows only where `rows` is given."""
+        cells_N2 = self.mask_BT.nonzero()
+        if rows is None:
+            return cells_N2
+        wanted_B = torch.zeros(self.rows, dtype=torch.bool)
+        wanted_B[rows] = True
+        return cells_N2[wanted_B[cells_N2[:, 0]]]
+
+
+class CellScores(NamedTuple):
+    """What a policy says of N cells: differentiable, float32, nats.
+
+    `entropy_N` is the entropy of the law at the cell, `kl_N` the exact KL(policy || reference) at the cell; each is
+    None unless it was asked for.
+    """
+
+    logp_N: Tensor
+    entropy_N: Tensor | None = None
+    kl_N: Tensor | None = None
+
+
+class Score(NamedTuple):
+    """One reward for one output. NaN means *unscored*: `why` says for what reason. It is never counted as 0.
+
+    `per_decision` may give every decision of the row a score of its own, in order; `value` is then usually their mean.
+    """
+
+    value: float
+    parts: Mapping[str, float] = {}
+    why: str = ""
+    per_decision: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """All rewards of one batch: `value_BR` float64 [B, R] with NaN where unscored, and what to show a person.
+
+    A reward of weight 0 is a *monitor*: it is shown, and neither its scores nor their absence count for anything else.
+    decision_BRT  float64 [B, R, T]: scores of single decisions, NaN where a reward gave none; None when none gave any
+    """
+
+    names: tuple[str, ...]
+    weights_R: Tensor
+    value_BR: Tensor
+    parts: tuple[Mapping[str, float], ...] = ()
+    why: tuple[str, ...] = ()
+    decision_BRT: Tensor | None = None
+
+    @property
+    def counted_R(self) -> Tensor:
+        """bool [R]; False for monitors."""
+        return self.weights_R != 0
+
+
+@dataclass
+class StepRecord:
+    """One line of metrics.jsonl: the optimizer step it belongs to and its named figures."""
+
+    step: int
+    metrics: dict[str, float]

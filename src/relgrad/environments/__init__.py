@@ -1,0 +1,1 @@
+"""Worlds in which an output does something; one folder each."""

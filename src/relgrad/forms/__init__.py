@@ -1,1 +1,0 @@
-"""Generated web forms, plans that fill them in, and two executors of plans: in process, and in a real browser."""

@@ -1,1 +1,0 @@
-"""What can be added to the plain cross-entropy of masked positions: one file each."""

@@ -1,0 +1,299 @@
+"""The page: everything read from the run folder, made into one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from relgrad.core.run_folder import finite, write_atomic
+from relgrad.monitor.diagnose import diagnose
+from relgrad.monitor.diagnose.history import monitors
+from relgrad.monitor.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
+from relgrad.monitor.report.read import StageFiles, read_stage, shorten, stage_folders
+
+MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
+TASK_KEYS = ("path", "dataset", "name", "file")
+SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high", "kl", "entropy")
+VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
+
+
+AUDIT = {
+    "auc": ("AUC", "Chance that what is right scores higher than what is wrong; 0.5 is guessing."),
+    "calibration_error": ("Calibration error", "Mean gap between the probability given and the share that was right."),
+    "within_group_correlation": (
+        "Within-group correlation",
+        "Of the score with the truth among completions of one prompt. A group-relative reward lives on this alone.",
+    ),
+    "mask_ratio_correlation": (
+        "Correlation with the mask ratio",
+        "Between prompts; the next line says what is to be expected.",
+    ),
+    "truth_mask_ratio_correlation": (
+        "The same for the truth",
+        "How the share that is right goes along with the mask ratio.",
+    ),
+    "mean_score": ("Mean score", ""),
+    "mean_share_right": ("Mean share right", "Equal to the mean score where the judge is calibrated."),
+    "prompts": ("Prompts", "Held-out prompts that were examined; as many others fitted the calibration."),
+}
+"""Figures of audit.json with their names and how to read them."""
+
+
+def write_report(run: Path) -> Path:
+    """Render `run` (a stage folder, or a run folder with stage folders inside) into its report.html; returns its path.
+
+    The file is written atomically, works offline and contains every script it uses. Files that are missing or empty are
+    named on the page. Raises FileNotFoundError where `run` is not a folder.
+    """
+    run = Path(run)
+    stages = [read_stage(folder) for folder in stage_folders(run)]
+    path = run / "report.html"
+    write_atomic(path, render(run.resolve().name, stages))
+    return path
+
+
+def render(name: str, stages: Sequence[StageFiles]) -> str:
+    """The HTML text. Jinja escapes every value; scripts run only by their hash (see the page's security policy)."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    scripts = [_script(get_plotlyjs()), _script(_asset("report.js"))]
+    environment = Environment(
+        loader=PackageLoader("relgrad.monitor.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = number
+    views = [stage_view(number, stage) for number, stage in enumerate(stages)]
+    return environment.get_template("report.html.j2").render(
+        name=name,
+        stages=views,
+        payload=finite({"stages": [view["data"] for view in views]}),
+        css=Markup(_asset("report.css")),
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
+        written=_when(datetime.now(UTC).timestamp()),
+    )
+
+
+def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
+    """Everything the template shows of one stage; `data` is what the script draws."""
+    charts, others = stage_charts(stage.metrics, stage.recipe)
+    scores = held_out(stage.evaluations, monitors(stage.recipe))
+    data = {
+        "evaluation": plain([evaluation_chart(stage.evaluations)]) if scores else [],
+        "charts": plain(charts),
+        "others": plain(others),
+        "samples": [{"step": step, "records": records} for step, records in stage.samples],
+        "films": film_groups(stage.films),
+        "trajectories": plain(trajectory_charts(stage.films)),
+        "audit": plain([reliability_chart(stage.audit)]) if stage.audit else [],
+    }
+    return {
+        "id": f"stage-{number}",
+        "name": stage.name,
+        "kind": stage.kind,
+        "facts": header_facts(stage),
+        "status": status(stage),
+        "missing": stage.missing,
+        "warnings": all_warnings(stage),
+        "scores": scores,
+        "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
+        "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
+        "audit": audit_rows(stage.audit),
+        "comparison": before_after(stage.evaluations),
+        "recipe": stage.recipe_text,
+        "environment": list(flatten(stage.environment)),
+        "sample_steps": stage.sample_steps,
+        "shown_steps": len(stage.samples),
+        "film_count": stage.film_count,
+        "shown_films": len(stage.films),
+        "fills_in": all(film["source"] == "text" for film in stage.films),
+        "other_count": len(others),
+        "data": data,
+    }
+
+
+def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
+    """(label, value) pairs for the head of the stage; what is unknown is left out."""
+    policy, task = _mapping(stage.recipe.get("policy")), _mapping(stage.recipe.get("task"))
+    flat = dict(flatten(stage.environment))
+    source = _first_word(*(task.get(k) for k in TASK_KEYS))
+    times = [float(r["time"]) for r in stage.metrics if isinstance(r.get("time"), (int, float))]
+    versions = [f"{k} {v}" for k in VERSION_KEYS if (v := _by_last_part(flat, k))]
+    hardware = [v for k, v in flat.items() if v and k.split(" · ")[0] == "hardware"]
+    facts = [
+        ("Policy", _first_word(policy.get("kind"))),
+        ("Model", _first_word(*(policy.get(k) for k in MODEL_KEYS))),
+        ("Task", " · ".join(filter(None, [_first_word(task.get("kind")), source]))),
+        ("Started", _when(times[0]) if times else ""),
+        ("Duration", _duration(times[-1] - times[0]) if len(times) > 1 else ""),
+        ("Hardware", ", ".join(hardware)),
+        ("Versions", ", ".join(versions)),
+    ]  # fmt: skip
+    return [(label, value) for label, value in facts if value]
+
+
+def status(stage: StageFiles) -> dict[str, Any]:
+    """How far the stage came: text, share done (None where the recipe does not say) and whether it is complete."""
+    reached = max((int(r.get("step", 0)) for r in [*stage.metrics, *stage.evaluations]), default=0)
+    steps = _mapping(stage.recipe.get("grpo" if stage.kind == "grpo" else "sft")).get("steps")
+    if not stage.metrics:
+        return {"text": "no steps recorded", "done": False}
+    if not isinstance(steps, int):
+        return {"text": f"step {reached:,}", "done": False}
+    done = reached >= steps
+    return {"text": f"complete, {steps:,} steps" if done else f"step {reached:,} of {steps:,}", "done": done}
+
+
+def held_out(evaluations: Sequence[Mapping[str, Any]], watching: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One row per evaluation name: its records, the first, the last (None while there is only one), and its rewards."""
+    rows = []
+    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
+        own = [e for e in evaluations if str(e.get("name", "score")) == name]
+        records = [score_figures(e) for e in own]
+        last = records[-1] if len(records) > 1 else None
+        rewards = reward_figures(own, set(watching))
+        rows.append({"name": name, "records": records, "first": records[0], "last": last, "rewards": rewards})
+    return rows
+
+
+def reward_figures(evaluations: Sequence[Mapping[str, Any]], watching: set[str]) -> list[dict[str, Any]]:
+    """Every reward before and after, with the paired difference where the records have it; None for what is not known."""
+    before, after = (_mapping(evaluations[i].get("rewards")) for i in (0, -1))
+    changes = _mapping(evaluations[-1].get("reward_differences"))
+    figures = []
+    for name in after:
+        difference, low, high = changes.get(name) or (None, None, None)
+        later = after[name] if len(evaluations) > 1 else None
+        figures.append(
+            {"name": name, "watches": name in watching, "before": before.get(name), "after": later,
+             "difference": difference, "low": low, "high": high}
+        )  # fmt: skip
+    return figures
+
+
+def score_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table shows of one evaluation; None for what it does not have."""
+    figures = {key: evaluation.get(key) for key in SCORE_KEYS}
+    passed = _mapping(evaluation.get("pass_at_k"))
+    return figures | {"pass_at_k": ", ".join(f"{k}: {number(v)}" for k, v in passed.items())}
+
+
+def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Prompts that the first and the last evaluation of a name share, each with its completions before and after."""
+    pairs = []
+    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
+        records = [e for e in evaluations if str(e.get("name", "score")) == name and e.get("samples")]
+        if len(records) < 2:
+            continue
+        before, after = _by_prompt(records[0]["samples"]), _by_prompt(records[-1]["samples"])
+        for prompt in before:
+            if prompt in after:
+                pairs.append({"name": name, "prompt": prompt, "before": before[prompt], "after": after[prompt],
+                              "steps": (records[0].get("step"), records[-1].get("step"))})  # fmt: skip
+    return pairs
+
+
+def audit_rows(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, figure, how to read it) of a judge's audit, in the order of `AUDIT`; what it does not have is left out."""
+    rows = []
+    for key, (label, note) in AUDIT.items():
+        if key in audit:
+            text = number(audit[key])
+            if key == "within_group_correlation":
+                text += f" ({number(audit.get('within_group_low'))} to {number(audit.get('within_group_high'))})"
+            rows.append((label, text, note))
+    return rows
+
+
+def film_groups(films: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Films that begin with the same text together, earlier training steps first: they are played side by side."""
+    return [
+        {"prompt": prompt, "films": sorted((f for f in films if f["prompt"] == prompt), key=lambda f: f["step"] or 0)}
+        for prompt in dict.fromkeys(f["prompt"] for f in films)
+    ]
+
+
+def all_warnings(stage: StageFiles) -> list[dict[str, Any]]:
+    """Warnings that hold at the last step, then those printed during the run that hold no longer; one per name."""
+    first: dict[str, dict[str, Any]] = {}
+    for live in stage.live_warnings:
+        first.setdefault(str(live.get("name", "")), live)
+    shown = []
+    for warning in diagnose(stage.metrics, stage.recipe):
+        begun = first.pop(warning.name, {}).get("step", warning.step)
+        when = "at the last step" if begun == warning.step else f"at the last step, first at step {begun}"
+        shown.append({**vars(warning), "when": when})
+    for name, live in first.items():
+        when = f"at step {live.get('step')}, not at the end"
+        shown.append({"severity": "warning", "evidence": "", "advice": "", **live, "name": name, "when": when})
+    return shown
+
+
+def flatten(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
+    """("versions · torch", "2.13") for every leaf of nested mappings; lists become one line."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{path} · {key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        yield path, " ".join(str(v) for v in value)
+    elif value is not None:
+        yield path, str(value)
+
+
+def number(value: Any, signed: bool = False) -> str:
+    """Four significant digits, a true minus sign, a dash for what is not a number; `signed` writes the plus."""
+    if not isinstance(value, (int, float)):
+        return "–"
+    text = f"{value:+.4g}" if signed else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _by_prompt(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        entry = {"completion": shorten(sample.get("completion", "")), "score": sample.get("score")}
+        grouped.setdefault(shorten(sample.get("prompt", "")), []).append(entry)
+    return grouped
+
+
+def _asset(name: str) -> str:
+    return resources.files("relgrad.monitor.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script(text: str) -> str:
+    """`text` as the HTML parser will hand it to the script engine, so that its hash fits."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _first_word(*values: Any) -> str:
+    """The first value that is a non-empty string, or ""."""
+    return next((v for v in values if isinstance(v, str) and v), "")
+
+
+def _by_last_part(flat: Mapping[str, str], name: str) -> str:
+    return next((v for k, v in flat.items() if k.split(" · ")[-1] == name), "")
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time, UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,399 @@
+"""Single-step fill-in: masked text in, all masked positions filled at once; one decision is one masked position.
+
+    log pi(x_i | masked input) = log softmax(logits_i / temperature)[x_i]    over ordinary ids and the recorded support
+
+Given the masked input the positions are independent, so this is exact (likelihoods, section 2). Special ids (mask,
+padding, summary) are outside the support of sampling and scoring alike. All completions of a prompt share its logits: a
+forward pass runs once per prompt, however many completions it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop
+from relgrad.laws import categorical, tiled
+from relgrad.laws.categorical import Truncation
+from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.networks.weights.folder import newest
+from relgrad.networks.weights.reference import FrozenStart
+from relgrad.networks.weights.seeded_dropout import seeded
+from relgrad.objectives.divergences import categorical_kl
+from relgrad.policies.fill_in.denoise import Denoise, denoise
+from relgrad.policies.fill_in.supervised import critic_head, label_smoothing, mask_ratio_weight
+from relgrad.text.corpus import BUILTIN, load_text
+from relgrad.text.masking import IGNORE
+from relgrad.text.vocabulary import Vocabulary
+from relgrad.trajectories.film import describe
+
+FIGURES = ("loss", "pg_loss", "kl_penalty", "mean_reward", "std_reward", "mean_advantage", "mean_kl", "mean_log_prob")
+"""What the console shows of a step of this policy, beside the figures of every policy."""
+
+
+class Settings(Strict):
+    """What a recipe's `policy` section may say beside `kind: fill_in`.
+
+    text, symbols   the vocabulary: of which text, and in which symbols (as the task has them)
+    checkpoint      a folder a run saved, or an original .pt file, in place of a new network
+    denoise         how `film` writes a text in several steps; training always fills in one
+    scoring         "law": by what was sampled. "untempered": at temperature 1 over all ids, as the baseline does (a surrogate)
+    """
+
+    text: str = BUILTIN
+    symbols: str = "char"
+    checkpoint: str | None = None
+    block_size: int = Field(128, ge=1)
+    n_layer: int = Field(4, ge=1)
+    n_head: int = Field(4, ge=1)
+    n_embd: int = Field(144, ge=2)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    bias: bool = False
+    attention_type: Literal["bidirectional", "causal"] = "bidirectional"
+    position_encoding: Literal["rotary", "absolute"] = "rotary"
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    scoring: Literal["law", "untempered"] = "law"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mask_ratio_power: float = Field(0.0, ge=0, description="supervised samples weigh (share asked for / 0.5) ^ -power")
+    critic_weight: float = Field(
+        0.0, ge=0, description="weight of a head that learns which fills are wrong; 0: no head"
+    )
+    denoise: Denoise = Denoise()
+    device: str = "auto"
+
+
+def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> FillInPolicy:
+    """The policy of a recipe, going on from the folder `start` where an earlier stage saved one. Raises RelgradError."""
+    source = start or settings.checkpoint
+    if source is None:
+        vocabulary = Vocabulary.of(settings.symbols, load_text(settings.text))
+        shared = GPTConfig.model_fields.keys() & Settings.model_fields.keys()
+        sizes = {name: getattr(settings, name) for name in shared}
+        config = GPTConfig(vocab_size=vocabulary.size, critic=settings.critic_weight > 0, **sizes)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = GPT(config)
+    else:
+        model, vocabulary = load_generator(Path(source))
+        if settings.critic_weight and not model.config.critic:
+            raise RelgradError(
+                f"critic_weight={settings.critic_weight:g}, but the network of {source} has no critic head: set critic_weight "
+                "from the first stage on, or leave it out"
+            )
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
+    policy = FillInPolicy(model.to(device), vocabulary, settings)
+    if reference:
+        policy.freeze_reference()
+    return policy
+
+
+def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
+    """Network and vocabulary of a folder that a run saved, or of an original checkpoint file. Raises RelgradError."""
+    source = newest(source)
+    if source.is_file():
+        from relgrad.networks.diffusion_gpt import original_files
+
+        model, vocabulary = original_files.load_checkpoint(source, prefer="language_model")
+    else:
+        model, vocabulary = GPT.load(source), Vocabulary.load(source)
+    if model.config.mode != "language_model":
+        raise RelgradError(f"{source}: a {model.config.mode}, but a generator is a language_model")
+    return model, vocabulary
+
+
+class FillInPolicy:
+    """See the module. Trace: masked_GL, length_G, position_GT (-1: none), token_BT and, truncated, the support."""
+
+    FILM_STEPS = "denoise.steps"
+
+    def __init__(self, model: GPT, vocabulary: Vocabulary, settings: Settings) -> None:
+        if model.config.vocab_size < vocabulary.size - 1:  # the first original files have no summary id
+            raise RelgradError(
+                f"the network has {model.config.vocab_size} ids, its {vocabulary} needs {vocabulary.size}"
+            )
+        self.model, self.vocabulary, self.settings = model.eval(), vocabulary, settings
+        self.version = 0
+        self.max_decisions = model.config.block_size
+        self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
+        self.scored_law = self.truncation if settings.scoring == "law" else Truncation()
+        self.law: Literal["exact", "surrogate"] = "exact" if settings.scoring == "law" else "surrogate"
+        self.device = model.device
+        self._start = FrozenStart()
+        excluded = torch.tensor([i for i in vocabulary.excluded if i < model.config.vocab_size])
+        self._excluded_V = torch.zeros(model.config.vocab_size, dtype=torch.bool).index_fill(0, excluded, True)
+        self._excluded_V = self._excluded_V.to(self.device)
+
+    # ------------------------------------------------------------------ prompts
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Masked ids of a prompt. Raises RelgradError for another vocabulary, no masked position, or too long a text."""
+        ids = prompt.columns.get("masked_ids")
+        if ids is None:
+            if not isinstance(prompt.content, str):
+                raise RelgradError(
+                    f"prompt {prompt.id} is a chat; a fill-in policy takes text with █ where it is masked"
+                )
+            ids = self.vocabulary.encode(prompt.content)
+        else:
+            self.vocabulary.require(prompt.columns["vocabulary"], f"prompt {prompt.id}")
+        if self.vocabulary.mask_id not in ids:
+            raise RelgradError(
+                f"prompt {prompt.id} has no masked position: {prompt.text[:60]!r}. Write █ for every position to fill in"
+            )
+        if len(ids) > self.model.config.block_size:
+            raise RelgradError(
+                f"prompt {prompt.id} has {len(ids)} ids, more than policy.block_size={self.model.config.block_size}"
+            )
+        return list(ids)
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
+        """See protocols.Policy. One uniform number per (row, decision), drawn up front; one forward pass per prompt."""
+        self.model.eval()
+        masked_GL, length_G = pad([self.encode(p) for p in prompts], self.vocabulary.pad_id)
+        group_M, position_M = (masked_GL == self.vocabulary.mask_id).nonzero(as_tuple=True)
+        count_G = torch.bincount(group_M, minlength=len(prompts))
+        width = int(count_G.max())
+        decision_M = torch.arange(len(group_M)) - (count_G.cumsum(0) - count_G)[group_M]
+        uniform_GKT = torch.rand(len(prompts), group_size, width, generator=generator)
+        logits_MV = self._logits(masked_GL, length_G, group_M, position_M)
+        support_MV = self.truncation.support(logits_MV) if self.truncation.truncates else None
+        logp_MV = categorical.log_probs(logits_MV, self.truncation, support_MV)
+        token_MK = categorical.invert_many(logp_MV.exp(), uniform_GKT[group_M, :, decision_M].to(self.device)).cpu()
+        if self.law == "surrogate":
+            logp_MV = self._scored(masked_GL, length_G, group_M, position_M, None)
+        logp_MK = logp_MV.gather(-1, token_MK.to(self.device)).cpu()
+        token_GKT = torch.zeros(len(prompts), group_size, width, dtype=torch.int32)
+        logp_GKT = torch.zeros(len(prompts), group_size, width)
+        token_GKT[group_M, :, decision_M] = token_MK.to(torch.int32)
+        logp_GKT[group_M, :, decision_M] = logp_MK
+        position_GT = torch.full((len(prompts), width), -1, dtype=torch.int32)
+        position_GT[group_M, decision_M] = position_M.to(torch.int32)
+        trace = {"masked_GL": masked_GL.to(torch.int32), "length_G": length_G, "position_GT": position_GT}
+        if support_MV is not None:
+            support = tiled.Support.pack(support_MV)
+            trace["support_offset"], trace["support_index"] = support.offset_N1.cpu(), support.entry_M.cpu()
+        return self._rollouts(tuple(prompts), token_GKT, logp_GKT, trace)
+
+    def _rollouts(
+        self, prompts: tuple[Prompt, ...], token_GKT: Tensor, logp_GKT: Tensor, trace: dict[str, Tensor]
+    ) -> Rollouts:
+        groups, each, width = token_GKT.shape
+        mask_BT = (trace["position_GT"] >= 0).repeat_interleave(each, 0)
+        trace["token_BT"] = token_GKT.reshape(groups * each, width)
+        filled = fill(trace["masked_GL"], trace["position_GT"], token_GKT)
+        outputs = []
+        for row, ids in enumerate(filled.flatten(0, 1).tolist()):
+            ids = ids[: int(trace["length_G"][row // each])]
+            outputs.append(Output(self.vocabulary.decode(ids), tuple(ids)))
+        return Rollouts(
+            prompts=prompts,
+            group_B=torch.arange(groups).repeat_interleave(each),
+            behaviour_logp_BT=logp_GKT.reshape(groups * each, width).clone(),
+            mask_BT=mask_BT,
+            size_BT=mask_BT.long(),
+            outputs=tuple(outputs),
+            stop=ended(groups * each),
+            policy_version=self.version,
+            trace={k: v.clone() for k, v in trace.items()},
+        )
+
+    def film(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> list[dict[str, Any]]:
+        """`group_size` texts per prompt, each written in `settings.denoise.steps` steps, as models/film.py tells it.
+
+        Raises RelgradError where remasking asks for a critic that the network does not have.
+        """
+        if self.settings.denoise.remask == "critic" and not self.model.config.critic:
+            raise RelgradError(
+                "policy.denoise.remask=critic, but this network has no critic head. Train one with policy.critic_weight "
+                "above 0, or remask by confidence or random"
+            )
+        begun = time.perf_counter()
+        self.model.eval()
+        asked = [prompt for prompt in prompts for _ in range(group_size)]
+        start_BL, length_B = pad([self.encode(p) for p in asked], self.vocabulary.pad_id)
+        frames = denoise(
+            start_BL, length_B, self.vocabulary.mask_id, self.truncation, self.settings.denoise,
+            self._logits, self._wrong, generator,
+        )  # fmt: skip
+        told = describe(frames, [p.text for p in asked], length_B, self.vocabulary.mask_id, self.vocabulary.decode)
+        return [{**row, "seconds": time.perf_counter() - begun} for row in told]
+
+    def _wrong(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
+        """[B, L] on the CPU: the critic's probability that the token at a position is wrong."""
+        return self.model.critic(self._hidden(ids_BL, length_B)).sigmoid().cpu()
+
+    # ------------------------------------------------------------------ scoring
+
+    def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
+        """Whole groups together, as many as keep their work near `budget`: rows of a group cost nothing extra.
+
+        A group costs its ids, and its masked positions by the size of their logits over that of a hidden state.
+        """
+        group_B = rollouts.group_B
+        spots_G = (rollouts.trace["position_GT"] >= 0).sum(-1)
+        cost_G = (
+            rollouts.trace["length_G"] + spots_G * self.model.config.vocab_size // self.model.config.n_embd
+        ).tolist()
+        chunks: list[list[int]] = []
+        used = 0
+        for group in group_B[rows].unique().tolist():
+            if not chunks or used + cost_G[group] > budget:
+                chunks.append([])
+                used = 0
+            chunks[-1].append(group)
+            used += cost_G[group]
+        wanted = [rows[torch.isin(group_B[rows], torch.tensor(chunk))] for chunk in chunks]
+        cells = [rollouts.cells(r) for r in wanted]
+        return [c for c in cells if len(c)]
+
+    def score(
+        self, rollouts: Rollouts, cells_N2: Tensor, *, entropy: bool = False, reference_kl: bool = False
+    ) -> CellScores:
+        """See protocols.Policy. Every (prompt, position) is computed once, whatever the number of rows that need it."""
+        self.model.eval()
+        trace = rollouts.trace
+        row_N, decision_N = cells_N2[:, 0], cells_N2[:, 1]
+        width = trace["position_GT"].shape[1]
+        spot_M, spot_N = torch.unique(rollouts.group_B[row_N] * width + decision_N, return_inverse=True)
+        group_M, decision_M = spot_M // width, spot_M % width
+        position_M = trace["position_GT"][group_M, decision_M].long()
+        support_MV = self._support(trace, group_M, decision_M)
+        place = (trace["masked_GL"], trace["length_G"], group_M, position_M)
+        logp_MV = self._scored(*place, support_MV)
+        spot_N, token_N = spot_N.to(self.device), trace["token_BT"][row_N, decision_N].long().to(self.device)
+        entropy_N = kl_N = None
+        if entropy:
+            entropy_N = -(logp_MV.exp() * torch.where(logp_MV.isfinite(), logp_MV, 0.0)).sum(-1)[spot_N]
+        if reference_kl:
+            with torch.no_grad(), self.reference():
+                reference_MV = self._scored(*place, support_MV)
+            kl_N = categorical_kl(logp_MV, reference_MV)[spot_N]
+        return CellScores(logp_MV[spot_N, token_N], entropy_N, kl_N)
+
+    def _support(self, trace: Any, group_M: Tensor, decision_M: Tensor) -> Tensor | None:
+        if "support_index" not in trace or self.law == "surrogate":
+            return None
+        used_GT = trace["position_GT"] >= 0
+        spot_GT = (used_GT.flatten().cumsum(0) - 1).view_as(used_GT)
+        support = tiled.Support(trace["support_offset"], trace["support_index"]).take(spot_GT[group_M, decision_M])
+        return support.dense(0, len(group_M), self.model.config.vocab_size).to(self.device)
+
+    def _scored(
+        self, masked_GL: Tensor, length_G: Tensor, group_M: Tensor, position_M: Tensor, support_MV: Tensor | None
+    ) -> Tensor:
+        """log pi [M, V] of the chosen positions, under the law that scores."""
+        logits_MV = self._logits(
+            masked_GL, length_G, group_M, position_M, everything=self.settings.scoring == "untempered"
+        )
+        return categorical.log_probs(logits_MV, self.scored_law, support_MV)
+
+    def _logits(
+        self, masked_GL: Tensor, length_G: Tensor, group_M: Tensor, position_M: Tensor, *, everything: bool = False
+    ) -> Tensor:
+        """Logits [M, V] at (group, position); -inf for ids that are never generated. Only the groups named are run."""
+        groups, local_M = torch.unique(group_M, return_inverse=True)
+        ids_GL, length_G = masked_GL[groups].long(), length_G[groups]
+        ids_GL = ids_GL[:, : int(length_G.max())]
+        hidden_GLH = self._hidden(ids_GL, length_G)
+        logits_MV = self.model.logits(hidden_GLH[local_M.to(self.device), position_M.to(self.device)])
+        return logits_MV if everything else logits_MV.masked_fill(self._excluded_V, -torch.inf)
+
+    def _hidden(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
+        valid_BL = torch.arange(ids_BL.shape[1])[None] < length_B[:, None]
+        return self.model.hidden(ids_BL.to(self.device), valid_BL.to(self.device))
+
+    # ------------------------------------------------------------------ supervised
+
+    def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
+        """Summed cross-entropy (nats, temperature 1) of the true ids at the labelled positions of the prompts.
+
+        With the settings' label smoothing, mask-ratio weights and critic head. Raises RelgradError for prompts without labels.
+        """
+        for example in examples:
+            if "label_ids" not in example.prompt.columns:
+                raise RelgradError(
+                    f"prompt {example.prompt.id} has no `label_ids`: supervised fill-in needs a task of masked text "
+                    "(kind masked_text or masked_stream)"
+                )
+        ids_BL, length_B = pad([self.encode(e.prompt) for e in examples], self.vocabulary.pad_id)
+        label_BL, _ = pad([e.prompt.columns["label_ids"] for e in examples], IGNORE)
+        ids_BL, label_BL, length_B = (t.to(self.device) for t in (ids_BL, label_BL, length_B))
+        valid_BL = torch.arange(ids_BL.shape[1], device=self.device)[None] < length_B[:, None]
+        row_N, column_N = (label_BL != IGNORE).nonzero(as_tuple=True)
+        at = (row_N, column_N)
+        label_N = label_BL[at]
+        self.model.train()
+        with seeded(generator):
+            logits_NV = self.model.logits(self.model.hidden(ids_BL, valid_BL)[at])
+            logits_NV = logits_NV.masked_fill(self._excluded_V, -torch.inf)
+            loss_N = label_smoothing.cross_entropy(logits_NV.log_softmax(-1), label_N, self.settings.label_smoothing)
+            if self.settings.mask_ratio_power:
+                ratio_B = (label_BL != IGNORE).sum(-1) / length_B
+                loss_N = loss_N * mask_ratio_weight.weights(ratio_B, self.settings.mask_ratio_power)[at[0]]
+            loss = loss_N.sum()
+            if self.settings.critic_weight and self.model.config.critic:
+                critic = critic_head.critic_loss(self.model, ids_BL, valid_BL, at, logits_NV, label_N, generator)
+                loss = loss + self.settings.critic_weight * critic
+        self.model.eval()
+        return loss, len(label_N)
+
+    # ------------------------------------------------------------------ weights
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Trainable parameters by name."""
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+
+    def freeze_reference(self) -> None:
+        """Take the weights of this moment as the reference."""
+        self._start.take(self.parameters())
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Score with the frozen start; the trainable weights come back whatever happens inside."""
+        return self._start.in_place(self.parameters())
+
+    def save(self, folder: Path) -> None:
+        """`model.safetensors`, `config.json` and `vocabulary.json`."""
+        self.model.save(Path(folder))
+        self.vocabulary.save(Path(folder))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote into this policy's weights. Raises RelgradError for another network or vocabulary."""
+        saved = GPT.load(Path(folder))
+        self.vocabulary.require(Vocabulary.load(Path(folder)).fingerprint, str(folder))
+        self.model.take(saved.state_dict(), str(folder))
+
+
+def ended(rows: int) -> tuple[Stop, ...]:
+    """A filled-in text is complete by construction."""
+    stop: tuple[Stop, ...] = ("eos",)
+    return stop * rows
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """(int64 [B, L] padded on the right with `value`, int64 [B] lengths)."""
+    length_B = torch.tensor([len(r) for r in rows])
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.as_tensor(r, dtype=torch.int64) for r in rows], batch_first=True, padding_value=value
+    ), length_B
+
+
+def fill(masked_GL: Tensor, position_GT: Tensor, token_GKT: Tensor) -> Tensor:
+    """[G, K, L]: every group's masked ids with the tokens of each of its K completions put in place."""
+    filled_GKL = masked_GL[:, None].expand(-1, token_GKT.shape[1], -1).clone()
+    group_M, decision_M = (position_GT >= 0).nonzero(as_tuple=True)
+    filled_GKL[group_M, :, position_GT[group_M, decision_M].long()] = token_GKT[group_M, :, decision_M]
+    return filled_GKL

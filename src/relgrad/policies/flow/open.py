@@ -1,0 +1,259 @@
+"""What a flow policy is made of, from a recipe's settings: a new network, a run's folder or a checkpoint file; and back to disk.
+
+A folder holds the network (or an adapter), `vocabulary.json`, and `flow.json`: scheduler, source, the id that ends a text, of a
+few-step student its finest step, and for an adapter the network under it. Where a recipe also says one of these, it must say the
+same: a network is trained for one vocabulary, source and scheduler, and a student for halvings of one step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from relgrad.core.errors import RelgradError
+from relgrad.laws.schedule import Scheduler
+from relgrad.networks.causal.load import DTYPES
+from relgrad.networks.fsdfm import lora as fsdfm_lora
+from relgrad.networks.fsdfm import published_files as fsdfm_files
+from relgrad.networks.fsdfm.network import SIZES, DiT, DiTConfig
+from relgrad.networks.weights.average import UPDATES, Ema
+from relgrad.networks.weights.folder import WEIGHTS, newest
+from relgrad.policies.flow import symbols as _flow_symbols
+from relgrad.policies.flow.supervised.few_step import FewStep
+from relgrad.policies.flow.symbols import Symbols
+from relgrad.text.vocabulary import FILE, Vocabulary
+
+if TYPE_CHECKING:
+    from relgrad.policies.flow.policy import Settings
+
+FLOW, EMA, ADAPTER = "flow.json", "ema.safetensors", "adapter_config.json"
+PUBLISHED = Scheduler("polynomial", 1.0)
+"""That of all configurations in apple/ml-fs-dfm. Its checkpoint files do not say theirs."""
+PUBLISHED_FINEST = 1024
+"""The finest step of its students, likewise."""
+
+
+class Opened(NamedTuple):
+    """The parts of a policy.
+
+    adapted  the PeftModel around `model`, where there are adapters; `base` is what is under them: a folder, a file, or the size
+             of a new network, whose weights follow from `seed`
+    finest   of a few-step student: into how many steps time was divided in its training
+    """
+
+    model: DiT
+    symbols: Symbols
+    scheduler: Scheduler
+    adapted: Any
+    base: str
+    seed: int = 0
+    finest: int | None = None
+
+
+def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
+    """Network, symbols and scheduler of a recipe, going on from the folder `start` where an earlier stage saved one.
+
+    Averaged weights, where a folder has them, are taken as the weights. Raises RelgradError.
+    """
+    named = None if settings.model in SIZES else Path(settings.model).expanduser()
+    source = named if start is None else Path(start)
+    source = None if source is None else newest(source)
+    said = {} if source is None else configuration(source)
+    symbols = _symbols(settings, source, said)
+    scheduler = _scheduler(settings, source, said)
+    adapter = source if source is not None and (source / ADAPTER).is_file() else None
+    base = str(said["base"]) if adapter is not None else str(source or settings.model)
+    base_seed = int(said.get("seed", seed))
+    model = _network(settings, base_seed, symbols, base)
+    if adapter is None and source is not None:
+        take_averages(model, source)
+    if settings.few_step is not None and not model.config.step_conditioned:
+        model = model.student()
+    finest = _finest(settings, said, symbols) if model.config.step_conditioned else None
+    model.checkpointing = settings.gradient_checkpointing
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
+    model.to(device)
+    adapted = _adapted(settings, seed, model, adapter)
+    return Opened(model, symbols, scheduler, adapted, base, base_seed, finest)
+
+
+def _finest(settings: Settings, said: Mapping[str, Any], symbols: Symbols) -> int:
+    """The finest step of a student, as its training or its folder says. Raises RelgradError for steps that it was not told."""
+    if settings.few_step is not None:
+        if symbols.masked and settings.few_step.teacher == "rk4":
+            raise RelgradError(
+                "few_step.teacher='rk4' needs a uniform source, and this network's is the mask: use half_steps"
+            )
+        return settings.few_step.finest
+    finest = int(said.get("finest", PUBLISHED_FINEST))
+    for steps in (settings.sampling_steps, settings.evaluation_steps or settings.sampling_steps):
+        FewStep(finest=finest).require_steps(steps)
+    return finest
+
+
+def configuration(source: Path) -> dict[str, Any]:
+    """What a checkpoint was trained with: `flow.json` of a folder; of a file, Apple's `config.yaml` beside it, or PUBLISHED."""
+    if source.is_dir():
+        path = source / FLOW
+        if not path.is_file():
+            raise RelgradError(f"{source}: no {FLOW}; give the folder of a flow policy, or a checkpoint file of FS-DFM")
+        return _mapping(path)
+    beside = source.parent / "config.yaml"
+    if not beside.is_file():
+        return PUBLISHED.to_config()
+    read = _mapping(beside)
+    try:
+        told = Scheduler.from_config(read).to_config()
+    except RelgradError as error:
+        raise RelgradError(f"{beside}: {error}") from None
+    section = read.get("flow", read)
+    source_of = {"source": section["source_distribution"]} if "source_distribution" in section else {}
+    return told | source_of
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A file of named values; JSON is YAML too. Raises RelgradError for another."""
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RelgradError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(read, dict):
+        raise RelgradError(f"{path}: not a configuration of a flow network, but {type(read).__name__}")
+    return read
+
+
+def _symbols(settings: Settings, source: Path | None, said: Mapping[str, Any]) -> Symbols:
+    if settings.source is not None and settings.source != said.get("source", settings.source):
+        raise RelgradError(
+            f"{source} was trained from the source {said['source']!r}, but the recipe says source: {settings.source}. Leave it "
+            "out, or name a checkpoint of that source"
+        )
+    masked = (settings.source or said.get("source", "uniform")) == "mask"
+    wanted = None
+    if settings.symbols is not None or not said or source is None or not (source / FILE).is_file():
+        wanted = _flow_symbols.make(settings.symbols or "ascii", settings.text, settings.end_token, masked=masked)
+    if source is None or not (source / FILE).is_file():
+        assert wanted is not None
+        return wanted
+    found = Symbols(Vocabulary.load(source), int(said["end_id"]), masked)
+    if wanted is not None:
+        found.vocabulary.require(wanted.vocabulary.fingerprint, "the vocabulary of the recipe (policy.symbols)")
+    return found
+
+
+def _scheduler(settings: Settings, source: Path | None, said: Mapping[str, Any]) -> Scheduler:
+    trained = Scheduler.from_config(said) if said else Scheduler()
+    kind = settings.scheduler or trained.kind
+    exponent = settings.exponent
+    if exponent is None:
+        exponent = trained.exponent if kind == trained.kind else 1.0
+    asked = Scheduler(kind, exponent)
+    if said and asked != trained:
+        raise RelgradError(
+            f"{source} was trained with the scheduler {trained}, but the recipe says {asked}: at a given time the network would "
+            "see texts that are noisier or cleaner than it knows. Leave policy.scheduler and policy.exponent out"
+            + ("" if source is None or source.is_dir() else ", or put the file's own config.yaml beside it")
+        )
+    return asked
+
+
+def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
+    """The network itself: weights that a folder or file holds, or new ones of a named size."""
+    own = settings.network.model_dump(exclude_none=True)
+    dtype = DTYPES[settings.dtype]
+    if base in SIZES:
+        try:
+            config = DiTConfig.preset(base, **own, vocab_size=symbols.size)
+        except ValidationError as error:
+            raise RelgradError(f"policy.network: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return DiT(config).to(dtype)
+    path = Path(base).expanduser()
+    if not path.exists():
+        raise RelgradError(
+            f"policy.model: {base!r} is neither a size ({', '.join(SIZES)}) nor a file or folder (working directory {Path.cwd()})"
+        )
+    given = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
+    model = fsdfm_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
+    other = [f"{k}={v} (there {getattr(model.config, k)})" for k, v in own.items() if getattr(model.config, k) != v]
+    if other:
+        raise RelgradError(f"{base} holds a network of other sizes than policy.network says: {', '.join(other)}")
+    return model
+
+
+def _adapted(settings: Settings, seed: int, model: DiT, adapter: Path | None) -> Any:
+    if settings.lora is None:
+        if adapter is not None:
+            raise RelgradError(f"{adapter} is an adapter: add the lora section that it was trained with")
+        return None
+    lora = settings.lora
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = fsdfm_lora.add_lora(
+            model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules
+        )
+    if adapter is not None:
+        fsdfm_lora.load_adapter(adapted, adapter)
+        take_averages(model, adapter)
+    return adapted
+
+
+def take_averages(model: DiT, folder: Path) -> None:
+    """Put the averaged weights that a folder holds in place of the trained ones; nothing where it holds none."""
+    if not (folder / EMA).is_file():
+        return
+    averages = load_file(folder / EMA)
+    averages.pop(UPDATES, None)
+    own = dict(model.named_parameters())
+    if foreign := sorted(averages.keys() - own.keys()):
+        raise RelgradError(f"{folder / EMA}: averages of another network, first {foreign[0]}")
+    with torch.no_grad():
+        for name, average in averages.items():
+            own[name].copy_(average)
+
+
+def save(parts: Opened, averages: Ema | None, folder: Path) -> None:
+    """Write a folder that `open_parts` and `load` read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if parts.adapted is None:
+        parts.model.save(folder)
+    else:
+        fsdfm_lora.save_adapter(parts.adapted, folder)
+    parts.symbols.vocabulary.save(folder)
+    told = _process(parts) | ({} if parts.finest is None else {"finest": parts.finest})
+    if parts.adapted is not None:
+        told |= {"base": parts.base, "seed": parts.seed}
+    (folder / FLOW).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    if averages is not None:
+        save_file({n: t.contiguous() for n, t in averages.tensors().items()}, folder / EMA)
+
+
+def load(parts: Opened, averages: Ema | None, folder: Path) -> None:
+    """Read a folder's weights, and averages if they are kept. Raises RelgradError where it is another policy's."""
+    parts.symbols.vocabulary.require(Vocabulary.load(folder).fingerprint, str(folder))
+    told = configuration(folder)
+    if other := [f"{k}={told.get(k)!r} (here {v!r})" for k, v in _process(parts).items() if told.get(k) != v]:
+        raise RelgradError(f"{folder}: saved by a flow policy with {', '.join(other)}")
+    if averages is not None and not (folder / EMA).is_file():
+        raise RelgradError(f"{folder}: no {EMA}; it was saved by a policy with ema_decay: 0")
+    if parts.adapted is not None:
+        fsdfm_lora.load_adapter(parts.adapted, folder)
+    elif (folder / WEIGHTS).is_file():
+        parts.model.take(load_file(folder / WEIGHTS), str(folder))
+    else:
+        raise RelgradError(f"{folder}: no {WEIGHTS}; an adapter needs the lora section that it was trained with")
+    if averages is not None:
+        averages.restore(load_file(folder / EMA))
+
+
+def _process(parts: Opened) -> dict[str, Any]:
+    source = "mask" if parts.symbols.masked else "uniform"
+    return parts.scheduler.to_config() | {"source": source, "end_id": parts.symbols.end_id}

@@ -1,0 +1,40 @@
+r"""The supervised loss of discrete flow matching: E_{t, x_t} sum_i l(p(. | x_t)_i, x_1^i, x_t^i) over the editable positions.
+
+t is uniform, x_t drawn as path.py says, l the cross-entropy or the generalised KL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
+from relgrad.policies.flow.supervised.generalised_kl import generalised_kl
+from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, draw_times
+
+DataLoss = Literal["cross_entropy", "generalised_kl"]
+DATA_LOSSES: dict[DataLoss, Callable[[Tensor, Noised, Path], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "generalised_kl": generalised_kl,
+}
+
+
+def flow_matching_loss(
+    network: Network,
+    ids_BL: Tensor,
+    editable_BL: Tensor,
+    path: Path,
+    kind: DataLoss,
+    generator: torch.Generator,
+) -> tuple[Tensor, int]:
+    """(summed loss, number of editable positions). `ids_BL` is the clean text, `editable_BL` False at prompt and padding.
+
+    One time per row. Nats (of the generalised KL: an estimate of its integral over t). Raises RelgradError for a row without
+    an editable position.
+    """
+    noised = path.noise(ids_BL, editable_BL, draw_times(len(ids_BL), generator), generator)
+    logits_NV = network(noised.x_BL, noised.time_B.float(), None, noised.at)
+    return DATA_LOSSES[kind](logits_NV, noised, path).sum(), len(noised.label_N)

@@ -1,0 +1,123 @@
+"""The optimizer step both loops share: AdamW, a schedule that is a pure function of the step, and refusal of what is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Strict
+
+
+class OptimizerSettings(Strict):
+    """AdamW, its schedule and gradient clipping; names and defaults as in transformers' TrainingArguments."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class NonFinite(RelgradError):
+    """A loss or gradient that is NaN or infinite; the step was not taken and the weights are what they were."""
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then constant, linear to 0, or cosine to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1)
+    if settings.lr_scheduler_type == "linear":
+        return settings.learning_rate * max(1 - done, 0.0)
+    if settings.lr_scheduler_type == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return settings.learning_rate
+
+
+class Optimizer:
+    """AdamW over named parameters. `state()` and `restore()` speak in flat dictionaries of tensors, ready for safetensors."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: OptimizerSettings, steps: int) -> None:
+        if not parameters:
+            raise RelgradError("nothing to train: the policy has no trainable parameters")
+        self.parameters, self.settings, self.steps = dict(parameters), settings, steps
+        self._adam = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            eps=settings.adam_epsilon,
+            weight_decay=settings.weight_decay,
+        )
+        # a fixed sample of tensors says how far a step moved the weights, without copying the model
+        largest = sorted(self.parameters, key=lambda n: -self.parameters[n].numel())
+        self._watched = [n for n in largest if self.parameters[n].numel() <= 1_000_000][:8]
+
+    def step(self, step: int) -> dict[str, float]:
+        """Clip, check and apply the accumulated gradients as optimizer step `step`; clears them. Raises NonFinite."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                require_finite(parameter.grad, f"the gradient of {name}", step)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        rate = learning_rate(self.settings, step, self.steps)
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        before = {n: self.parameters[n].detach().clone() for n in self._watched}
+        self._adam.step()
+        self.clear()
+        moved = sum(float((self.parameters[n].detach() - old).square().sum()) for n, old in before.items())
+        size = sum(float(old.square().sum()) for old in before.values())
+        return {
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            "update/relative_norm": math.sqrt(moved / size) if size else 0.0,
+        }
+
+    def clear(self) -> None:
+        """Forget accumulated gradients."""
+        self._adam.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step counts by "parameter/moment"."""
+        names = {id(p): n for n, p in self.parameters.items()}
+        return {
+            f"{names[id(p)]}/{key}": value.detach().clone()
+            for p, moments in self._adam.state.items()
+            for key, value in moments.items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state()` gave. Raises RelgradError when it belongs to other parameters."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, _, moment = key.rpartition("/")
+            by_name.setdefault(name, {})[moment] = value
+        foreign = sorted(set(by_name) - set(self.parameters))
+        if foreign:
+            raise RelgradError(
+                f"the optimizer state belongs to another model: it has {foreign[0]!r}, this one does not"
+            )
+        for name, moments in by_name.items():
+            parameter = self.parameters[name]
+            self._adam.state[parameter] = {
+                k: v.clone() if k == "step" else v.clone().to(parameter.device) for k, v in moments.items()
+            }
+
+
+def require_finite(value: Tensor, name: str, step: int) -> None:
+    """Raise NonFinite, naming the tensor and how much of it is affected."""
+    finite = torch.isfinite(value)
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise NonFinite(
+            f"step {step + 1}: {name} is not finite ({bad} of {value.numel()} entries). The step was not taken; the "
+            "weights are those of the step before. Lower the learning rate, or look at the rewards and log-probs of this step"
+        )
