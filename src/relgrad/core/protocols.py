@@ -1,4 +1,8 @@
-"""What the loops know of the outside: five protocols, no implementation."""
+"""What the loops know of the outside: protocols, no implementation.
+
+`Policy`, `Rewards`, `Loss` and `Tracker` are what every one of their kind is. What only some can do is a small protocol of its own
+(`Supervised`, `Averaged`, `Filmed` …), asked for with `isinstance`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from relgrad.core.randomness import Randomness
 from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts
 
 
@@ -20,19 +25,18 @@ class Policy(Protocol):
     law            "exact": `score` is the log-probability of what `sample` drew. "surrogate": it is not, and says so
     version        the number of weight updates seen; the loop counts it up
     max_decisions  the most decisions a row can have (dr_grpo divides by it)
-
-    Three more methods are called where a policy has them: `after_update()` after every optimizer step; `evaluation()`, a context
-    manager inside which `sample` writes as the policy is judged and used (with averaged weights, say); and, with the arguments of
-    `sample`, `film(prompts, group_size, generator)`, which tells step by step how texts come about, as models/film.py does.
-    Where `costly_entropy` is True, the loop asks for entropy only if the loss needs it, and else logs the mean of -log pi.
     """
 
     law: Literal["exact", "surrogate"]
     version: int
     max_decisions: int
 
-    def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
-        """Draw `group_size` trajectories per prompt. All randomness comes from `generator`."""
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
+        """Draw `group_size` trajectories per prompt.
+
+        All random numbers come from `Draws.of(randomness, len(prompts))`, a prompt's from its own: what is drawn for it does not
+        depend on the prompts beside it.
+        """
         ...
 
     def score(
@@ -81,17 +85,91 @@ class Toy:
     reward: Callable[[Output], float]
 
 
-class Trainable(Protocol):
+@runtime_checkable
+class Supervised(Protocol):
     """A model with a supervised loss. The loss is a *sum* over target tokens, so that accumulation is exact."""
 
-    def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
         """Summed loss in nats (differentiable scalar) and the number of target tokens it was summed over.
 
-        All randomness (dropout, masks, noise) comes from `generator`.
+        All random numbers (masks, noise) come from `Draws.of(randomness, len(examples))`, an example's from its own; dropout from
+        `common` and the number of the first example.
         """
         ...
 
+
+class Trainable(Supervised, Protocol):
+    """What the supervised loop trains."""
+
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+@runtime_checkable
+class Averaged(Protocol):
+    """A model that keeps something beside its weights which every optimizer step changes (a moving average, say)."""
+
+    def after_update(self) -> None:
+        """Called after every optimizer step."""
+        ...
+
+
+@runtime_checkable
+class JudgedDifferently(Protocol):
+    """A policy that is judged and used otherwise than it is trained: with averaged weights, in more steps."""
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Inside it, `sample` writes as the policy is judged and used."""
+        ...
+
+
+@runtime_checkable
+class Filmed(Protocol):
+    """A policy that writes in several steps and can tell of them."""
+
+    def film(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> list[dict[str, Any]]:
+        """Step by step how `group_size` texts per prompt come about, as trajectories/film.py describes it."""
+        ...
+
+
+@runtime_checkable
+class CostlyEntropy(Protocol):
+    """A policy whose entropy costs much more than its log-probabilities.
+
+    The loop asks it for entropy only where the loss needs it, and else logs the mean of -log pi.
+    """
+
+    costly_entropy: ClassVar[Literal[True]]
+
+
+@runtime_checkable
+class Noted(Protocol):
+    """A policy that has something to say at the start of a run (which engine it runs on, and why)."""
+
+    notes: tuple[str, ...]
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A reward that goes on learning during the run, where `learns` is True. While `fixed`, it scores as it did before the run."""
+
+    learns: bool
+    fixed: bool
+
+    def due(self, step: int) -> bool:
+        """Whether it is to be refitted after this optimizer step."""
+        ...
+
+    def prompts_wanted(self) -> int:
+        """How many prompts one refit takes."""
+        ...
+
+    def refit(self, policy: Any, prompts: Sequence[Prompt], generator: torch.Generator) -> float:
+        """Learn from what the policy writes by now; the mean loss."""
+        ...
 
     def save(self, folder: Path) -> None: ...
 

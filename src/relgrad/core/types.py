@@ -154,6 +154,27 @@ class RewardTable:
         return self.weights_R != 0
 
 
+@dataclass(frozen=True)
+class Experience:
+    """What the learner consumes: rollouts with their rewards, and where they came from.
+
+    group_B           int64 [B]: the rows' groups, numbered over the whole batch
+    source            who drew them: "policy", "replay", "search" …
+    proposal_logp_BT  float32 [B, T], nats: the log-probabilities under which the rows were drawn, where another than the current
+                      policy drew them (an older one, an engine that computes otherwise); None where the current policy did
+    age_B             int64 [B]: generation batches since the rows were drawn; 0 for fresh ones
+    here              False for rows of another process: their `trace` is empty, and that process scores them
+    """
+
+    rollouts: Rollouts
+    rewards: RewardTable
+    group_B: Tensor
+    source: str
+    age_B: Tensor
+    proposal_logp_BT: Tensor | None = None
+    here: bool = True
+
+
 @dataclass
 class StepRecord:
     """One line of metrics.jsonl: the optimizer step it belongs to and its named figures."""

@@ -15,10 +15,26 @@ def as_it_is(text: str) -> str | Sequence[Message]:
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts to train on and, apart from them, prompts to judge by. Columns named in `columns` reach every reward."""
+    """Prompts in three parts that share none. Columns named in `Prompt.columns` reach every reward.
+
+    train       what is trained on
+    validation  what choices are made by while training: the best checkpoint, patience
+    test        what the score before and after is of. Where a task has no test part of its own (`two_parts`), its
+                validation prompts serve for both, and the report says so
+    """
 
     name: str
     train: Sequence[Prompt]
-    held_out: Sequence[Prompt]
+    validation: Sequence[Prompt]
+    own_test: Sequence[Prompt] | None = None
     ask: Callable[[str], str | Sequence[Message]] = field(default=as_it_is, compare=False)
     """How a person's own text becomes a prompt's content, worded as in training (`relgrad sample --prompt`)."""
+
+    @property
+    def two_parts(self) -> bool:
+        """Whether the scores before and after are of the prompts that choices were made by."""
+        return self.own_test is None
+
+    @property
+    def test(self) -> Sequence[Prompt]:
+        return self.validation if self.own_test is None else self.own_test
