@@ -34,7 +34,7 @@ from relgrad.evaluation.held_out import evaluate
 from relgrad.networks.causal import tiny
 from relgrad.policies.fill_in import policy as fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
-from relgrad.rewards.combine import build_rewards
+from relgrad.runs.build import build_rewards
 from relgrad.runs.recipe import RewardComponent
 from relgrad.tasks import masked_text
 from relgrad.text.corpus import builtin, load_corpus

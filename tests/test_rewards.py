@@ -17,8 +17,9 @@ from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt, Rollouts, Score
 from relgrad.rewards import exact, number, overlong, regex
-from relgrad.rewards.combine import NamedReward, RewardSet, build_rewards
+from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.number import numbers
+from relgrad.runs.build import build_rewards
 from relgrad.runs.recipe import RewardComponent
 
 ASK = Prompt("2 + 2 =", {"answer": "4", "level": 1})

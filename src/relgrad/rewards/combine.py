@@ -25,14 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import Reward
+from relgrad.core.protocols import Learner, Reward
 from relgrad.core.types import RewardTable, Rollouts, Score
 from relgrad.rewards import _calling, _workers
 from relgrad.rewards._calling import Caller, read_scores
 from relgrad.rewards._workers import AsyncWorker, Hung, Worker
-from relgrad.runs.recipe import RewardComponent, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +67,7 @@ class RewardSet:
 
     Synchronous rewards run one after the other; asynchronous ones start first and run meanwhile, all groups at once.
     `timeout` is in seconds, for one reward and one group. `learners` are the rewards that go on learning during the run,
-    by name: they offer `due(step)`, `refit(policy, prompts, generator)`, `save`, `load` and `fixed`.
+    by name.
     """
 
     def __init__(self, rewards: Sequence[NamedReward], timeout: float) -> None:
@@ -82,7 +80,9 @@ class RewardSet:
         if not any(reward.weight for reward in rewards):
             raise RelgradError(f"every reward has weight 0 ({', '.join(self.names)}); give one that counts a weight")
         self._weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
-        self.learners = {r.name: r.function for r in rewards if getattr(r.function, "learns", False)}
+        self.learners: dict[str, Learner] = {
+            r.name: r.function for r in rewards if isinstance(r.function, Learner) and r.function.learns
+        }
         self._callers = [Caller(reward.name, reward.function) for reward in rewards]
         self._timeout = timeout
         self._worker = Worker()
@@ -109,13 +109,12 @@ class RewardSet:
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Inside, rewards that learn score as they did before the run: what evaluations compare with."""
-        learners: list[Any] = list(self.learners.values())
         try:
-            for learner in learners:
+            for learner in self.learners.values():
                 learner.fixed = True
             yield
         finally:
-            for learner in learners:
+            for learner in self.learners.values():
                 learner.fixed = False
 
     def close(self) -> None:
@@ -216,27 +215,3 @@ def _reason(error: BaseException) -> str:
     frames = _frames(error)
     where = f" ({Path(frames[0].filename).name}:{frames[0].lineno} in {frames[0].name})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
-
-
-def build_rewards(components: Sequence[RewardComponent], timeout: float) -> RewardSet:
-    """The rewards of a recipe, by kind. A reward is called after its `name`, or its kind where it has none.
-
-    Raises RelgradError for an unknown kind, a bad setting or two rewards of one name.
-    """
-    rewards = []
-    for number, component in enumerate(components):
-        where = f"rewards.{number}"
-        module = registry.find("rewards", component.kind)
-        for part in ("Settings", "build"):
-            if not hasattr(module, part):
-                raise RelgradError(
-                    f"{where}: {component.kind!r} offers no `{part}`; a reward module has Settings and build"
-                )
-        function = module.build(settings_of(component, module.Settings, where))
-        rewards.append(NamedReward(component.name or _default_name(component.kind), function, component.weight))
-    return RewardSet(rewards, timeout)
-
-
-def _default_name(kind: str) -> str:
-    """A kind's short name: `exact`; `mine` of `rewards/mine.py`; `my_reward` of `my_package.my_reward`."""
-    return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]

@@ -124,6 +124,10 @@ class JudgeReward:
         """Whether the judges are refitted after this GRPO step."""
         return self.learns and step % self.settings.refit_every == 0
 
+    def prompts_wanted(self) -> int:
+        """Each of the refit's steps reads a batch of its own."""
+        return self.settings.refit_steps * self.settings.refit_batch_size
+
     def refit(self, policy: Any, prompts: Sequence[Prompt], generator: torch.Generator) -> float:
         """`refit_steps` steps on what the policy fills in by now; returns the mean loss (nats per judged thing)."""
         total, count = 0.0, 0

@@ -14,7 +14,7 @@ from relgrad.runs.recipe import Recipe, RewardComponent, Stage
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.core.protocols import Loss
 from relgrad.core.randomness import derived
-from relgrad.rewards.combine import RewardSet, build_rewards
+from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.core.run_folder import RunDir
 from relgrad.tasks import Task
 from relgrad.core.types import Example
@@ -172,6 +172,30 @@ def stage_rewards(stage: Stage, components: Sequence[RewardComponent], run: Path
     """Rewards of the stage; settings that name a stage of the recipe are looked up in the folder `run`."""
     linked = [RewardComponent.model_validate(_linked(r.model_dump(), run)) for r in components]
     return build_rewards(linked, stage.grpo.reward_timeout)
+
+
+def build_rewards(components: Sequence[RewardComponent], timeout: float) -> RewardSet:
+    """The rewards of a recipe, by kind. A reward is called after its `name`, or its kind where it has none.
+
+    Raises RelgradError for an unknown kind, a bad setting or two rewards of one name.
+    """
+    rewards = []
+    for number, component in enumerate(components):
+        where = f"rewards.{number}"
+        module = registry.find("rewards", component.kind)
+        for part in ("Settings", "build"):
+            if not hasattr(module, part):
+                raise RelgradError(
+                    f"{where}: {component.kind!r} offers no `{part}`; a reward module has Settings and build"
+                )
+        function = module.build(config.settings_of(component, module.Settings, where))
+        rewards.append(NamedReward(component.name or _default_name(component.kind), function, component.weight))
+    return RewardSet(rewards, timeout)
+
+
+def _default_name(kind: str) -> str:
+    """A kind's short name: `exact`; `mine` of `rewards/mine.py`; `my_reward` of `my_package.my_reward`."""
+    return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]
 
 
 def is_linked(stage: Stage) -> bool:

@@ -203,7 +203,7 @@ class StageRun:
         for name, learner in self.learners.items():
             if learner.due(record.step):
                 draw = generator(self.stage.seed, "refit", name, record.step)
-                count = learner.settings.refit_steps * learner.settings.refit_batch_size
+                count = learner.prompts_wanted()
                 prompts = draw_epochs(self.task.train, max(self.loop.cursor - count, 0), count, self.stage.seed)
                 record.metrics[f"rewards/{name}/refit_loss"] = learner.refit(self.policy, prompts, draw)
 
