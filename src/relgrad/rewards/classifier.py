@@ -15,6 +15,7 @@ from relgrad.core.protocols import Reward
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.causal import load as causal
+from relgrad.networks.weights import device
 from relgrad.rewards._columns import unscored
 
 
@@ -79,8 +80,7 @@ class Classifier:
         self.tokenizer: Any = causal.load_tokenizer(
             settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
         )
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = auto if settings.device == "auto" else settings.device
+        self.device = device.choose(settings.device)
         self.model.to(self.device)
         self.label = label_index(self.model.config, settings.label)
         self.pad_id = self.model.config.get_text_config().pad_token_id

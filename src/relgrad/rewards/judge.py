@@ -21,6 +21,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Rollouts, Score, Stop
 from relgrad.judges.network import Judge, Refilled, refilled_rollouts
+from relgrad.networks.weights import device
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.rewards._columns import column
 
@@ -51,8 +52,7 @@ def build(settings: Settings) -> JudgeReward:
         judge = Judge.load(Path(source))
         if settings.require_audit:
             check_audit(judge, source, settings.min_within_group)
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
-        judge.model.to(device)
+        judge.model.to(device.choose(settings.device))
         judges.append(judge)
     first = judges[0].vocabulary
     for source, judge in zip(settings.judges[1:], judges[1:], strict=True):

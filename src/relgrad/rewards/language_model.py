@@ -14,6 +14,7 @@ from relgrad.core.protocols import Reward
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.causal import load as causal
+from relgrad.networks.weights import device
 from relgrad.rewards._columns import unscored
 from relgrad.text.corpus import BUILTIN, load_corpus
 from relgrad.text.ngram import NGram
@@ -95,8 +96,7 @@ class Causal:
         self.tokenizer = causal.load_tokenizer(
             settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
         )
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = auto if settings.device == "auto" else settings.device
+        self.device = device.choose(settings.device)
         self.model.to(self.device)
         self.limit = causal.context(self.model.config.get_text_config())
         self.entries = self.model.get_input_embeddings().num_embeddings

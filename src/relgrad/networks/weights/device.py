@@ -1,0 +1,39 @@
+"""On which device a model runs: the name a recipe gives, or the one that is there."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from relgrad.core.errors import RelgradError
+
+
+def choose(name: str) -> torch.device:
+    """The device of a name that torch knows ("cpu", "cuda", "cuda:1"), or of "auto".
+
+    "auto" is this process's GPU, whose number torchrun puts into LOCAL_RANK (0 without torchrun), and the CPU where there is no GPU.
+    "cuda" is this process's GPU too. Raises RelgradError for a device that does not exist or is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not gpus:
+        return torch.device("cpu")
+    try:
+        device = torch.device("cuda" if name == "auto" else name)
+    except RuntimeError:
+        raise RelgradError(f"device={name!r}: torch knows no such device. {_there(gpus)}") from None
+    if device.type == "cuda":
+        number = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if number >= gpus:
+            raise RelgradError(f"device={name!r}: there is no GPU number {number}. {_there(gpus)}")
+        return torch.device("cuda", number)
+    accelerator = torch.accelerator.current_accelerator()
+    if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
+        raise RelgradError(f"device={name!r}: there is no such device. {_there(gpus)}")
+    return device
+
+
+def _there(gpus: int) -> str:
+    """What a message says of the devices of this machine."""
+    cuda = "no CUDA GPU" if not gpus else "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
+    return f"This machine has: cpu, {cuda}. Set device to auto, or to one of these"
