@@ -43,7 +43,7 @@ def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch, rank: st
 @pytest.mark.usefixtures("two_gpus")
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(RelgradError, match="no GPU number 2. This machine has: cpu, cuda:0 to cuda:1"):
+    with pytest.raises(RelgradError, match=r"no GPU number 2\. This machine has: cpu, cuda:0 to cuda:1"):
         device.choose("auto")
 
 

@@ -12,7 +12,7 @@ from relgrad.core.errors import RelgradError
 def choose(name: str) -> torch.device:
     """The device of a name that torch knows ("cpu", "cuda", "cuda:1"), or of "auto".
 
-    "auto" is this process's GPU, whose number torchrun puts into LOCAL_RANK (0 without torchrun), and the CPU where there is no GPU.
+    "auto" is this process's GPU (torchrun puts its number into LOCAL_RANK; 0 without torchrun), or the CPU where there is no GPU.
     "cuda" is this process's GPU too. Raises RelgradError for a device that does not exist or is not there.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
