@@ -18,8 +18,9 @@ import typer
 
 from relgrad.environments.forms.executing.browser import Browser
 from relgrad.environments.forms.executing.in_process import InProcess
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.outcome import Executor
 from relgrad.rewards.forms import FormReward, Settings
@@ -42,8 +43,9 @@ def groups(count: int) -> list[tuple[Form, list[str]]]:
     found = []
     for number in range(count):
         form = make(names[number % len(names)], rng.randrange(2**40), Grammar())
-        cuts = [rng.randrange(len(form.plan)) for _ in range(GROUP - 1)]
-        found.append((form, [form.plan, *(form.plan[:cut] + form.plan[cut + 1 :] for cut in cuts)]))
+        plan = wording.plan(form)
+        cuts = [rng.randrange(len(plan)) for _ in range(GROUP - 1)]
+        found.append((form, [plan, *(plan[:cut] + plan[cut + 1 :] for cut in cuts)]))
     return found
 
 

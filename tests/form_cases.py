@@ -8,8 +8,9 @@ from random import Random
 from hypothesis import strategies as st
 
 from relgrad.environments.forms.executing.in_process import InProcess
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Field, Form, Option, make
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.form import Field, Form, Option
+from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.outcome import Outcome
 from relgrad.environments.forms.plan import parse
@@ -183,7 +184,7 @@ def lines(draw: st.DrawFn, form: Form) -> str:
     broken = st.sampled_from(["submit it", "fil x", "choose a", "fill :", "check", ":", "Submit", "\x00"])
     return draw(
         st.one_of(
-            st.sampled_from(form.plan.split("\n")),
+            st.sampled_from(wording.plan(form).split("\n")),
             st.just(f"fill {label}: {value}"),
             st.just(f"choose {label}: {chosen}"),
             st.sampled_from(["check", "uncheck", "click"]).map(lambda verb: f"{verb} {label}"),
@@ -200,7 +201,7 @@ def filled(draw: st.DrawFn) -> tuple[Form, str]:
     others = draw(st.lists(lines(form), min_size=1, max_size=8))
     if draw(st.integers(0, 3)) == 0:
         return form, "\n".join([*others, "submit"])
-    plan = form.plan.split("\n")
+    plan = wording.plan(form).split("\n")
     for other in others[:2]:
         place = draw(st.integers(0, len(plan) - 1))
         plan[place : place + draw(st.integers(0, 1))] = [other]
@@ -213,7 +214,7 @@ def mistaken(name: str, count: int) -> list[tuple[Form, str]]:
     found = []
     for number in range(count):
         form = make(name, rng.randrange(10_000), rng.choice(GRAMMARS))
-        plan = form.plan
+        plan = wording.plan(form)
         for _ in range(number and rng.randint(1, 3)):
             plan = rng.choice((_slip, _slip, _slip, _misplace, _other_value))(rng, plan, form)
         found.append((form, plan))

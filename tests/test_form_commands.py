@@ -22,11 +22,12 @@ from relgrad.core.errors import RelgradError
 from relgrad.environments.forms.executing import browser
 from relgrad.environments.forms.executing.in_process import InProcess
 from relgrad.environments.forms.executing.parsed_page import Document
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.outcome import Outcome
-from relgrad.environments.forms.pages.serve import address, server
 from relgrad.environments.forms.plan import Plan
+from relgrad.environments.forms.serve import address, server
 
 SMALL = GRAMMARS[0]
 EVERY = list(families.families())
@@ -61,7 +62,7 @@ def test_forms_are_served_to_people(served: int) -> None:
     shown = fetch(url)
     assert Document.parse(shown).labels.keys() == {field.label for field in form.fields}
     assert "fill " in shown, "the reference plan stands beside it"
-    sent = outcome(form, form.plan).submitted
+    sent = outcome(form, wording.plan(form)).submitted
     assert sent is not None
     success = fetch(url, list(sent))
     assert 'data-outcome="success"' in success

@@ -18,8 +18,9 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt
 from relgrad.environments.forms.executing import browser
 from relgrad.environments.forms.executing.in_process import InProcess
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Field, Form, make, rebuild
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.form import Field, Form
+from relgrad.environments.forms.making.generate import make, rebuild
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.making.wording import END
 from relgrad.environments.forms.outcome import Outcome, Unscored, field_accuracy
@@ -43,7 +44,7 @@ def typed_values(prompt: Prompt) -> set[str]:
 
 
 def prompt_of(form: Form) -> Prompt:
-    return Prompt(form.prompt, {"form": form.spec, "plan": form.plan})
+    return Prompt(wording.prompt(form), {"form": form.spec, "plan": wording.plan(form)})
 
 
 def score(form: Form, *plans: str, **options: Any) -> list[Any]:
@@ -128,7 +129,7 @@ def test_text_may_have_to_be_exact() -> None:
 
 def test_the_reward_reads_the_column_and_scores_a_group() -> None:
     form = make("museum tour", 3, SMALL)
-    scores = reward.build(reward.Settings())(prompt_of(form), [Output(form.plan), Output("nonsense")])
+    scores = reward.build(reward.Settings())(prompt_of(form), [Output(wording.plan(form)), Output("nonsense")])
     assert [s.value for s in scores] == [1, 0]
     (none,) = reward.build(reward.Settings())(Prompt("p", {"form": None}), [Output("submit")])
     assert math.isnan(none.value)
@@ -157,7 +158,7 @@ class Fails:
 def test_what_the_browser_could_not_do_is_unscored_and_not_0() -> None:
     form = make("museum tour", 3, SMALL)
     one = reward.FormReward(Fails(), reward.Settings())
-    scores = one(prompt_of(form), [Output(form.plan), Output("fill bad: x"), Output("fil: x")])
+    scores = one(prompt_of(form), [Output(wording.plan(form)), Output("fill bad: x"), Output("fil: x")])
     assert [s.value for s in scores[::2]] == [1, 0]
     assert math.isnan(scores[1].value)
     assert scores[1].why == "the browser failed twice: gone"
@@ -166,12 +167,12 @@ def test_what_the_browser_could_not_do_is_unscored_and_not_0() -> None:
 def test_equal_plans_are_executed_once_and_failures_are_tried_again() -> None:
     form, fails = make("museum tour", 3, SMALL), Fails()
     one = reward.FormReward(reward.Remembering(fails), reward.Settings())
-    one(prompt_of(form), [Output(form.plan)] * 3)
-    one(prompt_of(rebuild(form.spec)), [Output(form.plan)])
+    one(prompt_of(form), [Output(wording.plan(form))] * 3)
+    one(prompt_of(rebuild(form.spec)), [Output(wording.plan(form))])
     assert len(fails.ran) == 1
-    one(prompt_of(make("museum tour", 4, SMALL)), [Output(form.plan)])
+    one(prompt_of(make("museum tour", 4, SMALL)), [Output(wording.plan(form))])
     assert len(fails.ran) == 2, "another form"
-    scores = one(prompt_of(form), [Output("fill bad: x"), Output(form.plan), Output("fill bad: x")])
+    scores = one(prompt_of(form), [Output("fill bad: x"), Output(wording.plan(form)), Output("fill bad: x")])
     assert [math.isnan(s.value) for s in scores] == [True, False, True]
     assert len(fails.ran) == 3, "once in this group"
     one(prompt_of(form), [Output("fill bad: x")])
@@ -239,11 +240,11 @@ def test_a_browser_that_does_not_start_leaves_plans_unscored(monkeypatch: pytest
 
 def test_columns_and_prompts() -> None:
     loaded = task.load(task.Settings(train_size=50, held_out_size=5), seed=0)
-    assert (len(loaded.train), len(loaded.held_out)) == (50, 5)
-    for prompt in [*loaded.train, *loaded.held_out]:
+    assert (len(loaded.train), len(loaded.validation)) == (50, 5)
+    for prompt in [*loaded.train, *loaded.validation]:
         form = rebuild(prompt.columns["form"])
-        assert prompt.content == form.prompt
-        assert prompt.columns["plan"] == form.plan
+        assert prompt.content == wording.prompt(form)
+        assert prompt.columns["plan"] == wording.plan(form)
         assert prompt.columns["values"] == form.values
         assert prompt.columns["family"] == form.family
         json.dumps(dict(prompt.columns))
@@ -263,23 +264,23 @@ def test_nothing_to_be_entered_into_a_held_out_form_was_trained_on(held_out: Any
     settings = task.Settings(held_out=held_out, train_size=1500, held_out_size=150, grammar=grammar)
     loaded = task.load(settings, seed=5)
     trained = set().union(*(typed_values(prompt) for prompt in loaded.train))
-    judged = set().union(*(typed_values(prompt) for prompt in loaded.held_out))
+    judged = set().union(*(typed_values(prompt) for prompt in loaded.validation))
     assert len(trained) > 2000
     assert len(judged) > 200
     assert not trained & judged
-    assert not {p.columns["family"] for p in loaded.train} & {p.columns["family"] for p in loaded.held_out}
+    assert not {p.columns["family"] for p in loaded.train} & {p.columns["family"] for p in loaded.validation}
     assert {p.columns["family"] for p in loaded.train} == set(families.names("train"))
-    assert {p.columns["family"] for p in loaded.held_out} == set(families.names(held_out))
-    assert not {p.text for p in loaded.train} & {p.text for p in loaded.held_out}
+    assert {p.columns["family"] for p in loaded.validation} == set(families.names(held_out))
+    assert not {p.text for p in loaded.train} & {p.text for p in loaded.validation}
 
 
 def test_seeds_change_what_is_trained_on_and_not_what_is_judged_by() -> None:
     one, other = (task.load(task.Settings(held_out_size=20), seed) for seed in (0, 1))
-    assert [p.text for p in one.held_out] == [p.text for p in other.held_out]
+    assert [p.text for p in one.validation] == [p.text for p in other.validation]
     assert [one.train[i].text for i in range(9)] != [other.train[i].text for i in range(9)]
     again = task.load(task.Settings(held_out_size=0), 0)
     assert [one.train[i] for i in range(9)] == [again.train[i] for i in range(9)]
-    judged = {split: task.load(task.Settings(held_out=split), 0).held_out[0].text for split in ("validation", "test")}
+    judged = {split: task.load(task.Settings(held_out=split), 0).validation[0].text for split in ("validation", "test")}
     assert judged["validation"] != judged["test"]
 
 

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,14 +41,14 @@ from relgrad.core.types import Prompt
 from relgrad.environments.forms.executing import html_rules, server_verdict
 from relgrad.environments.forms.executing.in_process import InProcess
 from relgrad.environments.forms.executing.parsed_page import Document
-from relgrad.environments.forms.executing.pictures import Frame
 from relgrad.environments.forms.making import families, values, wording
-from relgrad.environments.forms.making.form import Field, Form, make, rebuild
+from relgrad.environments.forms.making.form import Field, Form
+from relgrad.environments.forms.making.generate import make, rebuild
 from relgrad.environments.forms.making.grammar import Grammar
-from relgrad.environments.forms.making.wording import ALPHABET, escape, unescape
+from relgrad.environments.forms.making.wording import ALPHABET
 from relgrad.environments.forms.outcome import Outcome, field_accuracy
-from relgrad.environments.forms.pages.page import film_page, form_page, outcome_page
-from relgrad.environments.forms.plan import MOST, VERBS, parse
+from relgrad.environments.forms.pages.page import Frame, film_page, form_page, hinted_page, outcome_page
+from relgrad.environments.forms.plan import MOST, VERBS, escape, parse, unescape
 from relgrad.tasks import forms as task
 
 SMALL, _, LONG = GRAMMARS
@@ -137,8 +138,10 @@ def test_a_value_that_cannot_be_is_an_error() -> None:
 
 def test_a_form_is_the_same_in_every_process() -> None:
     code = (
-        "from relgrad.environments.forms.making.form import make; from relgrad.environments.forms.making.grammar import Grammar\n"
-        "print(*(make(name, seed, Grammar()).html for name in ('food order', 'pet adoption') for seed in range(20)))"
+        "from relgrad.environments.forms.making.generate import make\n"
+        "from relgrad.environments.forms.making.grammar import Grammar\n"
+        "from relgrad.environments.forms.pages.page import form_page\n"
+        "print(*(form_page(make(name, seed, Grammar())) for name in ('food order', 'pet adoption') for seed in range(20)))"
     )
     forms = [make(name, seed, SMALL) for name in ("food order", "pet adoption") for seed in range(20)]
     other = subprocess.run(
@@ -148,14 +151,17 @@ def test_a_form_is_the_same_in_every_process() -> None:
         text=True,
         check=True,
     )
-    assert other.stdout == " ".join(form.html for form in forms) + "\n"
+    assert other.stdout == " ".join(form_page(form) for form in forms) + "\n"
 
 
 def test_the_golden_form() -> None:
     """One form to the letter: a change here changes what recorded scores are about."""
     form = make("library card", 1, SMALL)
-    assert form.prompt == "news-\ntown=Bihuford\nbranch>Hill\nstreet=Pareirweg 13\n#\n"
-    assert form.plan == "uncheck news\nfill town: Bihuford\nchoose branch: Hill\nfill street: Pareirweg 13\nsubmit"
+    assert wording.prompt(form) == "news-\ntown=Bihuford\nbranch>Hill\nstreet=Pareirweg 13\n#\n"
+    assert (
+        wording.plan(form)
+        == "uncheck news\nfill town: Bihuford\nchoose branch: Hill\nfill street: Pareirweg 13\nsubmit"
+    )
     assert form.values == {"news": False, "town": "Bihuford", "branch": "Hill", "street": "Pareirweg 13"}
 
 
@@ -163,7 +169,7 @@ def test_the_golden_form() -> None:
 def test_the_reference_plan_of_every_family_is_worth_1(grammar: Grammar) -> None:
     for name, seed in itertools.product(EVERY, range(6)):
         form = make(name, seed, grammar)
-        found = outcome(form, form.plan)
+        found = outcome(form, wording.plan(form))
         assert found.success, (name, seed)
         assert all(found.executed), (name, seed)
         assert field_accuracy(form, found.submitted, "exact") == 1, (name, seed)
@@ -174,8 +180,8 @@ def test_a_form_keeps_its_grammar(grammar: Grammar) -> None:
     for name, seed in itertools.product(EVERY, range(6)):
         form = make(name, seed, grammar)
         assert 1 <= len(form.fields) <= grammar.max_fields
-        assert len(form.prompt) + len(form.plan) <= grammar.fits
-        assert set(form.prompt + form.plan) <= set(ALPHABET)
+        assert len(wording.prompt(form)) + len(wording.plan(form)) <= grammar.fits
+        assert set(wording.prompt(form) + wording.plan(form)) <= set(ALPHABET)
         assert {field.kind for field in form.fields} <= set(grammar.types)
         assert len({field.label for field in form.fields}) == len(form.fields)
         assert len({field.name for field in form.fields}) == len(form.fields)
@@ -190,7 +196,7 @@ def test_few_types_and_little_room() -> None:
     for name, seed in itertools.product(EVERY, range(4)):
         form = make(name, seed, Grammar(min_fields=1, max_fields=8, types=("text", "checkbox"), fits=64))
         assert {field.kind for field in form.fields} <= {"text", "checkbox"}
-        assert len(form.prompt) + len(form.plan) <= 64
+        assert len(wording.prompt(form)) + len(wording.plan(form)) <= 64
 
 
 def test_a_grammar_that_is_too_small_is_refused_before_the_run_and_not_inside_it() -> None:
@@ -221,7 +227,7 @@ def test_no_value_takes_more_room_than_was_reckoned_with(grammar: Grammar) -> No
 
 def test_forms_vary_with_the_seed() -> None:
     found = [make("hotel booking", seed, LONG) for seed in range(30)]
-    assert len({form.html for form in found}) == 30
+    assert len({form_page(form) for form in found}) == 30
     assert {form.layout for form in found} == {"stack", "wrap", "table"}
     assert {form.reset for form in found} == {True, False}
     guests = {f.label for form in found for f in form.fields if f.label in ("guest", "name of guest", "booked for")}
@@ -240,10 +246,10 @@ def test_labels_may_be_made_up_words_in_training() -> None:
     assert 0.4 < len(made_up) / len(labels) < 0.6
     assert len(set(made_up)) > 0.8 * len(made_up)
     assert all(values.split_of(label) == "train" and len(label) <= 8 for label in made_up)
-    assert own >= {label for prompt in loaded.held_out for label in prompt.columns["values"]}
+    assert own >= {label for prompt in loaded.validation for label in prompt.columns["values"]}
     for prompt in list(loaded.train)[:20]:
         form = rebuild(prompt.columns["form"])
-        assert outcome(form, form.plan).success
+        assert outcome(form, wording.plan(form)).success
 
 
 def test_options_may_be_made_up_words_in_training() -> None:
@@ -252,24 +258,26 @@ def test_options_may_be_made_up_words_in_training() -> None:
 
     def lists(prompts: Iterable[Prompt]) -> list[set[str]]:
         forms = [rebuild(prompt.columns["form"]) for prompt in prompts]
-        assert all(outcome(form, form.plan).success for form in forms)
+        assert all(outcome(form, wording.plan(form)).success for form in forms)
         return [{option.text for option in one.options} for form in forms for one in form.fields if one.options]
 
     trained = lists(loaded.train)
     assert 0.35 < sum(texts.isdisjoint(own) for texts in trained) / len(trained) < 0.65
     assert all(texts <= own or texts.isdisjoint(own) for texts in trained)
-    assert all(texts <= own for texts in lists(loaded.held_out))
+    assert all(texts <= own for texts in lists(loaded.validation))
 
 
 def test_the_width_fills_prompts_up_and_lines_say_what_a_plan_does() -> None:
     plain, padded = Grammar(wording="lines", fits=400), Grammar(wording="lines", fits=400, width=150)
     for seed in range(20):
         form = make("library card", seed, padded)
-        assert len(form.prompt) == 150
-        short = make("library card", seed, plain).prompt
-        assert form.prompt.replace("\n", "") == short.replace("\n", "")
-        assert form.prompt.endswith("#\n")
-        assert len(short.splitlines()) == len(form.plan.splitlines())  # a line per step, and the last one for the end
+        assert len(wording.prompt(form)) == 150
+        short = wording.prompt(make("library card", seed, plain))
+        assert wording.prompt(form).replace("\n", "") == short.replace("\n", "")
+        assert wording.prompt(form).endswith("#\n")
+        assert len(short.splitlines()) == len(
+            wording.plan(form).splitlines()
+        )  # a line per step, and the last one for the end
     with pytest.raises(ValidationError, match="width=150 is for wording short or lines"):
         Grammar(wording="long", width=150)
 
@@ -298,12 +306,12 @@ def test_an_illegal_grammar_says_why(options: dict[str, Any], why: str) -> None:
 
 def test_two_ways_to_tell_a_form() -> None:
     form = form_of(TEXT, SIZE, DAYS, NEWS, RULES, ABOUT)
-    assert form.prompt == "town=Bonn\nsize>L\ndays>Mon\ndays>Wed\nnews-\nrules+\nabout=one\\ntwo\n#\n"
-    assert wording.prompt("Made by hand", form.fields, "long") == (
+    assert wording.prompt(form) == "town=Bonn\nsize>L\ndays>Mon\ndays>Wed\nnews-\nrules+\nabout=one\\ntwo\n#\n"
+    assert wording.prompt(replace(form, grammar=Grammar(wording="long"))) == (
         "Fill in the form: Made by hand\ntown (text) = Bonn\nsize (one of S, M, L) = L\ndays (some of Mon, Tue, Wed) = Mon, Wed\n"
         "news (box) = no\nrules (box) = yes\nabout (text) = one\\ntwo\nPlan:\n"
     )
-    assert form.plan == (
+    assert wording.plan(form) == (
         "fill town: Bonn\nchoose size: L\nchoose days: Mon\nchoose days: Wed\nuncheck news\ncheck rules\n"
         "fill about: one\\ntwo\nsubmit"
     )
@@ -422,7 +430,7 @@ def test_no_plan_breaks_the_in_process_executor(given: tuple[Form, str]) -> None
 @settings(max_examples=60, deadline=None)
 @given(forms())
 def test_the_page_holds_the_form(form: Form) -> None:
-    document = Document.parse(form.html)
+    document = Document.parse(form_page(form))
     assert [c.name for c in document.controls if c.kind not in ("radio", "submit", "reset")] == [
         f.name for f in form.fields if f.kind != "radio"
     ]
@@ -450,7 +458,7 @@ def test_a_form_is_read_once_however_many_plans_fill_it_in(monkeypatch: pytest.M
     monkeypatch.setattr(Document, "parse", staticmethod(lambda html: read.append(html) or parse_page(html)))
     form = make("taxi ride", 9_999, SMALL)
     for _ in range(5):
-        assert outcome(rebuild(form.spec), form.plan).success
+        assert outcome(rebuild(form.spec), wording.plan(form)).success
     assert len(read) == 1
 
 
@@ -458,7 +466,7 @@ def test_pages_escape_whatever_they_show() -> None:
     evil = "<script>\"&'"
     field = Field(evil, "select", "n", "i", evil, options=(SIZE.options[0],), help=evil)
     for page in (
-        form_page(form_of(field), hints=True),
+        hinted_page(form_of(field)),
         outcome_page(form_of(field), [evil], {evil: 0.5}),
         film_page(form_of(field), [Frame(evil, True, b"PNG")], {"success": 1.0}),
     ):

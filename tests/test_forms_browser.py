@@ -23,8 +23,9 @@ from relgrad.core.types import Output, Prompt
 from relgrad.environments.forms.executing.browser import Browser, find_chromium
 from relgrad.environments.forms.executing.in_process import InProcess
 from relgrad.environments.forms.executing.pictures import watch
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.outcome import Outcome, Unscored
 from relgrad.environments.forms.plan import parse
 from relgrad.rewards import forms as reward
@@ -164,13 +165,18 @@ def test_a_plan_that_takes_too_long_is_unscored_and_costs_a_page_and_no_browser(
 
 def test_the_reward_is_the_same_in_the_browser_and_unscored_where_it_fails(browser: Browser) -> None:
     form = make("boat licence", 1, GRAMMARS[0])
-    prompt = Prompt(form.prompt, {"form": form.spec})
-    plans = [Output(form.plan), Output(form.plan.replace("fill", "fil")), Output("nonsense"), Output("")]
+    prompt = Prompt(wording.prompt(form), {"form": form.spec})
+    plans = [
+        Output(wording.plan(form)),
+        Output(wording.plan(form).replace("fill", "fil")),
+        Output("nonsense"),
+        Output(""),
+    ]
     real = reward.FormReward(browser, reward.Settings())
     assert real(prompt, plans) == reward.build(reward.Settings())(prompt, plans)
     browser.timeout = 0.001
     try:
-        (score,) = real(prompt, [Output(form.plan)])
+        (score,) = real(prompt, [Output(wording.plan(form))])
     finally:
         browser.timeout = PATIENT
     assert math.isnan(score.value)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from relgrad.environments.forms.executing.pictures import Frame
     from relgrad.environments.forms.making.grammar import Grammar
+    from relgrad.environments.forms.pages.page import Frame
 
 app = typer.Typer(no_args_is_help=True, help="Web forms: look at them, fill them in, watch a plan do it.")
 
@@ -35,7 +35,7 @@ def serve(
     Example: [bold]relgrad forms serve max_fields=8 fits=1000[/bold]
     """
     from relgrad.environments.forms.making import families
-    from relgrad.environments.forms.pages.serve import address, server
+    from relgrad.environments.forms.serve import address, server
 
     if family is not None:
         families.family(family)
@@ -68,7 +68,8 @@ def watch(
     from relgrad.core.run_folder import write_atomic
     from relgrad.environments.forms.executing.browser import Browser
     from relgrad.environments.forms.executing.pictures import watch as film
-    from relgrad.environments.forms.making.form import make
+    from relgrad.environments.forms.making import wording
+    from relgrad.environments.forms.making.generate import make
     from relgrad.environments.forms.outcome import Unscored
     from relgrad.environments.forms.pages.page import film_page
     from relgrad.environments.forms.plan import parse
@@ -80,7 +81,7 @@ def watch(
     if reference == (plan is not None):
         raise RelgradError("forms watch: give a file with a plan, or --reference, one of the two")
     form = make(family, seed, _grammar(given))
-    steps = parse(form.plan if plan is None else _read(plan))
+    steps = parse(wording.plan(form) if plan is None else _read(plan))
     browser = Browser(600.0, headed=headed)
     try:
         outcome, frames = film(browser, form, steps)

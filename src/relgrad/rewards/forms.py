@@ -2,8 +2,8 @@
 
     score = success_weight · success + fields_weight · field accuracy + steps_weight · executed steps / steps
 
-See relgrad/forms/outcome.py for the parts, relgrad/forms/plan.py for plans. A plan in broken syntax scores what its other steps
-achieve. What a browser failed to execute is unscored.
+See environments/forms/outcome.py for the parts, environments/forms/plan.py for plans. A plan in broken syntax scores what its
+other steps achieve. What a browser failed to execute is unscored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.environments.forms.executing.browser import Browser
 from relgrad.environments.forms.executing.in_process import InProcess
-from relgrad.environments.forms.making.form import Form, rebuild
+from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.generate import rebuild
 from relgrad.environments.forms.outcome import Executor, Outcome, Text, Unscored, field_accuracy
 from relgrad.environments.forms.plan import Plan, parse
 from relgrad.rewards._columns import column, unscored

@@ -1,4 +1,4 @@
-"""Web forms to fill in: the prompt tells what to enter, the answer is a plan, one step a line. See relgrad/forms.
+"""Web forms to fill in: the prompt tells what to enter, the answer is a plan, one step a line. See environments/forms.
 
 Every form belongs to a family (library card, hotel booking ...), and a family to one split, for good. The held-out forms are of
 other families than those trained on, and nothing that is to be entered into them, ticks apart, occurs in a training prompt.
@@ -15,8 +15,8 @@ from pydantic import Field
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
-from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import check_room, make
+from relgrad.environments.forms.making import families, wording
+from relgrad.environments.forms.making.generate import check_room, make
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.making.wording import END, LONG_END, closed
 from relgrad.tasks import Task
@@ -71,8 +71,8 @@ class FormPrompts(Sequence[Prompt]):
         index %= self.size
         draw = Random(f"{self.key}/{index}")
         form = make(draw.choice(self.names), draw.randrange(2**40), self.grammar)
-        columns = {"plan": form.plan, "form": form.spec, "values": form.values, "family": form.family}
-        return Prompt(form.prompt, columns, index)
+        columns = {"plan": wording.plan(form), "form": form.spec, "values": form.values, "family": form.family}
+        return Prompt(wording.prompt(form), columns, index)
 
 
 def _ask(grammar: Grammar) -> Callable[[str], str]:

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-from relgrad.environments.forms.making.wording import unescape
-
 Verb = Literal["fill", "choose", "check", "uncheck", "click", "submit"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 
@@ -49,6 +47,17 @@ class Plan:
     def errors(self) -> dict[int, str]:
         """Number of the step, from 0, -> why it is broken."""
         return {number: step.error for number, step in enumerate(self.steps) if step.verb is None}
+
+
+def escape(text: str) -> str:
+    """Text on one line."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def unescape(text: str) -> str:
+    """What `escape` wrote; a backslash before any other character stays."""
+    pieces = text.split("\\\\")
+    return "\\".join(piece.replace("\\n", "\n") for piece in pieces)
 
 
 def parse(text: str) -> Plan:

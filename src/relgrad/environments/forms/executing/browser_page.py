@@ -13,7 +13,7 @@ from typing import Any
 from relgrad.environments.forms.executing import html_rules, server_verdict
 from relgrad.environments.forms.making.form import Form
 from relgrad.environments.forms.outcome import Outcome
-from relgrad.environments.forms.pages.page import OUTCOME, outcome_page
+from relgrad.environments.forms.pages.page import OUTCOME, form_page, outcome_page
 from relgrad.environments.forms.plan import MOST, Plan, Step
 
 HOST = "http://forms.invalid/"
@@ -105,7 +105,7 @@ class Visit:
 
     async def open(self) -> None:
         """Show the form and read its labels."""
-        await self.page.set_content(self.form.html, wait_until="domcontentloaded")
+        await self.page.set_content(form_page(self.form), wait_until="domcontentloaded")
         labels, buttons = await self.page.evaluate(READ_LABELS)
         for text, kind, id, options in labels:
             self.labels.setdefault(text, (kind, id, dict(reversed(options))))

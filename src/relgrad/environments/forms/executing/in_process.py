@@ -7,11 +7,13 @@ limits, selecting by label, radio groups, reset buttons, constraint validation b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from relgrad.environments.forms.executing import html_rules, server_verdict
 from relgrad.environments.forms.executing.parsed_page import Control, Document
 from relgrad.environments.forms.making.form import Form
 from relgrad.environments.forms.outcome import Entry, Outcome, Unscored
+from relgrad.environments.forms.pages.page import form_page
 from relgrad.environments.forms.plan import MOST, Plan, Step
 
 
@@ -20,7 +22,7 @@ class InProcess:
 
     def run(self, form: Form, plan: Plan) -> Outcome:
         """Never fails: whatever the plan is, it has an outcome."""
-        page = _Page(form.document)
+        page = _Page(_document(form))
         executed = [not page.gone and page.do(step) for step in plan.steps[:MOST]]
         executed += [False] * (len(plan.steps) - len(executed))
         sent = page.sent
@@ -29,6 +31,12 @@ class InProcess:
     def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
         """The same for many plans."""
         return [self.run(form, plan) for plan in plans]
+
+
+@lru_cache(maxsize=1024)
+def _document(form: Form) -> Document:
+    """A form's page, read once however many plans fill it in."""
+    return Document.parse(form_page(form))
 
 
 class _Page:

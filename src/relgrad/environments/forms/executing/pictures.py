@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from relgrad.environments.forms.executing.browser import Browser
 from relgrad.environments.forms.making.form import Form
 from relgrad.environments.forms.outcome import Outcome
+from relgrad.environments.forms.pages.page import Frame
 from relgrad.environments.forms.plan import Plan
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The page (a PNG) after a step; `executed` is None for the page as it came."""
-
-    line: str
-    executed: bool | None
-    picture: bytes
 
 
 def watch(browser: Browser, form: Form, plan: Plan) -> tuple[Outcome, list[Frame]]:

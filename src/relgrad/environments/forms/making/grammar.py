@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from relgrad.core.settings import Strict
 from relgrad.environments.forms.making.families import Kind
-from relgrad.environments.forms.making.wording import Wording
+
+Wording = Literal["short", "lines", "long"]
+"""How a form is told, see wording.py."""
 
 
 class Grammar(Strict):

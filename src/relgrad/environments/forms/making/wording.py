@@ -11,14 +11,11 @@ filled up with blank lines to a width, so that the answer begins at the same pos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
 
 from relgrad.environments.forms.making.families import CHOICES
-
-if TYPE_CHECKING:
-    from relgrad.environments.forms.making.form import Field
-
-Wording = Literal["short", "lines", "long"]
+from relgrad.environments.forms.making.form import Field, Form
+from relgrad.environments.forms.making.grammar import Wording
+from relgrad.environments.forms.plan import escape
 
 END = "#\n"
 """Ends a prompt of style short or lines."""
@@ -29,18 +26,17 @@ ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 """Characters that prompts and reference plans are written in: printable ASCII and the line break."""
 
 
-def escape(text: str) -> str:
-    """Text on one line."""
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+def prompt(form: Form) -> str:
+    """What a policy reads."""
+    return prompt_of(form.title, form.fields, form.grammar.wording, form.grammar.width)
 
 
-def unescape(text: str) -> str:
-    """What `escape` wrote; a backslash before any other character stays."""
-    pieces = text.split("\\\\")
-    return "\\".join(piece.replace("\\n", "\n") for piece in pieces)
+def plan(form: Form) -> str:
+    """The reference plan: it enters every value, one line each, in the order of the page."""
+    return plan_of(form.fields)
 
 
-def prompt(title: str, fields: Sequence[Field], style: Wording, width: int = 0) -> str:
+def prompt_of(title: str, fields: Sequence[Field], style: Wording, width: int = 0) -> str:
     """The prompt of a form with this title and these fields."""
     if style == "long":
         shown = [f"{field.label} ({_kind(field)}) = {_shown(field)}\n" for field in fields]
@@ -56,7 +52,7 @@ def closed(text: str, style: Wording, width: int = 0) -> str:
     return text + "\n" * (width - len(text) - len(END)) + END
 
 
-def plan(fields: Sequence[Field]) -> str:
+def plan_of(fields: Sequence[Field]) -> str:
     """A step per value, a last one that submits."""
     return "\n".join([step for field in fields for step in _steps(field)] + ["submit"])
 

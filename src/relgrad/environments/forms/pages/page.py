@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
+from relgrad.environments.forms.making import wording
 from relgrad.environments.forms.making.families import Family
-
-if TYPE_CHECKING:
-    from relgrad.environments.forms.executing.pictures import Frame
-    from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.form import Form
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'"
 """Content-Security-Policy of every page: no script runs, whatever a plan types, and nothing is loaded."""
 
 OUTCOME = "body > main[data-outcome]"
 """The element that says what came of a form: its attribute is `success` or `error`. The page of a form has none."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of a film: the page (a PNG) after a step; `executed` is None for the page as it came."""
+
+    line: str
+    executed: bool | None
+    picture: bytes
 
 
 @cache
@@ -37,9 +45,15 @@ def _render(name: str, **given: Any) -> str:
     return str(_environment().get_template(f"{name}.html.j2").render(policy=POLICY, **given))
 
 
-def form_page(form: Form, *, hints: bool = False) -> str:
-    """The page of a form; with `hints` it also shows a person what to enter, and the reference plan."""
-    return _render("form", form=form, hints=hints)
+@lru_cache(maxsize=1024)
+def form_page(form: Form) -> str:
+    """The page of a form as a browser gets it."""
+    return _render("form", form=form, hints=None)
+
+
+def hinted_page(form: Form) -> str:
+    """The page of a form that also shows a person what to enter, the reference plan, and what a policy reads."""
+    return _render("form", form=form, hints={"plan": wording.plan(form), "prompt": wording.prompt(form)})
 
 
 def outcome_page(form: Form, complaints: Sequence[str], marks: Mapping[str, float] | None = None) -> str:
@@ -55,4 +69,5 @@ def index_page(families: Sequence[Family], seeds: Sequence[int]) -> str:
 def film_page(form: Form, frames: Sequence[Frame], score: Mapping[str, float]) -> str:
     """A plan's execution, frame by frame; one file that needs nothing else."""
     pictures = [base64.b64encode(frame.picture).decode("ascii") for frame in frames]
-    return _render("film", form=form, frames=list(zip(frames, pictures, strict=True)), score=score)
+    told = wording.prompt(form)
+    return _render("film", form=form, prompt=told, frames=list(zip(frames, pictures, strict=True)), score=score)

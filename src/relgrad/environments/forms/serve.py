@@ -9,10 +9,11 @@ from urllib.parse import quote, unquote
 from relgrad.core.errors import RelgradError
 from relgrad.environments.forms.executing import server_verdict
 from relgrad.environments.forms.making import families
-from relgrad.environments.forms.making.form import Form, make
+from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.outcome import accuracies
-from relgrad.environments.forms.pages.page import POLICY, form_page, index_page, outcome_page
+from relgrad.environments.forms.pages.page import POLICY, hinted_page, index_page, outcome_page
 
 SEEDS = range(5)
 """The forms of every family that the index links to; any other seed works too."""
@@ -29,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self._answer(index_page(list(families.families().values()), SEEDS))
         elif form := self._form():
-            self._answer(form_page(form, hints=True))
+            self._answer(hinted_page(form))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
