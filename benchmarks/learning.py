@@ -21,7 +21,7 @@ from benchmarks import harness, models
 from benchmarks.systems import Job, relgrad_loop, trl_trainer
 from relgrad.core.types import Example, Prompt
 from relgrad.networks.causal import load as causal
-from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies import autoregressive
 from relgrad.tasks import digits
 from relgrad.training.sft import Sft, SftSettings
 

@@ -12,7 +12,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import draw_epochs
 from relgrad.core.types import Prompt
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings
 

@@ -26,7 +26,7 @@ from relgrad.core.types import Example, Prompt
 from relgrad.judges.network import Judge
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.text.vocabulary import Vocabulary
 from relgrad.training import checkpoint

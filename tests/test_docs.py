@@ -36,7 +36,7 @@ from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive.policy import Lora
+from relgrad.policies.autoregressive import Lora
 from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import policy as flow
 from relgrad.policies.flow.supervised.few_step import FewStep

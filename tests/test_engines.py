@@ -18,8 +18,9 @@ from relgrad.laws import tiled
 from relgrad.networks.causal import decode
 from relgrad.networks.causal import lean_decoder as lean
 from relgrad.networks.causal import load as causal
+from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
 from relgrad.policies.autoregressive import toy as _toys
-from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Settings
+from relgrad.policies.autoregressive.build import compose
 
 LIMIT = 40
 GROUP = 6
@@ -116,7 +117,7 @@ def network(name: str, *, lora: bool = False, dtype: torch.dtype = torch.float32
 def policy_of(model: Any, **settings: Any) -> AutoregressivePolicy:
     """A policy with two end-of-sequence ids around a model."""
     chosen = Settings(model="random", max_completion_length=LIMIT, eos_token_ids=(1,), **settings)
-    return AutoregressivePolicy(model, _toys.tokenizer("left"), chosen)
+    return compose(model, _toys.tokenizer("left"), chosen)
 
 
 def drawn(policy: AutoregressivePolicy) -> Rollouts:
@@ -147,7 +148,7 @@ def forward_log_probs(model: Any, policy: AutoregressivePolicy, rollouts: Rollou
 @pytest.mark.parametrize("truncated", [False, True], ids=["whole", "top-p"])
 def test_what_is_sampled_is_what_the_model_says(name: str, truncated: bool):
     policy = policy_of(network(name), **({"top_p": 0.9, "temperature": 1.4} if truncated else {}))
-    assert policy.engine == ARCHITECTURES[name][2], policy.engine_note
+    assert policy.engine.name == ARCHITECTURES[name][2], policy.notes
     rollouts = drawn(policy)
     behaviour_N = rollouts.behaviour_logp_BT[rollouts.mask_BT]
     with torch.no_grad():

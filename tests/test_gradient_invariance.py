@@ -16,8 +16,8 @@ from torch import Tensor
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt, Rollouts
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
-from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Lora
+from relgrad.policies import autoregressive
+from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.sft import Sft, SftSettings

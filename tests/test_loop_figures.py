@@ -14,7 +14,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings, pieces
 from toy_policy import share_of_b, toys

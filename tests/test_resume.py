@@ -26,7 +26,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import finite
 from relgrad.core.types import Example, Prompt
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
+from relgrad.policies import autoregressive
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training import checkpoint
 from relgrad.training.grpo import Grpo, GrpoSettings

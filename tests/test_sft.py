@@ -16,8 +16,8 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt
 from relgrad.networks.causal import tiny
-from relgrad.policies.autoregressive import policy as autoregressive
-from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Lora
+from relgrad.policies import autoregressive
+from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
 from relgrad.runs.build import build_policy
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe

@@ -15,8 +15,8 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt, Rollouts
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.autoregressive import policy as autoregressive
-from relgrad.policies.autoregressive.policy import AutoregressivePolicy
+from relgrad.policies import autoregressive
+from relgrad.policies.autoregressive import AutoregressivePolicy
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings, train
 from relgrad.training.sft import Sft, SftSettings

@@ -25,6 +25,7 @@ from relgrad.training.sft import Sft
 from relgrad.runs.tracking import open_trackers
 from relgrad.training.grpo import Grpo, train
 from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Noted
 from relgrad.core.types import StepRecord
 
 FILMED = 4
@@ -98,8 +99,9 @@ class StageRun:
         self.records = self.run_dir.lines("metrics.jsonl")
         with trackers, Console(self.title, self.total, first_step=first, figures=self.figures) as self.console:
             self.trackers = trackers
-            if note := getattr(self.policy, "engine_note", ""):
-                self.console.note(f"engine: {self.policy.engine} ({note})")
+            if isinstance(self.policy, Noted):
+                for note in self.policy.notes:
+                    self.console.note(note)
             if first:
                 self.console.note(f"resumed after step {first}")
             self.baseline = self._baseline()

@@ -1,12 +1,22 @@
 """Causal language models; one decision is one token.
 
-policy.py               settings, sampling, scoring
-packed.py               rollouts to one flat row of tokens
-transformers_engine.py  for models the shared-prompt engine does not run
-toy.py                 tiny instances for the contract tests
+settings.py             what a recipe says
+build.py                from settings and folders to a policy
+policy.py               sampling, scoring, supervised loss
+engine.py               what an engine is: draw completions, score them, plan the scoring
+shared_engine.py        the one that computes a prompt once for its group
+transformers_engine.py  the one for every other architecture
+choose.py               which of them runs a model
+packed.py               rollouts as one flat row of tokens
+encode.py               prompts and targets as token ids
+weights.py              what is trained, what it was at the start, saving and loading
+modes.py                dropout and recomputed activations
+toy.py                  tiny instances for the contract tests
 """
 
-from relgrad.policies.autoregressive.policy import Settings, build
+from relgrad.policies.autoregressive.build import build
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy
+from relgrad.policies.autoregressive.settings import Lora, Settings
 from relgrad.policies.autoregressive.toy import toys
 
-__all__ = ["Settings", "build", "toys"]
+__all__ = ["AutoregressivePolicy", "Lora", "Settings", "build", "toys"]

@@ -12,7 +12,9 @@ from torch import Tensor
 from relgrad.core.protocols import Toy
 from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.laws import categorical, tiled
-from relgrad.policies.autoregressive.policy import AutoregressivePolicy, Lora, Settings
+from relgrad.policies.autoregressive.build import compose
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy
+from relgrad.policies.autoregressive.settings import Lora, Settings
 
 LIMIT = 3
 WORDS = ("<eos>", "<end>", "a", "b", "c")
@@ -70,7 +72,7 @@ def make(kind: str = "llama", padding_side: str = "right", lora: bool = False, *
                 for name, parameter in model.named_parameters():
                     if "lora_B" in name:
                         torch.nn.init.normal_(parameter, std=0.3)
-        policy = AutoregressivePolicy(model, tokenizer(padding_side), chosen)
+        policy = compose(model, tokenizer(padding_side), chosen)
         policy.freeze_reference()
         prompts = (Prompt("a b c", id=0), Prompt("b", id=1), Prompt("c c a b", id=2))
         return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)

@@ -1,0 +1,79 @@
+"""From settings and folders to an autoregressive policy: base model, adapter, the folder an earlier stage left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from relgrad.core.errors import RelgradError
+from relgrad.networks.causal import load as causal
+from relgrad.networks.weights import device
+from relgrad.policies.autoregressive.choose import choose_engine
+from relgrad.policies.autoregressive.policy import AutoregressivePolicy
+from relgrad.policies.autoregressive.settings import Settings
+
+
+def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> AutoregressivePolicy:
+    """The policy of a recipe. `start` is the folder an earlier stage saved: an adapter to go on with, or a full model.
+
+    `reference` keeps a copy of the trainable start weights, for divergence terms. Raises RelgradError.
+    """
+    model_name = settings.model
+    adapter = Path(settings.adapter) if settings.adapter else None
+    if start is not None:
+        if (start / "adapter_model.safetensors").is_file():
+            adapter, model_name = start, causal.base_of(start, settings.model)
+        else:
+            model_name = str(start.resolve())
+    _require_trainable(settings, adapter)
+    tokenizer = causal.load_tokenizer(
+        settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
+    )
+    policy = compose(_model(settings, model_name, seed), tokenizer, settings)
+    if adapter is not None:
+        policy.load(adapter)
+        policy.weights.check_adapter_acts(adapter)
+    if reference:
+        policy.freeze_reference()
+    return policy
+
+
+def compose(model: Any, tokenizer: Any, settings: Settings) -> AutoregressivePolicy:
+    """A policy around a model (with or without an adapter of peft) and the engine that runs it. Raises RelgradError."""
+    causal_lm = model.get_base_model() if hasattr(model, "peft_config") else model
+    engine, note = choose_engine(causal_lm.eval(), settings.engine)
+    return AutoregressivePolicy(model, tokenizer, settings, engine, (note,))
+
+
+def _require_trainable(settings: Settings, adapter: Path | None) -> None:
+    """Raise RelgradError for settings of which nothing could be trained, or not well."""
+    if settings.lora is not None:
+        return
+    if settings.quantize:
+        raise RelgradError(f"quantize={settings.quantize!r} trains adapters only: add a lora section")
+    if settings.dtype in ("bfloat16", "float16"):
+        raise RelgradError(
+            f"dtype={settings.dtype!r} with full-parameter training: small updates would be rounded away. Use dtype: float32, or "
+            "train a float32 adapter on these weights with a lora section"
+        )
+    if adapter is not None:
+        raise RelgradError(
+            f"{adapter} is an adapter, but policy.lora is not set: add the lora section it was trained with"
+        )
+
+
+def _model(settings: Settings, name: str, seed: int) -> Any:
+    """The model on its device; with an adapter, drawn from `seed`, where the settings ask for one."""
+    model = causal.load_model(
+        name, dtype=settings.dtype, quantize=settings.quantize, trust_remote_code=settings.trust_remote_code
+    )
+    if settings.quantize is None:
+        model.to(device.choose(settings.device))
+    if settings.lora is None:
+        return model
+    lora = settings.lora
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return causal.add_lora(model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules)

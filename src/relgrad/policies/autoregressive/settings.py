@@ -1,0 +1,47 @@
+"""What a recipe says of an autoregressive policy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from relgrad.core.settings import Strict
+
+
+class Lora(Strict):
+    """LoRA through peft; `target_modules` as peft takes them ("all-linear" or a list of layer names)."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class Settings(Strict):
+    """What a recipe's `policy` section may say beside `kind: autoregressive`.
+
+    model                   folder, hub name, .gguf file, or a bundled name (smollm2-135m-instruct)
+    lora                    adapter settings; leave out for full-parameter training
+    max_completion_length   tokens
+    chat                    wrap a plain-text prompt as one user message in the model's chat template
+    engine                  "auto": shared-prompt engine where the probe passes; "shared" insists on it; "transformers" avoids it
+    """
+
+    model: str
+    tokenizer: str | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    quantize: Literal["4bit", "8bit"] | None = None
+    trust_remote_code: bool = False
+    lora: Lora | None = None
+    adapter: str | None = None
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    max_completion_length: int = Field(256, ge=1)
+    chat: bool = False
+    system_prompt: str | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    gradient_checkpointing: bool = False
+    engine: Literal["auto", "shared", "transformers"] = "auto"
+    device: str = "auto"
