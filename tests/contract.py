@@ -1,4 +1,4 @@
-"""The policy contract: ten statements about any policy, checked on the toys it offers. No policy is named here.
+"""The policy contract: eleven statements about any policy, checked on the toys it offers. No policy is named here.
 
 Each check takes a fresh toy and raises AssertionError with what it found.
 """
@@ -30,6 +30,7 @@ from enumerated import (
 )
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Toy
+from relgrad.core.randomness import Draws
 from relgrad.core.types import Prompt, RewardTable, Rollouts
 
 DRAWS = 20_000
@@ -297,6 +298,41 @@ def check_load_refuses(toy: Toy, folder: Path) -> None:
     raise AssertionError("load accepted a folder without weights")
 
 
+@torch.no_grad()
+def check_beside(toy: Toy) -> None:
+    """7b. What is drawn for a prompt does not depend on the prompts beside it."""
+    move(toy.policy)
+    count, group = len(toy.prompts), 6
+    together = toy.policy.sample(toy.prompts, group, Draws(18, 0, count, count))
+    for number, prompt in enumerate(toy.prompts):
+        alone = toy.policy.sample([prompt], group, Draws(18, 0, count, count).part(number, 1))
+        rows = slice(number * group, (number + 1) * group)
+        who = f"what was drawn for {prompt.text!r} alone and beside the others"
+        assert alone.outputs == together.outputs[rows], f"{who}: the outputs differ"
+        assert alone.stop == together.stop[rows], f"{who}: the ends differ"
+        close(
+            alone.behaviour_logp_BT[alone.mask_BT],
+            together.behaviour_logp_BT[rows][together.mask_BT[rows]],
+            1e-5,
+            f"{who}: log-probs",
+        )
+
+
+@torch.no_grad()
+def check_untouched(toy: Toy) -> None:
+    """11. What is recorded and what is scored is what the library's own model says, where the network is a library's."""
+    if toy.untouched is None:
+        return
+    for _ in range(2):  # at the start, then with moved parameters
+        rollouts = toy.policy.sample(toy.prompts, 8, seeded(19))
+        expected_N = toy.untouched(rollouts)[rollouts.mask_BT]
+        recorded_N = rollouts.behaviour_logp_BT[rollouts.mask_BT]
+        close(recorded_N, expected_N, 1e-5, "recorded log-probs and the untouched model's")
+        scored_N = toy.policy.score(rollouts, rollouts.cells()).logp_N.cpu()
+        close(scored_N, expected_N, 1e-5, "scored log-probs and the untouched model's")
+        move(toy.policy)
+
+
 class ToyRewards:
     """The toy's reward as the loop calls it."""
 
@@ -345,6 +381,8 @@ EVERYONE = {
     "composition": check_composition,
     "chunks": check_chunks,
     "seed": check_seed,
+    "beside": check_beside,
     "reference": check_reference,
     "learns": check_learns,
+    "untouched": check_untouched,
 }

@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.types import Prompt, Rollouts
+from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.laws import tiled
 from relgrad.networks.causal import decode
 from relgrad.networks.causal import lean_decoder as lean
 from relgrad.networks.causal import load as causal
+from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
 from relgrad.policies.autoregressive import toy as _toys
 from relgrad.policies.autoregressive.build import compose
+from relgrad.policies.autoregressive.packed import Packed
+from relgrad.policies.autoregressive.shared_engine import KEYS_PER_TOKEN
+from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 LIMIT = 40
 GROUP = 6
@@ -93,6 +98,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
         False,
     ),
     "gpt-neox": ("GPTNeoXConfig", {}, "shared", False),
+    "opt-dropout-in-its-layers": ("OPTConfig", {"ffn_dim": 48, "dropout": 0.3, "word_embed_proj_dim": 32}, "shared", False),
     "cohere-scaled-logits": ("CohereConfig", {"logit_scale": 0.25}, "transformers", False),
 }  # fmt: skip
 
@@ -253,3 +259,181 @@ def test_a_rotation_that_depends_on_the_rows_length_limits_the_context():
 def test_an_adapter_on_the_head_is_refused():
     with pytest.raises(RelgradError, match="output head"):
         causal.add_lora(network("llama"), r=2, alpha=4, dropout=0.0, targets=["q_proj", "lm_head"])
+
+
+# ---------------------------------------------------------------------- chunks of a budget
+
+
+RAGGED = (1, 1, 2, 30, 1, 3, 1, 1, 2, 40, 5, 5)
+"""Lengths of completions of which a few are long: twelve rows, four for each prompt."""
+
+
+def of_lengths(
+    policy: AutoregressivePolicy, lengths: tuple[int, ...], prompts: tuple[Prompt, ...] = PROMPTS
+) -> Rollouts:
+    """Rollouts of given lengths, the same number of rows for every prompt; all tokens are "a"."""
+    encoded = [policy.encode(p) for p in prompts]
+    length_B = torch.tensor(lengths)
+    mask_BT = torch.arange(max(lengths))[None] < length_B[:, None]
+    trace = {
+        "prompt_ids": torch.cat(encoded), "prompt_length_G": torch.tensor([len(p) for p in encoded]),
+        "token_BT": mask_BT * 2, "length_B": length_B,
+    }  # fmt: skip
+    rows = len(lengths)
+    group_B = torch.arange(len(prompts)).repeat_interleave(rows // len(prompts))
+    outputs, stops = (Output(""),) * rows, ("length",) * rows
+    return Rollouts(prompts, group_B, torch.zeros(mask_BT.shape), mask_BT, mask_BT.long(), outputs, stops, 0, trace)
+
+
+def padded_tokens(policy: AutoregressivePolicy, rollouts: Rollouts, chunk_N2: Tensor) -> int:
+    """What scoring the chunk computes, padding included: the input of transformers, or what attention pads on the way."""
+    if policy.engine.name == "shared":
+        layout = Packed.of(rollouts, chunk_N2, policy.device).layout
+        copied = layout.completions.rows * layout.prompts.width // KEYS_PER_TOKEN
+        return sum(part.rows * part.width for part in (layout.prompts, layout.completions)) + copied
+    sizes = []
+    watch = policy.causal_lm.register_forward_pre_hook(
+        lambda model, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    with torch.no_grad(), watch:
+        policy.score(rollouts, chunk_N2)
+    return sizes[0]
+
+
+@pytest.mark.parametrize("engine", ["shared", "transformers"])
+@pytest.mark.parametrize("lengths", [RAGGED, (7,) * 12, (1,) * 12, (1,) * 11 + (40,)])
+def test_a_chunk_never_takes_more_than_its_budget(engine: str, lengths: tuple[int, ...]):
+    policy = policy_of(network("llama"), engine=engine)
+    rollouts = of_lengths(policy, lengths)
+    for budget in (1, 20, 50, 100, 200, 10_000):
+        for rows in (torch.arange(12), torch.tensor([11, 4, 3, 8])):
+            chunks = policy.plan(rollouts, rows, budget)
+            assert sorted(torch.cat(chunks).tolist()) == sorted(rollouts.cells(rows).tolist())
+            for chunk_N2 in chunks:
+                assert padded_tokens(policy, rollouts, chunk_N2) <= budget or len(chunk_N2[:, 0].unique()) == 1
+    assert len(policy.plan(rollouts, torch.arange(12), 10_000)) == 1
+
+
+def test_one_long_row_beside_many_short_ones():
+    """Together they have 640 tokens; padded to the longest, 20 times as many, and a mask of 80 x 160 x 162 entries."""
+    policy = policy_of(network("llama"), engine="shared")
+    prompts = tuple(Prompt("a " * n, id=n) for n in (1, 2, 1, 2))
+    rollouts = of_lengths(policy, (160, *(6,) * 79), prompts)
+    chunks = policy.plan(rollouts, torch.arange(80), 1_000)
+    masks = [Packed.of(rollouts, chunk_N2, policy.device).layout._visible(None).numel() for chunk_N2 in chunks]
+    assert len(chunks) == 2
+    assert sum(masks) < 100_000
+
+
+# ---------------------------------------------------------------------- the exact divergence
+
+
+@pytest.mark.parametrize("law", [{}, {"top_p": 0.9, "temperature": 1.4}], ids=["whole", "top-p"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", ["llama", "gemma2-softcaps"])
+def test_at_the_reference_the_exact_kl_and_its_gradient_are_zero(name: str, lora: bool, law: dict[str, float]):
+    """Exactly: Adam makes a full step of every rounding error."""
+    policy = policy_of(network(name, lora=lora), **law)
+    policy.freeze_reference()
+    rollouts = drawn(policy)
+    kl_N = policy.score(rollouts, rollouts.cells(), reference_kl=True).kl_N
+    assert kl_N is not None
+    assert kl_N.tolist() == [0.0] * len(kl_N)
+    kl_N.sum().backward()
+    for path, parameter in policy.parameters():
+        assert parameter.grad is None or not parameter.grad.any(), path
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2-softcaps"])
+def test_the_gradient_of_the_exact_kl(name: str):
+    """Away from the reference, that of autograd through the definition."""
+    policy = policy_of(network(name))
+    policy.freeze_reference()
+    rollouts = drawn(policy)
+    start = network(name)
+    with torch.no_grad():
+        for _, parameter in policy.parameters():
+            parameter.mul_(1.1)
+    kl_N = policy.score(rollouts, rollouts.cells()[:4], reference_kl=True).kl_N
+    assert kl_N is not None
+    parameters = [p for _, p in policy.parameters()]
+    found = torch.autograd.grad(kl_N.sum(), parameters, allow_unused=True)
+    ids = torch.cat([policy.encode(PROMPTS[0]), rollouts.trace["token_BT"][0].long()])[None]
+    steps = slice(ids.shape[1] - rollouts.mask_BT.shape[1] - 1, None)
+    log_p, log_q = (torch.log_softmax(m(ids).logits[0, steps][:4], -1) for m in (policy.causal_lm, start))
+    expected = torch.autograd.grad((log_p.exp() * (log_p - log_q.detach())).sum(), parameters, allow_unused=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None or not ours.any()
+            continue
+        assert ours is not None
+        assert (ours - theirs).abs().max() < 1e-4 * max(float(theirs.abs().max()), 1e-3)
+
+
+# ---------------------------------------------------------------------- gradient checkpointing
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2-softcaps", "gpt-oss-sinks", "granite-scaled-logits", "opt-dropout-in-its-layers"]
+)
+@pytest.mark.parametrize("engine", ["auto", "transformers"])
+def test_gradient_checkpointing_changes_neither_samples_nor_gradients(name: str, engine: str):
+    kept, passes = [], []
+    for recompute in (False, True):
+        policy = policy_of(network(name), engine=engine, gradient_checkpointing=recompute)
+        drawn(policy)
+        rollouts = drawn(policy)  # after a first one, too: modes are taken at the moment of use
+        calls: list[int] = []
+        first_layer = next(m for m in policy.causal_lm.modules() if isinstance(m, torch.nn.ModuleList))[0]
+        inner = next(m for m in first_layer.modules() if isinstance(m, torch.nn.Linear))
+        inner.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        scores = policy.score(rollouts, rollouts.cells(), entropy=True)
+        scores.logp_N.sum().backward()
+        passes.append(len(calls))
+        again = drawn(policy)
+        assert again.outputs == rollouts.outputs
+        gradient = torch.cat([p.grad.flatten() for _, p in policy.parameters() if p.grad is not None])
+        kept.append((rollouts.outputs, rollouts.behaviour_logp_BT, scores.logp_N.detach(), gradient))
+    assert passes == [1, 2], "the layers must run again in the backward pass, and only there"
+    assert kept[0][0] == kept[1][0]
+    for plain, recomputed in zip(kept[0][1:], kept[1][1:], strict=True):
+        assert (plain - recomputed).abs().max() <= 1e-6 * max(1.0, float(plain.abs().max()))
+
+
+def test_a_model_that_cannot_recompute_says_so():
+    model = network("llama")
+    type(model).supports_gradient_checkpointing, before = False, type(model).supports_gradient_checkpointing
+    try:
+        with pytest.raises(RelgradError, match=r"gradient_checkpointing: true: .*does not support.*Set it to false"):
+            policy_of(model, gradient_checkpointing=True)
+    finally:
+        type(model).supports_gradient_checkpointing = before
+
+
+# ---------------------------------------------------------------------- sixteen bits
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("engine", ["shared", "transformers"])
+def test_in_bfloat16_nothing_is_clipped_before_anything_moved(engine: str, level: str):
+    policy = policy_of(network("llama", lora=True, dtype=torch.bfloat16), engine=engine)
+    rollouts = drawn(policy)
+    with torch.no_grad():
+        gap_N = policy.score(rollouts, rollouts.cells()).logp_N - rollouts.behaviour_logp_BT[rollouts.mask_BT]
+    assert gap_N.abs().max() > 1e-3, "there is nothing to correct"
+    assert rollouts.foreign
+    settings = GrpoSettings(num_prompts=3, num_generations=GROUP, micro_batch_tokens=100)
+    rewards = RewardSet([NamedReward("length", lambda completions, **_: [float(len(c)) for c in completions])], 60)
+    loss = PolicyLoss("grpo", epsilon=3e-4, importance_sampling_level=level)
+    figures = Grpo(policy, PROMPTS, rewards, loss, settings, seed=1).update().metrics
+    assert figures["importance_ratio/min"] == figures["importance_ratio/max"] == 1.0
+    assert figures["clip_ratio/region_mean"] == 0.0
+    assert figures["sampling/sampling_logp_difference/max"] > 1e-3
+
+
+def test_weights_of_few_bits_compute_in_sixteen():
+    model = network("llama", lora=True)
+    policy = policy_of(model)
+    assert not drawn(policy).foreign
+    policy.causal_lm.is_quantized = True
+    assert drawn(policy).foreign

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import relgrad.policies
 import toy_policy
 from relgrad.core import registry
 from relgrad.core.protocols import Toy
+from relgrad.core.randomness import Draws
 from relgrad.core.types import CellScores
 from relgrad.laws.categorical import Truncation
 
@@ -119,6 +121,16 @@ class UsesTheGlobalState(toy_policy.TablePolicy):
         return super().sample(prompts, group_size, torch.Generator().manual_seed(int(torch.randint(2**31, ()))))
 
 
+class DrawsForTheBatchAsAWhole(toy_policy.TablePolicy):
+    def sample(self, prompts, group_size, randomness):
+        return super().sample(prompts, group_size, Draws.of(randomness, len(prompts)).common)
+
+
+class RunsAnotherModel(toy_policy.TablePolicy):
+    def __init__(self, prompts, truncation, seed):
+        super().__init__(prompts, replace(truncation, temperature=1.1 * truncation.temperature), seed)
+
+
 class HasNoReference(toy_policy.TablePolicy):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -144,6 +156,8 @@ class ReportsHalfTheEntropy(toy_policy.TablePolicy):
         (ScoresByPlaceInTheBatch, "chunks", "log-probs with budget 1"),
         (PlansACellTwice, "chunks", "not a partition"),
         (UsesTheGlobalState, "seed", "global random state"),
+        (DrawsForTheBatchAsAWhole, "beside", "alone and beside the others"),
+        (RunsAnotherModel, "untouched", "recorded log-probs and the untouched model"),
         (HasNoReference, "reference", "at the start"),
         (TurnsTheGradientAround, "learns", "mean reward went"),
         (ReportsHalfTheEntropy, "terms", "by enumeration"),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Toy
+from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.types import CellScores, Output, Prompt, Rollouts
 from relgrad.laws.categorical import Truncation, log_probs, sample
 from relgrad.objectives.divergences import categorical_kl
@@ -42,12 +43,12 @@ class TablePolicy:
         self.start_PSV = start_PSV.clone()
         self.speaking_PSV: Tensor = self.table_PSV
 
-    def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         group_B = torch.arange(len(prompts)).repeat_interleave(group_size)
+        uniform_BT = Draws.of(randomness, len(prompts)).rand(group_size, MAX_DECISIONS).flatten(0, 1)
 
         def draw(logits_NV: Tensor, rows_N: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            uniform_B = torch.rand(len(group_B), generator=generator)
-            token_N, logp_N, _ = sample(logits_NV, self.truncation, uniform_N=uniform_B[rows_N])
+            token_N, logp_N, _ = sample(logits_NV, self.truncation, uniform_N=uniform_BT[rows_N, step])
             return token_N, logp_N
 
         return self.roll(prompts, group_B, draw)
@@ -161,6 +162,14 @@ def share_of_b(output: Output) -> float:
     return output.text.count("b") / MAX_DECISIONS
 
 
+def untouched(table: TablePolicy, truncation: Truncation, rollouts: Rollouts) -> Tensor:
+    """[B, T]: what the table itself says of the tokens, under the given law."""
+    trace = rollouts.trace
+    logits_BTV = table.table_PSV[trace["prompt_B"][:, None], trace["state_BT"]]
+    logp_NV = log_probs(logits_BTV.flatten(0, 1), truncation)
+    return logp_NV.gather(-1, trace["token_BT"].flatten()[:, None]).view(rollouts.mask_BT.shape)
+
+
 def toy(truncation: Truncation, policy: Callable[..., TablePolicy] = TablePolicy) -> Toy:
     """A table over two prompts that is rewarded for writing "b"."""
     table = policy(("x", "y"), truncation, seed=3)
@@ -170,6 +179,7 @@ def toy(truncation: Truncation, policy: Callable[..., TablePolicy] = TablePolicy
         enumerate=table.enumerate,
         key=lambda rollouts, row: (rollouts.outputs[row].text, rollouts.stop[row]),
         reward=share_of_b,
+        untouched=lambda rollouts: untouched(table, truncation, rollouts),
     )
 
 

@@ -76,6 +76,8 @@ class Toy:
     enumerate  every trajectory the policy can produce for one prompt, one row each, as Rollouts ready for `score`
     key        which trajectory a row of some Rollouts took, comparable between sampled and enumerated rows
     reward     what the "gradient" and "learns" tests reward; the toy must be able to raise its mean
+    untouched  where the network comes from a library: log-probabilities [B, T] of some Rollouts' decisions by the library's own
+               forward, on a model of its own with the policy's weights of the moment
     """
 
     policy: Policy
@@ -83,6 +85,7 @@ class Toy:
     enumerate: Callable[[Prompt], Rollouts]
     key: Callable[[Rollouts, int], Hashable]
     reward: Callable[[Output], float]
+    untouched: Callable[[Rollouts], Tensor] | None = None
 
 
 @runtime_checkable

@@ -75,7 +75,14 @@ def make(kind: str = "llama", padding_side: str = "right", lora: bool = False, *
         policy = compose(model, tokenizer(padding_side), chosen)
         policy.freeze_reference()
         prompts = (Prompt("a b c", id=0), Prompt("b", id=1), Prompt("c c a b", id=2))
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
+        return Toy(
+            policy,
+            prompts,
+            enumerate=lambda prompt: enumerate_all(policy, prompt),
+            key=key,
+            reward=reward,
+            untouched=lambda rollouts: untouched_log_probs(policy, plain_copy(policy, kind), rollouts),
+        )
 
     return build
 
@@ -110,6 +117,32 @@ def enumerate_all(policy: AutoregressivePolicy, prompt: Prompt) -> Rollouts:
         if bool(logp_T.isfinite().all()):
             kept.append((row, logp_T, support_TV))
     return _as_rollouts(policy, prompt, ids, kept)
+
+
+def plain_copy(policy: AutoregressivePolicy, kind: str) -> Any:
+    """A model as transformers builds it, with the policy's weights of this moment, an adapter merged in by peft."""
+    model = network(kind).eval()
+    if policy.settings.lora is None:
+        model.load_state_dict(policy.model.state_dict())
+        return model
+    from relgrad.networks.causal import load as causal
+
+    adapted = causal.add_lora(model, r=2, alpha=4, dropout=0.0, targets="all-linear")
+    adapted.load_state_dict(policy.model.state_dict())
+    return adapted.merge_and_unload().eval()
+
+
+@torch.no_grad()
+def untouched_log_probs(policy: AutoregressivePolicy, model: Any, rollouts: Rollouts) -> Tensor:
+    """[B, T]: log pi of every decision under the policy's law, each row alone through the forward of `model`."""
+    logp_BT = torch.zeros(rollouts.mask_BT.shape)
+    for row, group in enumerate(rollouts.group_B.tolist()):
+        prompt = policy.encode(rollouts.prompts[group])
+        token_T = rollouts.trace["token_BT"][row, : int(rollouts.trace["length_B"][row])].long()
+        logits_TV = model(torch.cat([prompt, token_T])[None]).logits[0, len(prompt) - 1 : -1]
+        logp_TV = categorical.log_probs(logits_TV, policy.truncation)
+        logp_BT[row, : len(token_T)] = logp_TV.gather(-1, token_T[:, None])[:, 0]
+    return logp_BT
 
 
 def _as_rollouts(
