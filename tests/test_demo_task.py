@@ -35,23 +35,25 @@ def mean_score(prompts, answer) -> float:
 @pytest.mark.parametrize("direction", ["next", "before"])
 def test_the_answer_follows_the_number_and_the_demonstrations_are_right(direction):
     task = load(direction=direction)
-    for prompt in [*task.train, *task.held_out]:
+    for prompt in [*task.train, *task.validation]:
         assert prompt.columns["answer"] == prompt.columns["completion"] == str(asked(prompt) + STEP[direction])
         questions, answers = shown(prompt)[::2], shown(prompt)[1::2]
         assert [int(a) - int(q) for q, a in zip(questions, answers, strict=True)] == [STEP[direction]] * 2
         assert [m["role"] for m in prompt.content] == ["system", *["user", "assistant"] * 2, "user"]
-    assert len({p.id for p in [*task.train, *task.held_out]}) == len(task.train) + len(task.held_out)
+    assert len({p.id for p in [*task.train, *task.validation]}) == len(task.train) + len(task.validation)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("direction", ["next", "before"])
 def test_training_never_sees_a_held_out_decade(seed, direction):
     task = load(seed, direction=direction)
-    held_out = {asked(p) // 10 for p in task.held_out}
+    judged = [*task.validation, *task.test]
+    held_out = {asked(p) // 10 for p in judged}
     seen = {int(text) for p in task.train for text in [*shown(p), str(asked(p)), p.columns["answer"]]}
     assert not held_out & {n // 10 for n in seen}
     assert len(held_out) == 20  # a fifth of the 99 decades from 10 to 999
-    assert sorted(asked(p) for p in task.held_out) == sorted(d * 10 + i for d in held_out for i in range(10))
+    assert len({asked(p) // 10 for p in task.validation}) == len({asked(p) // 10 for p in task.test}) == 10
+    assert sorted(asked(p) for p in judged) == sorted(d * 10 + i for d in held_out for i in range(10))
     assert not {str(asked(p)) for p in task.train} & set(shown(task.train[0])[::2])
     assert len(task.train) == len({asked(p) for p in task.train}) > 700
 
@@ -59,22 +61,22 @@ def test_training_never_sees_a_held_out_decade(seed, direction):
 def test_the_same_seed_gives_the_same_task_and_another_seed_another_split():
     state = random.getstate()
     assert load(1) == load(1)
-    assert {asked(p) for p in load(1).held_out} != {asked(p) for p in load(2).held_out}
+    assert {asked(p) for p in load(1).validation} != {asked(p) for p in load(2).validation}
     assert random.getstate() == state
 
 
 @pytest.mark.parametrize("high", [110, 150, 9999])
 def test_every_range_has_both_sides(high):
     task = load(high=high)
-    numbers = [asked(p) for p in [*task.train, *task.held_out]]
+    numbers = [asked(p) for p in [*task.train, *task.validation]]
     assert task.train
-    assert task.held_out
+    assert task.validation
     assert min(numbers) >= 10
     assert max(numbers) <= high
 
 
 def test_correct_answers_score_one_in_any_plain_form():
-    prompts = load().held_out
+    prompts = load().validation
     for form in ("{}", " {}\n", "{}.", "The next number is {}."):
         assert mean_score(prompts, lambda p, form=form: form.format(p.columns["answer"])) == 1
 
@@ -82,7 +84,7 @@ def test_correct_answers_score_one_in_any_plain_form():
 @pytest.mark.parametrize("direction", ["next", "before"])
 def test_nothing_but_counting_scores(direction):
     task = load(direction=direction)
-    prompts = [*task.train, *task.held_out]
+    prompts = [*task.train, *task.validation]
     step = STEP[direction]
     answers = {p.columns["answer"] for p in prompts}
     assert max(mean_score(prompts, lambda p, a=a: a) for a in answers) <= 1 / len(prompts)  # any constant

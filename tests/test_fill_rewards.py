@@ -638,8 +638,8 @@ def test_all_of_them_in_an_evaluation(bert: str, gpt2: str):
         60,
     )
     try:
-        found = evaluate(policy, task.held_out, rewards, num_generations=3, seed=1)
-        rollouts = policy.sample(task.held_out, 3, torch.Generator().manual_seed(1))
+        found = evaluate(policy, task.validation, rewards, num_generations=3, seed=1)
+        rollouts = policy.sample(task.validation, 3, torch.Generator().manual_seed(1))
         table = rewards(rollouts)
     finally:
         rewards.close()
@@ -648,7 +648,7 @@ def test_all_of_them_in_an_evaluation(bert: str, gpt2: str):
     assert table.value_BR[:, 0].mean().item() == pytest.approx(found.rewards["hidden"])
     right = [
         np.mean([o.ids[p] == prompt.columns["truth_ids"][p] for p in range(len(o.ids)) if prompt.content[p] == BLANK])
-        for o, prompt in zip(rollouts.outputs, (p for p in task.held_out for _ in range(3)), strict=True)
+        for o, prompt in zip(rollouts.outputs, (p for p in task.validation for _ in range(3)), strict=True)
     ]
     assert table.value_BR[:, 0].tolist() == pytest.approx(right)
 

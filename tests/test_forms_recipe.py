@@ -66,11 +66,11 @@ def test_recipes_are_complete_and_hold_families_apart(name: str) -> None:
     for stage in recipe.stages:
         task = load_task(stage)
         of = {split: set(families.names(split)) for split in families.SPLITS}
-        held = {prompt.columns["family"] for prompt in task.validation}
-        assert held <= of["validation"] or held <= of["test"]
+        assert {prompt.columns["family"] for prompt in task.validation} <= of["validation"]
+        assert {prompt.columns["family"] for prompt in task.test} <= of["test"]
+        assert not task.two_parts
         assert {task.train[i].columns["family"] for i in range(100)} <= of["train"]
     assert recipe.stages[-1].stage == "grpo"
-    assert {prompt.columns["family"] for prompt in load_task(recipe.stages[-1]).validation} <= of["test"]
 
 
 def test_what_a_forms_plan_is_written_in_fits_the_network() -> None:
@@ -78,7 +78,7 @@ def test_what_a_forms_plan_is_written_in_fits_the_network() -> None:
     for name in ("forms-flow", "forms-flow-quick"):
         for stage in resolve(load_recipe(find_recipe(name))).stages:
             task, policy = load_task(stage), stage.policy.options
-            forms = [task.train[i] for i in range(min(1000, len(task.train)))] + list(task.validation)
+            forms = [task.train[i] for i in range(min(1000, len(task.train)))] + [*task.validation, *task.test]
             assert max(len(str(p.columns["plan"])) for p in forms) <= policy["max_completion_length"]
             assert max(len(p.text) for p in forms) + policy["max_completion_length"] <= policy["network"]["length"]
 

@@ -42,7 +42,7 @@ def make(head: str = "positions", seed: int = 0, **options) -> refill.RefillJudg
 
 
 def texts(made: refill.RefillJudge, count: int = 8, each: int = 2):
-    rollouts = made.policy.sample(TASK.held_out[:count], each, generator(0, "texts"))
+    rollouts = made.policy.sample(TASK.validation[:count], each, generator(0, "texts"))
     return rollouts, refilled_rollouts(rollouts, made.judge.vocabulary)
 
 
@@ -159,7 +159,7 @@ def trained(head: str, warm: int, steps: int) -> refill.RefillJudge:
 @pytest.fixture(scope="module")
 def audited() -> tuple[refill.RefillJudge, dict]:
     made = trained("positions", warm=250, steps=250)
-    return made, made.audit(TASK.held_out, generator(5, "audit"))
+    return made, made.audit(TASK.validation, generator(5, "audit"))
 
 
 def test_a_trained_judge_ranks_and_is_calibrated(audited) -> None:
@@ -175,12 +175,12 @@ def test_a_trained_judge_ranks_and_is_calibrated(audited) -> None:
 
 def test_an_audit_is_the_same_under_the_same_generator(audited) -> None:
     made, found = audited
-    assert made.audit(TASK.held_out, generator(5, "audit")) == found
+    assert made.audit(TASK.validation, generator(5, "audit")) == found
 
 
 def test_a_whole_text_judge_tells_untouched_from_refilled() -> None:
     made = trained("sequence", warm=1, steps=200)
-    assert made.audit(TASK.held_out, generator(5, "audit"))["auc"] > 0.8
+    assert made.audit(TASK.validation, generator(5, "audit"))["auc"] > 0.8
 
 
 def test_a_judge_keeps_its_audit_on_disk_and_serves(audited, tmp_path) -> None:
@@ -201,7 +201,7 @@ def test_without_an_audit_or_below_the_bar_it_may_not_reward(audited, tmp_path) 
 
 def test_an_untrained_judge_does_not_pass_its_audit(tmp_path) -> None:
     made = make(init="random", audit_prompts=32, audit_generations=8)
-    found = made.audit(TASK.held_out, generator(5, "audit"))
+    found = made.audit(TASK.validation, generator(5, "audit"))
     assert not found["within_group_correlation"] >= 0.25
     made.save(tmp_path)
     with pytest.raises(RelgradError, match="may not reward"):
@@ -244,7 +244,7 @@ def test_what_is_no_judge_is_refused(tmp_path) -> None:
     with pytest.raises(RelgradError, match="judges a fill_in policy"):
         refill.build(refill.Settings(), 0, object())
     with pytest.raises(RelgradError, match="at least 8 held-out"):
-        make().audit(TASK.held_out[:3], generator(0, "few"))
+        make().audit(TASK.validation[:3], generator(0, "few"))
 
 
 # ---------------------------------------------------------------------- refitting

@@ -329,7 +329,7 @@ def test_the_columns_of_a_sample_agree(symbols: str, my_text: str, bpe: Path) ->
     task = masked_text.load(settings, 0)
     vocabulary = Vocabulary.of(symbols, load_text(my_text))
     whole = load_text(my_text)
-    for prompt in [*(task.train[i] for i in range(60)), *task.held_out]:
+    for prompt in [*(task.train[i] for i in range(60)), *task.validation]:
         row = columns(prompt)
         assert row["truth"] in whole
         assert vocabulary.decode(row["truth_ids"]) == row["truth"]
@@ -341,16 +341,16 @@ def test_the_columns_of_a_sample_agree(symbols: str, my_text: str, bpe: Path) ->
         assert row["mask_ratio"] == row["masked_ids"].count(vocabulary.mask_id) / len(row["masked_ids"])
         assert row["vocabulary"] == vocabulary.fingerprint
     assert {columns(task.train[i])["strategy"] for i in range(60)} == {"random", "sticky", "span", "line"}
-    assert [p.id for p in task.held_out] == list(range(20))
+    assert [p.id for p in task.validation] == list(range(20))
 
 
 def test_held_out_samples_are_never_in_the_training_text_and_the_same_for_every_seed(my_text: str) -> None:
     settings = Settings(text=my_text, length=64, train_size=10, held_out_size=50)
     first, second = masked_text.load(settings, 0), masked_text.load(settings, 1)
-    assert first.held_out == second.held_out
+    assert first.validation == second.validation
     assert first.train[0] != second.train[0]
     train, held_out = split(load_text(my_text), 0.1)
-    for prompt in first.held_out:
+    for prompt in first.validation:
         assert any(columns(prompt)["truth"] in piece for piece in held_out)
         assert not any(columns(prompt)["truth"] in piece for piece in train)
     for i in range(10):
@@ -361,14 +361,14 @@ def test_held_out_samples_may_have_masks_of_their_own(my_text: str) -> None:
     settings = Settings(text=my_text, length=64, stages=(Random(),), held_out_stages=(Span(),), held_out_size=10)
     task = masked_text.load(settings, 0)
     assert columns(task.train[0])["strategy"] == "random"
-    assert {columns(p)["strategy"] for p in task.held_out} == {"span"}
+    assert {columns(p)["strategy"] for p in task.validation} == {"span"}
 
 
 FRESH = """
 import json, sys
 from relgrad.tasks import masked_text
 task = masked_text.load(masked_text.Settings.model_validate(json.loads(sys.argv[1])), 5)
-rows = [task.train[i] for i in (0, 7, 99_999)] + list(task.held_out)
+rows = [task.train[i] for i in (0, 7, 99_999)] + list(task.validation)
 print(json.dumps([[r.content, r.id, dict(r.columns)] for r in rows]))
 """
 
@@ -384,7 +384,7 @@ def test_samples_are_the_same_in_every_process(my_text: str) -> None:
     one, other = fresh("1"), fresh("2")
     assert one == other
     task = masked_text.load(settings, 5)
-    here = [task.train[i] for i in (0, 7, 99_999)] + list(task.held_out)
+    here = [task.train[i] for i in (0, 7, 99_999)] + list(task.validation)
     assert json.loads(one) == [[r.content, r.id, columns(r)] for r in here]
 
 

@@ -97,11 +97,43 @@ def test_a_stream_is_the_task_it_was_made_of(prepared: Path, text: Path) -> None
     inside = masked_text.load(masked_text.Settings.model_validate(raw), seed=5)
     task = load(prepared)
     assert [task.train[i] for i in range(len(task.train))] == [inside.train[i] for i in range(3 * EACH)]
-    assert list(task.held_out) == list(inside.held_out)
-    assert (len(task.train), len(task.held_out)) == (48, 20)
+    assert list(task.validation) == list(inside.validation)
+    assert (len(task.train), len(task.validation)) == (48, 20)
     assert task.train[-1] == task.train[47]
     with pytest.raises(IndexError):
         task.train[48]
+
+
+def test_a_stream_has_a_test_part_where_its_text_is_long_enough(text: Path, tmp_path: Path) -> None:
+    several = [*settings(text), "held_out_fraction=0.4", "test_size=17"]
+    options = {"files": 1, "ahead": None, "samples_per_file": EACH, "seed": 5, "wrote": lambda *a: None}
+    plan = prepare(tmp_path / "data", None, several, **options)
+    assert (plan.held_out, plan.test) == (20, 17)
+    task = load(tmp_path / "data")
+    raw = {"text": str(text), "length": 48, "held_out_size": 20, "held_out_fraction": 0.4, "test_size": 17}
+    raw["stages"] = [{"type": "random"}, {"type": "sticky", "bert": True}, {"type": "span"}, {"type": "line"}]
+    inside = masked_text.load(masked_text.Settings.model_validate(raw), seed=5)
+    assert list(task.validation) == list(inside.validation)
+    assert list(task.test) == list(inside.test)
+    truths = [{p.columns["truth"] for p in part} for part in (task.validation, task.test)]
+    assert not truths[0] & truths[1]
+
+
+def test_a_folder_of_two_parts_stays_one(text: Path, tmp_path: Path) -> None:
+    """As folders were before there were test parts: their plans say nothing of one."""
+    folder, wide = tmp_path / "data", [*settings(text), "held_out_fraction=0.4"]
+    options = {"ahead": None, "samples_per_file": EACH, "seed": 5, "wrote": lambda *a: None}
+    prepare(folder, None, [*wide, "test_size=0"], files=1, **options)
+    plan = json.loads((folder / "stream.json").read_text())
+    del plan["test"], plan["task"]["test_size"]
+    (folder / "stream.json").write_text(json.dumps(plan))
+    before = contents(folder)
+    assert load(folder).two_parts
+    prepare(folder, None, [], files=2, ahead=None, samples_per_file=None, seed=None, wrote=lambda *a: None)
+    prepare(folder, None, wide, files=2, **options)
+    assert load(folder).two_parts
+    assert {name: whole for name, whole in contents(folder).items() if name in before} == before
+    assert len(contents(folder)) == len(before) + 1
 
 
 def test_the_files_say_what_they_hold(prepared: Path) -> None:
@@ -225,7 +257,13 @@ class Producer:
             ahead=ahead, held_out=0,
         )  # fmt: skip
         stream.begin(folder, plan, windows.vocabulary)
-        arguments = (folder, plan, {"train": endless, "held_out": []}, windows.vocabulary.pad_id, self.wrote)
+        arguments = (
+            folder,
+            plan,
+            {"train": endless, "held_out": [], "test": []},
+            windows.vocabulary.pad_id,
+            self.wrote,
+        )
         self.thread = threading.Thread(target=self.run, args=arguments)
 
     def run(self, *arguments: Any) -> None:
@@ -610,7 +648,7 @@ def test_inspecting_a_prepared_folder_and_its_files(prepared: Path) -> None:
         c for c in shown.partition("\n")[2].partition("\n\nstrategy")[0] if c not in "⟦⟧\n"
     )
     held_out = invoke("inspect-batch", str(prepared), "-n", "1", "--held-out")
-    assert str(load(prepared).held_out[0].content) in held_out
+    assert str(load(prepared).validation[0].content) in held_out
     assert "1,000" not in held_out
     assert next(line.split()[1] for line in held_out.splitlines() if line.startswith("all")) == "20"
 

@@ -42,7 +42,7 @@ def test_columns_and_ids_follow_the_rows(tmp_path):
     task = load_file(write_jsonl(tmp_path / "sums.jsonl", questions(3)), held_out_fraction=0)
     assert task.name == "sums"
     assert list(task.train) == [Prompt(f"{i} + {i} =", {"answer": str(2 * i)}, i) for i in range(3)]
-    assert list(task.held_out) == []
+    assert list(task.validation) == []
 
 
 def test_every_format_gives_the_same_prompts(tmp_path):
@@ -57,14 +57,14 @@ def test_every_format_gives_the_same_prompts(tmp_path):
         writer.writerows(rows)
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     loaded = [load_file(tmp_path / f"a.{s}", held_out_fraction=0.5) for s in ("jsonl", "json", "csv", "parquet")]
-    assert len(loaded[0].train) == len(loaded[0].held_out) == 2
+    assert len(loaded[0].train) == len(loaded[0].validation) == 2
     assert all(task == loaded[0] for task in loaded)
 
 
 def test_split_keeps_duplicates_on_one_side_and_has_the_asked_share(tmp_path):
     rows = [{"prompt": f"p{i % 50}", "copy": i} for i in range(200)]
     task = load_file(write_jsonl(tmp_path / "a.jsonl", rows), held_out_fraction=0.2)
-    train, held_out = Counter(texts(task.train)), Counter(texts(task.held_out))
+    train, held_out = Counter(texts(task.train)), Counter(texts(task.validation))
     assert not set(train) & set(held_out)
     assert len(held_out) == 10
     assert set(train.values()) == set(held_out.values()) == {4}
@@ -75,7 +75,7 @@ def test_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
     forward = write_jsonl(tmp_path / "a.jsonl", rows)
     backward = write_jsonl(tmp_path / "b.jsonl", rows[::-1])
     held_out = [
-        set(texts(load_file(path, seed).held_out)) for path, seed in [(forward, 1), (backward, 1), (forward, 2)]
+        set(texts(load_file(path, seed).validation)) for path, seed in [(forward, 1), (backward, 1), (forward, 2)]
     ]
     assert held_out[0] == held_out[1] != held_out[2]
     assert load_file(forward, 1) == load_file(forward, 1)
@@ -84,7 +84,7 @@ def test_split_depends_on_the_seed_and_not_on_the_order(tmp_path):
 @pytest.mark.parametrize(("fraction", "expected"), [(0.01, 1), (0.5, 1), (0.99, 1)])
 def test_both_sides_of_a_split_have_a_prompt(tmp_path, fraction, expected):
     task = load_file(write_jsonl(tmp_path / "a.jsonl", questions(2)), held_out_fraction=fraction)
-    assert (len(task.train), len(task.held_out)) == (1, expected)
+    assert (len(task.train), len(task.validation)) == (1, expected)
 
 
 def test_a_held_out_file_is_never_trained_on(tmp_path, caplog):
@@ -92,7 +92,7 @@ def test_a_held_out_file_is_never_trained_on(tmp_path, caplog):
     held_out = write_jsonl(tmp_path / "test.jsonl", questions(2))
     task = load_file(train, held_out_path=held_out)
     assert [p.id for p in task.train] == [2, 3, 4]
-    assert [p.id for p in task.held_out] == [5, 6]
+    assert [p.id for p in task.validation] == [5, 6]
     assert "dropped 2 of 5" in caplog.text
     with pytest.raises(RelgradError, match="every training prompt is also held out"):
         load_file(held_out, held_out_path=train)
@@ -181,7 +181,7 @@ def test_settings_name_the_nearest_key(tmp_path):
     component = Component.model_validate({"kind": "file", "path": "x.jsonl", "promt_column": "q"})
     with pytest.raises(RelgradError, match="Did you mean 'prompt_column'"):
         settings_of(component, file.Settings, "task")
-    component = Component.model_validate({"kind": "file", "path": "a", "held_out_path": "b", "held_out_fraction": 0.1})
+    component = Component.model_validate({"kind": "file", "path": "a", "held_out_path": "b", "held_out_fraction": 0.2})
     with pytest.raises(RelgradError, match="exclude each other"):
         settings_of(component, file.Settings, "task")
 
@@ -191,10 +191,10 @@ def test_gsm8k():
     task = load_file(
         GSM8K, template="Question: {question}\nAnswer:", held_out_path=GSM8K.with_name("gsm8k_test_300.jsonl")
     )
-    assert (len(task.train), len(task.held_out)) == (2000, 300)
+    assert (len(task.train), len(task.validation)) == (2000, 300)
     assert task.train[0].text.startswith("Question: Natalia sold clips to 48 of her friends")
     assert task.train[0].columns["answer"].endswith("#### 72")
-    assert not set(texts(task.train)) & set(texts(task.held_out))
+    assert not set(texts(task.train)) & set(texts(task.validation))
 
 
 # ---------------------------------------------------------------- Hugging Face datasets
@@ -210,10 +210,10 @@ def test_saved_datasets_with_and_without_splits(tmp_path):
     whole.save_to_disk(tmp_path / "one")
     datasets.DatasetDict(train=whole, test=whole.select([0, 1])).save_to_disk(tmp_path / "two")
     one = load_dataset(tmp_path / "one", held_out_fraction=0.3)
-    assert (len(one.train), len(one.held_out)) == (7, 3)
+    assert (len(one.train), len(one.validation)) == (7, 3)
     two = load_dataset(tmp_path / "two", held_out_split="test", limit=5)
     assert texts(two.train) == ["2 + 2 =", "3 + 3 =", "4 + 4 ="]
-    assert texts(two.held_out) == ["0 + 0 =", "1 + 1 ="]
+    assert texts(two.validation) == ["0 + 0 =", "1 + 1 ="]
     assert two.train[0].columns == {"answer": "4"}
 
 
@@ -255,7 +255,7 @@ def test_dataset_errors(tmp_path):
 )
 def test_digits_answers(operation, expected):
     task = digits.load(digits.Settings(operation=operation, train_size=50, held_out_size=20), seed=3)
-    for prompt in [*task.train, *task.held_out]:
+    for prompt in [*task.train, *task.validation]:
         string, equals = prompt.content[:-1], prompt.content[-1]
         assert equals == "="
         assert len(string) == 5
@@ -264,8 +264,8 @@ def test_digits_answers(operation, expected):
 
 def test_digits_are_distinct_and_disjoint_up_to_the_whole_space():
     task = digits.load(digits.Settings(length=2, train_size=60, held_out_size=40), seed=0)
-    assert sorted(texts(task.train) + texts(task.held_out)) == [f"{i:02d}=" for i in range(100)]
-    assert sorted(p.id for p in [*task.train, *task.held_out]) == list(range(100))
+    assert sorted(texts(task.train) + texts(task.validation)) == [f"{i:02d}=" for i in range(100)]
+    assert sorted(p.id for p in [*task.train, *task.validation]) == list(range(100))
     with pytest.raises(ValueError, match="only 100 strings of 2 digits"):
         digits.Settings(length=2, train_size=61, held_out_size=40)
 
@@ -275,14 +275,14 @@ def test_digits_by_seed():
     assert digits.load(settings, 1) == digits.load(settings, 1)
     assert digits.load(settings, 1).train != digits.load(settings, 2).train
     larger = digits.Settings(train_size=300, held_out_size=10, operation="copy")
-    assert texts(digits.load(settings, 1).held_out) == texts(digits.load(larger, 1).held_out)
+    assert texts(digits.load(settings, 1).validation) == texts(digits.load(larger, 1).validation)
 
 
 def test_digits_noise_is_the_teachers_alone():
     clean = digits.load(digits.Settings(train_size=4000, held_out_size=50), seed=0)
     noisy = digits.load(digits.Settings(train_size=4000, held_out_size=50, noise=0.3), seed=0)
     assert texts(noisy.train) == texts(clean.train)
-    assert noisy.held_out == clean.held_out
+    assert noisy.validation == clean.validation
     pairs = [(p.columns["answer"], p.columns["completion"]) for p in noisy.train]
     assert all(len(a) == len(c) for a, c in pairs)
     wrong = sum(x != y for a, c in pairs for x, y in zip(a, c, strict=True)) / 20000
@@ -301,11 +301,11 @@ def test_gym_prompts_are_disjoint_and_repeatable():
     params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     wanted = {"task": "chain_sum", "params": params, "train_size": 100, "held_out_size": 40}
     task = load_gym(**wanted)
-    train, held_out = texts(task.train), texts(task.held_out)
+    train, held_out = texts(task.train), texts(task.validation)
     assert (len(train), len(held_out), len(set(held_out))) == (100, 40, 40)
     assert not set(train) & set(held_out)
     assert task == load_gym(**wanted)
-    assert texts(load_gym(seed=1, **wanted).held_out) != held_out
+    assert texts(load_gym(seed=1, **wanted).validation) != held_out
     prompt = task.train[0]
     assert set(prompt.columns) == {"question", "answer", "metadata", "task", "params"}
     assert prompt.columns["question"] == prompt.content

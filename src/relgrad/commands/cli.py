@@ -240,7 +240,7 @@ def prepare(
         plan = fill(
             out, recipe, settings, files=files, ahead=ahead, samples_per_file=samples_per_file, seed=seed, wrote=wrote
         )
-    print(f"{out}: {plan.files} files of {plan.samples_per_file} samples, {plan.held_out} held-out samples")
+    print(f"{out}: {plan.files} files of {plan.samples_per_file} samples, {plan.held_out + plan.test} held-out samples")
 
 
 @app.command(name="inspect-batch")

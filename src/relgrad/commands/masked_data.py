@@ -61,10 +61,15 @@ def prepare(
         samples_per_file=samples_per_file,
         files=files,
         ahead=ahead,
-        held_out=len(task.held_out),
+        held_out=len(task.validation),
+        test=len(task.own_test or ()),
     )
     stream.begin(out, plan, vocabulary)
-    samples: dict[stream.Split, Sequence[Prompt]] = {"train": task.train, "held_out": task.held_out}
+    samples: dict[stream.Split, Sequence[Prompt]] = {
+        "train": task.train,
+        "held_out": task.validation,
+        "test": task.own_test or (),
+    }
     stream.produce(out, plan, samples, vocabulary.pad_id, lambda split, number: wrote(split, number, plan.count(split)))
     return plan
 
@@ -135,7 +140,7 @@ def _of_recipe(source: str, overrides: Sequence[str], split: stream.Split, limit
     settings = config.settings_of(stage.task, masked_text.Settings, "task")
     task = masked_text.load(settings, stage.seed)
     assert isinstance(task.train, masked_text.MaskedPrompts)
-    prompts = task.train if split == "train" else task.held_out
+    prompts = task.train if split == "train" else task.validation
     chosen = [prompts[i] for i in range(min(limit, len(prompts)))]
     return show.rows_of_prompts(chosen, settings.length), task.train.windows.vocabulary
 

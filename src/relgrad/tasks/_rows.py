@@ -7,9 +7,10 @@ import hashlib
 import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
@@ -17,6 +18,9 @@ from relgrad.core.types import Message, Prompt
 from relgrad.tasks import Task
 
 Row = Mapping[str, Any]
+HELD_OUT = 0.1
+"""Share of the distinct prompts that is kept to validate by where nothing is said."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,8 +38,25 @@ class RowSettings(Wording):
     """Settings of every task that reads rows."""
 
     prompt_column: str = Field("prompt", description="text or a list of {role, content}; not read with a template")
-    held_out_fraction: float = Field(0.1, ge=0, lt=1, description="share of the distinct prompts kept to judge by")
+    held_out_fraction: float = Field(
+        HELD_OUT, ge=0, lt=1, description="share of the distinct prompts kept to validate by"
+    )
+    test_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the distinct prompts kept to test by; 0, without other test rows: no test part",
+    )
     limit: int | None = Field(None, ge=1, description="read only the first rows of the training data")
+
+    @model_validator(mode="after")
+    def _room_to_train(self) -> RowSettings:
+        if self.held_out_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"held_out_fraction={self.held_out_fraction} and test_fraction={self.test_fraction} leave nothing to train on; "
+                "together they must be less than 1"
+            )
+        return self
 
 
 def prompts_of(rows: Sequence[Row], settings: RowSettings, source: str, first_id: int = 0) -> list[Prompt]:
@@ -118,31 +139,72 @@ def missing_column(name: str, columns: Sequence[str] | Row) -> str:
     return f"no column {name!r}; the columns are {', '.join(map(repr, columns)) or 'none'}{hint}"
 
 
-def split_task(name: str, prompts: Sequence[Prompt], settings: RowSettings, seed: int) -> Task:
-    """Keep `held_out_fraction` of the distinct prompts apart, the same ones for the same seed in whatever order they come.
+@dataclass(frozen=True)
+class Parts:
+    """What a task is made of: rows to train on, and those that come from sources of their own (None: split off the first)."""
 
-    A prompt belongs to the held-out side when its hash is among the round(fraction x distinct) smallest (at least one,
-    where fraction > 0); rows with the same prompt share a hash, so they land on one side. `fraction` 0 holds out none.
+    train: Sequence[Prompt]
+    validation: Sequence[Prompt] | None = None
+    test: Sequence[Prompt] | None = None
+
+
+def task_of(name: str, parts: Parts, settings: RowSettings, seed: int) -> Task:
+    """The three parts, none with a prompt of another: what is to test by is dropped from the others, what is to validate by from
+    those to train on, both with a warning.
+
+    Where validation or test have no source of their own, the fractions of the settings are split off the rows to train on, the
+    same ones for the same seed in whatever order they come: of the distinct prompts, ordered by their hash, the first are to
+    validate by and the next to test by (at least one each, where the fraction is not 0). Rows with the same prompt share a hash,
+    so they land on one side. Raises RelgradError where nothing is left to train on.
     """
-    fraction = settings.held_out_fraction
+    train, validation, test = parts.train, parts.validation, parts.test
+    if test is not None:
+        train = _without(name, train, test, "prompts that are also to test by")
+        _require(name, train)
+    fractions = (0.0 if validation is not None else settings.held_out_fraction, settings.test_fraction)
+    first, second, train = _split(name, train, fractions, seed)
+    test = second or None if test is None else test
+    if validation is None:
+        validation = first
+    elif test is not None:
+        validation = _without(name, validation, test, "prompts to validate by that are also to test by")
+    train = _without(name, train, validation, "training prompts that are also held out")
+    _require(name, train)
+    return Task(name, train, validation, test, asker(settings))
+
+
+def _require(name: str, train: Sequence[Prompt]) -> None:
+    if not train:
+        raise RelgradError(f"{name}: every training prompt is also held out; give held-out sources of other prompts")
+
+
+def _without(name: str, prompts: Sequence[Prompt], others: Sequence[Prompt], what: str) -> list[Prompt]:
+    """Those that are none of the others; where some are, a warning says how many, and `what` they are."""
+    keys = {_key(p) for p in others}
+    kept = [p for p in prompts if _key(p) not in keys]
+    if dropped := len(prompts) - len(kept):
+        logger.warning("%s: dropped %d of %d %s", name, dropped, len(prompts), what)
+    return kept
+
+
+def _split(
+    name: str, prompts: Sequence[Prompt], fractions: tuple[float, float], seed: int
+) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """(first share, second share, rest). Raises RelgradError where there are fewer distinct prompts than parts."""
     ranks = {_key(p): hashlib.sha256(f"{seed}/{_key(p)}".encode()).digest() for p in prompts}
-    if fraction and len(ranks) < 2:
-        raise RelgradError(f"{name}: one distinct prompt cannot be split; set held_out_fraction to 0 or add prompts")
-    count = min(max(round(fraction * len(ranks)), 1), len(ranks) - 1) if fraction else 0
-    chosen = set(sorted(ranks, key=ranks.__getitem__)[:count])
-    train = [p for p in prompts if _key(p) not in chosen]
-    return Task(name, train, [p for p in prompts if _key(p) in chosen], asker(settings))
-
-
-def given_task(name: str, train: Sequence[Prompt], held_out: Sequence[Prompt], settings: RowSettings) -> Task:
-    """A task whose held-out prompts come from a source of their own; training prompts that equal one are dropped."""
-    keys = {_key(p) for p in held_out}
-    kept = [p for p in train if _key(p) not in keys]
-    if dropped := len(train) - len(kept):
-        logger.warning("%s: dropped %d of %d training prompts that are also held out", name, dropped, len(train))
-    if not kept:
-        raise RelgradError(f"{name}: every training prompt is also held out; give a held-out source of other prompts")
-    return Task(name, kept, held_out, asker(settings))
+    parts = 1 + sum(fraction > 0 for fraction in fractions)
+    if len(ranks) < parts > 1:
+        count = "one distinct prompt" if len(ranks) == 1 else f"{len(ranks)} distinct prompts"
+        raise RelgradError(
+            f"{name}: {count} cannot be split in {parts} parts; set held_out_fraction and test_fraction to 0 or add prompts"
+        )
+    shares = [max(round(fraction * len(ranks)), 1) if fraction else 0 for fraction in fractions]
+    shares[1] = min(shares[1], len(ranks) - parts + 1) if fractions[1] else 0
+    shares[0] = min(shares[0], len(ranks) - 1 - shares[1])
+    order = sorted(ranks, key=ranks.__getitem__)
+    first, second = set(order[: shares[0]]), set(order[shares[0] : sum(shares)])
+    kept = [p for p in prompts if _key(p) not in first | second]
+    return [p for p in prompts if _key(p) in first], [p for p in prompts if _key(p) in second], kept
 
 
 def _key(prompt: Prompt) -> str:

@@ -9,38 +9,54 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.tasks._rows import RowSettings, given_task, prompts_of, split_task
+from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, task_of
 
 
 class Settings(RowSettings):
-    """A dataset that the `datasets` library reads; held-out prompts come from a second split or are split off."""
+    """A dataset that the `datasets` library reads; rows to validate and to test by are of other splits, or are split off."""
 
     path: str = Field(description="a folder (written by save_to_disk, or of data files) or a hub name")
     config: str | None = Field(None, description="the configuration, where the dataset has several")
     revision: str | None = Field(None, description="a hub commit, tag or branch")
     split: str = "train"
-    held_out_split: str | None = Field(None, description="its prompts are never trained on")
+    held_out_split: str | None = Field(None, description="a split to validate by; its prompts are never trained on")
+    test_split: str | None = Field(
+        None, description="a split to test by; its prompts are neither trained on nor validated by"
+    )
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
-        if self.held_out_split is not None and "held_out_fraction" in self.model_fields_set:
+        if self.held_out_split is not None and self.held_out_fraction != HELD_OUT:
             raise ValueError("held_out_split and held_out_fraction exclude each other; keep one")
         if self.held_out_split == self.split:
             raise ValueError(f"held_out_split={self.split!r} is the training split; name another one")
+        if self.test_split is not None and self.test_fraction:
+            raise ValueError("test_split and test_fraction exclude each other; keep one")
+        if self.test_split is not None and self.test_split in (self.split, self.held_out_split):
+            raise ValueError(
+                f"test_split={self.test_split!r} is the split to train on or to validate by; name another one"
+            )
         return self
 
 
 def load(settings: Settings, seed: int) -> Task:
     """Read the split(s). Raises RelgradError when the dataset, a split or the needed column is not there."""
     splits = _open(settings)
-    name = Path(settings.path).name
-    train = prompts_of(_rows(splits, settings.split, settings, settings.limit), settings, _where(settings))
-    if settings.held_out_split is None:
-        return split_task(name, train, settings, seed)
-    rows = _rows(splits, settings.held_out_split, settings)
-    where = f"dataset {settings.path!r}, split {settings.held_out_split!r}"
-    return given_task(name, train, prompts_of(rows, settings, where, first_id=len(train)), settings)
+    train = _prompts(splits, settings.split, settings, limit=settings.limit) or []
+    validation = _prompts(splits, settings.held_out_split, settings, len(train))
+    test = _prompts(splits, settings.test_split, settings, len(train) + len(validation or ()))
+    return task_of(Path(settings.path).name, Parts(train, validation, test), settings, seed)
+
+
+def _prompts(
+    splits: dict[str, Any], split: str | None, settings: Settings, first_id: int = 0, limit: int | None = None
+) -> list[Prompt] | None:
+    if split is None:
+        return None
+    where = f"dataset {settings.path!r}, split {split!r}"
+    return prompts_of(_rows(splits, split, settings, limit), settings, where, first_id)
 
 
 def _open(settings: Settings) -> dict[str, Any]:
@@ -80,7 +96,3 @@ def _rows(splits: dict[str, Any], split: str, settings: Settings, limit: int | N
         raise RelgradError(f"dataset {settings.path!r}: no split {split!r}; the splits are {', '.join(splits)}{hint}")
     rows = splits[split]
     return (rows if limit is None else rows.select(range(min(limit, len(rows))))).to_list()
-
-
-def _where(settings: Settings) -> str:
-    return f"dataset {settings.path!r}, split {settings.split!r}"

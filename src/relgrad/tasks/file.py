@@ -11,34 +11,39 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.tasks._rows import RowSettings, given_task, prompts_of, split_task
+from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, task_of
 
 
 class Settings(RowSettings):
-    """A file of rows; held-out prompts come from a second file, or are split off the first."""
+    """A file of rows; those to validate and to test by come from other files, or are split off the first."""
 
     path: Path = Field(description=".jsonl, .json (a list of objects), .csv or .parquet")
-    held_out_path: Path | None = Field(None, description="a second file; its prompts are never trained on")
+    held_out_path: Path | None = Field(None, description="a file to validate by; its prompts are never trained on")
+    test_path: Path | None = Field(
+        None, description="a file to test by; its prompts are neither trained on nor validated by"
+    )
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
-        if self.held_out_path is not None and "held_out_fraction" in self.model_fields_set:
+        if self.held_out_path is not None and self.held_out_fraction != HELD_OUT:
             raise ValueError("held_out_path and held_out_fraction exclude each other; keep one")
+        if self.test_path is not None and self.test_fraction:
+            raise ValueError("test_path and test_fraction exclude each other; keep one")
         return self
 
 
 def load(settings: Settings, seed: int) -> Task:
     """Read the file(s). Raises RelgradError for a missing, broken or empty file, or one without the needed column."""
-    rows = read_rows(settings.path)[: settings.limit]
-    train = prompts_of(rows, settings, str(settings.path))
-    name = settings.path.stem
-    if settings.held_out_path is None:
-        return split_task(name, train, settings, seed)
-    held_out = read_rows(settings.held_out_path)
-    return given_task(
-        name, train, prompts_of(held_out, settings, str(settings.held_out_path), first_id=len(train)), settings
-    )
+    train = prompts_of(read_rows(settings.path)[: settings.limit], settings, str(settings.path))
+    validation = _prompts(settings.held_out_path, settings, len(train))
+    test = _prompts(settings.test_path, settings, len(train) + len(validation or ()))
+    return task_of(settings.path.stem, Parts(train, validation, test), settings, seed)
+
+
+def _prompts(path: Path | None, settings: Settings, first_id: int) -> list[Prompt] | None:
+    return None if path is None else prompts_of(read_rows(path), settings, str(path), first_id)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

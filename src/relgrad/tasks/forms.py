@@ -1,7 +1,7 @@
 """Web forms to fill in: the prompt tells what to enter, the answer is a plan, one step a line. See environments/forms.
 
-Every form belongs to a family (library card, hotel booking ...), and a family to one split, for good. The held-out forms are of
-other families than those trained on, and nothing that is to be entered into them, ticks apart, occurs in a training prompt.
+Every form belongs to a family (library card, hotel booking ...), and a family to one split, for good: to train on, to validate
+by, or to test by. Nothing that is to be entered into a form of one split, ticks apart, occurs in a prompt of another.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
@@ -28,16 +28,30 @@ class Settings(Strict):
     """`families` are those to train on; an empty list stands for all of the training split."""
 
     families: tuple[str, ...] = ()
-    held_out: Literal["validation", "test"] = Field("validation", description="the families to judge by")
+    held_out: Literal["validation", "test"] | None = Field(
+        None,
+        description="judge everything on these families, so that the task has two parts; null: each part on its own",
+    )
     train_size: int = Field(20_000, ge=1, description="forms per epoch")
-    held_out_size: int = Field(200, ge=0)
+    held_out_size: int = Field(200, ge=0, description="forms to validate by")
+    test_size: int | None = Field(None, ge=0, description="forms to test by; null: as many as to validate by")
+
+    @model_validator(mode="after")
+    def _legal(self) -> Settings:
+        if self.held_out is not None and self.test_size:
+            raise ValueError(
+                f"held_out={self.held_out!r} makes the task one of two parts, so test_size={self.test_size} has no part; drop "
+                "held_out"
+            )
+        return self
+
     grammar: Grammar = Grammar()
 
 
 def load(settings: Settings, seed: int) -> Task:
     """Columns: `plan` (the reference plan), `form` (plain data that rebuilds it), `values` (label -> value), `family`.
 
-    Held-out forms depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Raises
+    Forms to judge by depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Raises
     RelgradError for a family that does not exist or is held out, and for a grammar whose `fits` is too small for a family.
     """
     training = families.names("train")
@@ -46,14 +60,18 @@ def load(settings: Settings, seed: int) -> Task:
             raise RelgradError(
                 f"forms: family {name!r} is held out for ever; to train on there are {', '.join(training)}"
             )
-    judged = families.names(settings.held_out)
-    for name in (*(settings.families or training), *judged):
+    judged: tuple[families.Split, ...] = (settings.held_out,) if settings.held_out else ("validation", "test")
+    for name in (*(settings.families or training), *families.names(*judged)):
         check_room(name, settings.grammar)
     train = FormPrompts(settings.families or training, settings.train_size, f"{seed}/train", settings.grammar)
-    key = f"{HELD_OUT_SEED}/{settings.held_out}"
     plain = settings.grammar.model_copy(update={"foreign_labels": 0.0, "foreign_options": 0.0})
-    held_out = FormPrompts(judged, settings.held_out_size, key, plain)
-    return Task(f"forms-{settings.held_out}", train, list(held_out), ask=_ask(settings.grammar))
+    sizes = (settings.held_out_size, settings.held_out_size if settings.test_size is None else settings.test_size)
+    validation, *test = (
+        list(FormPrompts(families.names(split), size, f"{HELD_OUT_SEED}/{split}", plain))
+        for split, size in zip(judged, sizes, strict=False)
+    )
+    name = f"forms-{settings.held_out}" if settings.held_out else "forms"
+    return Task(name, train, validation, test[0] or None if test else None, ask=_ask(settings.grammar))
 
 
 class FormPrompts(Sequence[Prompt]):

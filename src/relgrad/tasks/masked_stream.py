@@ -21,9 +21,10 @@ from relgrad.tasks import Task
 from relgrad.tasks.masked_text import masked_prompt
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.text.sample_file import SampleFile
-from relgrad.text.stream import Reader
+from relgrad.text.stream import Reader, Split
 from relgrad.text.vocabulary import Vocabulary
 
+JUDGED: tuple[Split, ...] = ("held_out", "test")
 STAGES: dict[str, Strategy] = {s.type: s for s in (Random(), Sticky(), Span(), Line())}
 
 
@@ -46,7 +47,7 @@ class Settings(Strict):
 def load(settings: Settings, seed: int) -> Task:
     """The columns of masked_text. `seed` changes nothing: samples and their order were settled when they were prepared.
 
-    Waits for the folder and for all held-out files. Raises RelgradError when one does not come in time.
+    Waits for the folder and for all samples to judge by. Raises RelgradError when they do not come in time.
     """
     name = settings.consumer or f"{socket.gethostname()}-{os.getpid()}"
     if settings.shards > 1:
@@ -58,15 +59,18 @@ def load(settings: Settings, seed: int) -> Task:
         raise RelgradError(
             f"{settings.path} has {plan.files} files, so shard {settings.shard} of {settings.shards} has none"
         )
-    held_reader = Reader(settings.path, "held_out", settings.timeout, name)
-    held_out = []
-    for number in range(plan.count("held_out") or 0):
-        file = held_reader.file(number)
-        first = number * plan.samples_per_file
-        held_out += [_prompt(file, row, reader.vocabulary, first + row) for row in range(len(file.length_N))]
-    return Task(
-        f"masked-stream-{plan.length}", StreamedPrompts(reader, files, settings.shard, settings.shards), held_out
-    )
+    validation, test = (_all(Reader(settings.path, split, settings.timeout, name)) for split in JUDGED)
+    train = StreamedPrompts(reader, files, settings.shard, settings.shards)
+    return Task(f"masked-stream-{plan.length}", train, validation, test or None)
+
+
+def _all(reader: Reader) -> list[Prompt]:
+    """Every sample of a split that has an end."""
+    each, prompts = reader.plan.samples_per_file, list[Prompt]()
+    for number in range(reader.plan.count(reader.split) or 0):
+        file = reader.file(number)
+        prompts += [_prompt(file, row, reader.vocabulary, number * each + row) for row in range(len(file.length_N))]
+    return prompts
 
 
 class StreamedPrompts(Sequence[Prompt]):

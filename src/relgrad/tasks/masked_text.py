@@ -5,12 +5,14 @@ Sample i of a split is a pure function of (seed, split, i): the same in every pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
@@ -29,9 +31,15 @@ class Settings(Strict):
     length: int = Field(128, ge=4, description="ids per sample")
     aligned: Literal["line", "window"] = "line"
     stages: tuple[Stage, ...] = Field((Random(),), min_length=1)
-    held_out_stages: tuple[Stage, ...] = ()
+    held_out_stages: tuple[Stage, ...] = Field((), description="masks of the samples to judge by; empty: `stages`")
     train_size: int = Field(100_000, ge=1, description="samples per epoch")
-    held_out_size: int = Field(200, ge=0)
+    held_out_size: int = Field(200, ge=0, description="samples to validate by")
+    test_size: int | None = Field(
+        None,
+        ge=0,
+        description="samples to test by, from every other block of the text held out; 0: none, and all of it is to validate by; "
+        "null: as many as to validate by, where the text held out is long enough to be cut in two",
+    )
     held_out_fraction: float = Field(0.1, ge=0, lt=1, description="share of the text that is never trained on")
 
 
@@ -39,22 +47,45 @@ def load(settings: Settings, seed: int) -> Task:
     """Columns: `truth` (the text), `truth_ids`, `masked_ids`, `mask_id`, `label_ids`, `mask_ratio`, `strategy`,
     `vocabulary`.
 
-    Held-out samples depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones.
-    Raises RelgradError for a text that cannot be read or is shorter than one window.
+    Samples to judge by depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Those to
+    validate and those to test by are of different blocks of the text. Raises RelgradError for a text that cannot be read, or
+    one (or its held-out part) that is shorter than one window.
     """
     corpus = load_corpus(settings.text, settings.symbols, settings.held_out_fraction)
+    windows = partial(Windows, vocabulary=corpus.vocabulary, length=settings.length, aligned=settings.aligned)
+    train = MaskedPrompts(windows(corpus.train), settings.stages, settings.train_size, (seed, 0))
+    test_size = settings.held_out_size if settings.test_size is None else settings.test_size
+    if settings.test_size and not corpus.held_out:
+        raise RelgradError(
+            f"test_size={settings.test_size}, but no text is held out: raise held_out_fraction, give a longer text, or set "
+            "test_size to 0"
+        )
+    if not corpus.held_out or not settings.held_out_size + test_size:
+        return Task(f"masked-text-{settings.length}", train, ())
+    halves = _halves(corpus.held_out, windows, settings.test_size) if test_size else [windows(corpus.held_out)]
+    stages = settings.held_out_stages or settings.stages
+    sizes = (settings.held_out_size, test_size)
+    validation, *test = (
+        list(MaskedPrompts(half, stages, size, (HELD_OUT_SEED, number)))
+        for number, (half, size) in enumerate(zip(halves, sizes, strict=False), 1)
+    )
+    return Task(f"masked-text-{settings.length}", train, validation, test[0] if test else None)
 
-    def samples(pieces: Sequence[str], stages: Sequence[Strategy], size: int, key: tuple[int, ...]) -> MaskedPrompts:
-        windows = Windows(pieces, corpus.vocabulary, settings.length, settings.aligned)
-        return MaskedPrompts(windows, stages, size, key)
 
-    train = samples(corpus.train, settings.stages, settings.train_size, (seed, 0))
-    held_out: Sequence[Prompt] = ()
-    if settings.held_out_size and corpus.held_out:
-        stages = settings.held_out_stages or settings.stages
-        held_out = samples(corpus.held_out, stages, settings.held_out_size, (HELD_OUT_SEED, 1))
-        held_out = [held_out[i] for i in range(settings.held_out_size)]
-    return Task(f"masked-text-{settings.length}", train, held_out)
+def _halves(blocks: Sequence[str], windows: Callable[[Sequence[str]], Windows], test_size: int | None) -> list[Windows]:
+    """Every other block to validate by and to test by; where they are too short for that, all of them to validate by.
+
+    Raises RelgradError in place of the latter where a test part of a certain size is wanted.
+    """
+    try:
+        return [windows(blocks[::2]), windows(blocks[1::2])]
+    except RelgradError as error:
+        if test_size is not None:
+            raise RelgradError(
+                f"test_size={test_size}: the text held out cannot be cut in two parts ({error}). Or raise held_out_fraction, or "
+                "set test_size to 0"
+            ) from None
+    return [windows(blocks)]
 
 
 class MaskedPrompts(Sequence[Prompt]):

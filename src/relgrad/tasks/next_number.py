@@ -1,4 +1,4 @@
-"""Counting on: after `31 -> 32` and `158 -> 159`, which number follows 470? The held-out decades are never counted in.
+"""Counting on: after `31 -> 32` and `158 -> 159`, which number follows 470? The decades to judge by are never counted in.
 
 A prompt is a chat: the question as system message, two demonstrations, and a number n; the answer is n + 1 (or n - 1).
 No constant, no copy and no form of words is right more than by accident: every prompt has an answer of its own.
@@ -6,6 +6,7 @@ No constant, no copy and no form of words is right more than by accident: every 
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Literal
 
@@ -26,6 +27,12 @@ class Settings(Strict):
     low: int = Field(10, ge=10, description="smallest number asked for")
     high: int = Field(999, description="largest number asked for")
     held_out_fraction: float = Field(0.2, gt=0, lt=1, description="share of the decades kept to judge by")
+    test_fraction: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the decades kept to test by, beside those to validate by; null: half of the decades kept",
+    )
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
@@ -40,27 +47,34 @@ class Settings(Strict):
 def load(settings: Settings, seed: int) -> Task:
     """Columns: `answer`, and `completion` for supervised training (the same text).
 
-    max(1, round(held_out_fraction x decades)) decades, drawn by `seed`, are held out. No number of a held-out decade
-    is a training prompt or a training answer, and neither side asks for a number that the demonstrations answer. The
-    decades of the demonstrations are never held out.
+    max(1, round(held_out_fraction x decades)) decades, drawn by `seed`, are kept apart, and with a `test_fraction` so many
+    more. No number of such a decade is a training prompt or a training answer, and no part asks for a number that the
+    demonstrations answer. The decades of the demonstrations are never kept apart. One decade alone is to validate by.
     """
     step = _STEP[settings.direction]
     draw = random.Random(f"{seed}/next_number")
     shown = {decade for n in _SHOWN for decade in (_decade(n), _decade(n + step))}
     decades = range(_decade(settings.low), _decade(settings.high) + 1)
     free = [decade for decade in decades if decade not in shown]
-    kept = set(draw.sample(free, min(max(1, round(settings.held_out_fraction * len(decades))), len(free) - 1)))
+    validation = draw.sample(free, min(max(1, round(settings.held_out_fraction * len(decades))), len(free) - 1))
 
     numbers = [n for n in range(settings.low, settings.high + 1) if n not in _SHOWN]
     draw.shuffle(numbers)
-    held_out = [n for n in numbers if _decade(n) in kept]
-    train = [n for n in numbers if _decade(n) not in kept and _decade(n + step) not in kept]
-    return Task(
-        f"{settings.direction}-number-{settings.low}-{settings.high}",
-        [_prompt(n, i, settings.direction) for i, n in enumerate(train)],
-        [_prompt(n, len(train) + i, settings.direction) for i, n in enumerate(held_out)],
-        ask=lambda text: _chat(text, settings.direction),
+    if settings.test_fraction is None:
+        validation, test = validation[::2], validation[1::2]
+    else:
+        left = [decade for decade in free if decade not in validation]
+        test = draw.sample(left, min(round(settings.test_fraction * len(decades)), len(left) - 1))
+    kept = {*validation, *test}
+    parts = (
+        [n for n in numbers if _decade(n) not in kept and _decade(n + step) not in kept],
+        [n for n in numbers if _decade(n) in validation],
+        [n for n in numbers if _decade(n) in test],
     )
+    ids = itertools.count()
+    train, held_out, tested = ([_prompt(n, next(ids), settings.direction) for n in part] for part in parts)
+    name = f"{settings.direction}-number-{settings.low}-{settings.high}"
+    return Task(name, train, held_out, tested or None, ask=lambda text: _chat(text, settings.direction))
 
 
 def _decade(number: int) -> int:

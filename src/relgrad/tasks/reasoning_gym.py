@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,20 +28,23 @@ class Settings(Wording):
     task: str = Field(description="a reasoning-gym name, for example countdown or chain_sum")
     params: dict[str, Any] = Field(default_factory=dict, description="the task's own parameters")
     train_size: int = Field(2000, ge=1)
-    held_out_size: int = Field(200, ge=0)
+    held_out_size: int = Field(200, ge=0, description="prompts to validate by")
+    test_size: int | None = Field(
+        None, ge=0, description="prompts to test by; null: as many as to validate by, as far as the task has others"
+    )
 
     @field_validator("params")
     @classmethod
     def _legal(cls, params: dict[str, Any]) -> dict[str, Any]:
         if taken := {"seed", "size"} & set(params):
             raise ValueError(
-                f"{' and '.join(sorted(taken))} cannot be set here; use seed, train_size and held_out_size"
+                f"{' and '.join(sorted(taken))} cannot be set here; use seed, train_size, held_out_size and test_size"
             )
         return params
 
 
 def load(settings: Settings, seed: int) -> Task:
-    """Distinct held-out prompts, and training prompts none of which is held out.
+    """Distinct prompts to validate and to test by, and training prompts none of which is among them.
 
     Columns: `question`, `answer`, `metadata` (the verifier reads it), and `task` and `params`, which name the verifier.
     Raises RelgradError for an unknown task or parameter, or a task with too few distinct prompts.
@@ -48,16 +52,29 @@ def load(settings: Settings, seed: int) -> Task:
     held_out = _draw(settings, f"{seed}/held_out", settings.held_out_size, set(), distinct=True)
     questions = {entry["question"] for entry in held_out}
     train = _draw(settings, f"{seed}/train", settings.train_size, questions, distinct=False)
-    return Task(
-        settings.task,
-        [_prompt(entry, i, settings) for i, entry in enumerate(train)],
-        [_prompt(entry, len(train) + i, settings) for i, entry in enumerate(held_out)],
-        ask=asker(settings),
-    )
+    questions |= {entry["question"] for entry in train}
+    if settings.test_size is None:
+        test = _drawn(settings, f"{seed}/test", settings.held_out_size, questions, distinct=True)
+    else:
+        test = _draw(settings, f"{seed}/test", settings.test_size, questions, distinct=True)
+    ids = itertools.count()
+    parts = [[_prompt(entry, next(ids), settings) for entry in part] for part in (train, held_out, test)]
+    return Task(settings.task, parts[0], parts[1], parts[2] or None, ask=asker(settings))
 
 
 def _draw(settings: Settings, seed: str, size: int, avoid: set[str], *, distinct: bool) -> list[dict[str, Any]]:
-    """`size` entries whose question is not in `avoid`, and where `distinct` all different."""
+    """As `_drawn`. Raises RelgradError where there are fewer."""
+    entries = _drawn(settings, seed, size, avoid, distinct=distinct)
+    if len(entries) < size:
+        raise RelgradError(
+            f"reasoning_gym {settings.task!r}: only {len(entries)} usable prompts in {_ROUNDS * size} drawn, {size} wanted (the "
+            "parts must differ); make the task larger through params, or lower the sizes"
+        )
+    return entries
+
+
+def _drawn(settings: Settings, seed: str, size: int, avoid: set[str], *, distinct: bool) -> list[dict[str, Any]]:
+    """Up to `size` entries whose question is not in `avoid`, and where `distinct` all different."""
     seen = set(avoid)
     entries: list[dict[str, Any]] = []
     for entry in _entries(settings, random.Random(seed), size) if size else ():
@@ -68,11 +85,6 @@ def _draw(settings: Settings, seed: str, size: int, avoid: set[str], *, distinct
         entries.append(entry)
         if len(entries) == size:
             break
-    if len(entries) < size:
-        raise RelgradError(
-            f"reasoning_gym {settings.task!r}: only {len(entries)} usable prompts in {_ROUNDS * size} drawn, "
-            f"{size} wanted (train and held-out must differ); make the task larger through params, or lower the sizes"
-        )
     return entries
 
 

@@ -2,7 +2,7 @@
 
     stream.json                   the plan: task settings, seed, vocabulary, samples per file, files (null: endless), ahead
     vocabulary.json               the vocabulary
-    train/000000.safetensors ...  samples 0 .. n-1, then n .. 2n-1 (sample_file.py); held_out/ the same
+    train/000000.safetensors ...  samples 0 .. n-1, then n .. 2n-1 (sample_file.py); held_out/ and test/ the same
     producer.json                 who writes and what it does; touched every few seconds, which shows that it lives
     consumers/NAME.json           the file each consumer reads, left by consumers of a stream with `ahead`
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
@@ -37,12 +37,17 @@ SILENT = 600.0
 ALIVE = 30.0
 """Seconds without a sign of life after which a process of another machine counts as gone: a consumer, a producer."""
 
-Split = Literal["train", "held_out"]
+Split = Literal["train", "held_out", "test"]
+"""`held_out` are the samples to validate by."""
+
 logger = logging.getLogger(__name__)
 
 
 class Plan(Strict):
-    """What a stream holds. `task` are the settings of the masked text, `text_sha256` tells when its text has changed."""
+    """What a stream holds. `task` are the settings of the masked text, `text_sha256` tells when its text has changed.
+
+    A plan that says nothing of a test part has none.
+    """
 
     version: Literal[1] = 1
     task: dict[str, Any]
@@ -54,10 +59,22 @@ class Plan(Strict):
     files: int | None = Field(None, ge=1)
     ahead: int | None = Field(None, ge=1)
     held_out: int = Field(ge=0)
+    test: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_two_parts(cls, plan: Any) -> Any:
+        if isinstance(plan, dict) and "test" not in plan and isinstance(plan.get("task"), dict):
+            return {**plan, "task": {"test_size": 0, **plan["task"]}}
+        return plan
+
+    def samples(self, split: Split) -> int:
+        """How many samples there are to validate or to test by."""
+        return self.test if split == "test" else self.held_out
 
     def count(self, split: Split) -> int | None:
         """How many files a split has in the end; None: endless."""
-        return self.files if split == "train" else math.ceil(self.held_out / self.samples_per_file)
+        return self.files if split == "train" else math.ceil(self.samples(split) / self.samples_per_file)
 
 
 def file_of(folder: Path, split: Split, number: int) -> Path:
@@ -114,7 +131,7 @@ def produce(
     wrote: Callable[[Split, int], None] = lambda split, number: None,
     poll: float = 0.5,
 ) -> None:
-    """Write every file that is missing, held-out samples first; ends where the plan has an end.
+    """Write every file that is missing, samples to judge by first; ends where the plan has an end.
 
     `samples` must have as many prompts as the plan asks for; `wrote` is told of every file, also those that were there.
     Raises RelgradError when the folder cannot be written (any more).
@@ -124,7 +141,7 @@ def produce(
             left.unlink(missing_ok=True)
     life = Heartbeat(folder)
     try:
-        for split in ("held_out", "train"):
+        for split in ("held_out", "test", "train"):
             _produce(folder, plan, split, samples[split], pad_id, wrote, life, poll)
         life.beat("done")
     except OSError as error:
@@ -254,8 +271,8 @@ class Reader:
         found, plan = read(path), self.plan
         self.vocabulary.require(str(found.header.get("vocabulary")), str(path))
         rows = plan.samples_per_file
-        if self.split == "held_out":
-            rows = min(rows, plan.held_out - number * rows)
+        if self.split != "train":
+            rows = min(rows, plan.samples(self.split) - number * rows)
         if len(found.length_N) != rows:
             raise RelgradError(f"{path} has {len(found.length_N)} samples, its plan says {rows}; delete the file")
         for name, array in (("truth_ids", found.truth_NL), ("masked_ids", found.masked_NL)):
