@@ -29,7 +29,7 @@ from relgrad.core.types import Output, Prompt
 from relgrad.judges.network import Judge, Refilled
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies import fill_in
 from relgrad.rewards import judge as judge_reward
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.tasks import masked_text

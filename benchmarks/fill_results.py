@@ -39,7 +39,7 @@ def policy_at(stage: Stage, folder: Path, start: FillInPolicy | None, **law: flo
     """The policy saved in `folder`, under another law, with `start` as its reference."""
     chosen = stage.policy.model_dump() | {"temperature": 1.0, "top_p": 1.0, "scoring": "law"} | law
     policy = build_policy(stage.model_copy(update={"policy": type(stage.policy).model_validate(chosen)}), folder)
-    policy._start.take((start or policy).parameters())
+    policy.weights.start.take((start or policy).parameters())
     return policy
 
 
@@ -48,7 +48,7 @@ def cooled_kl(start: FillInPolicy, prompts: list[Prompt], temperature: float) ->
     """Mean exact KL of the start at `temperature` to itself at 1, nats per masked position."""
     masked_GL, length_G = pad([start.encode(p) for p in prompts], start.vocabulary.pad_id)
     group_M, position_M = (masked_GL == start.vocabulary.mask_id).nonzero(as_tuple=True)
-    logits_MV = start._logits(masked_GL, length_G, group_M, position_M)
+    logits_MV = start.filling.logits(masked_GL, length_G, group_M, position_M)
     return float(
         categorical_kl(log_probs(logits_MV, Truncation(temperature)), log_probs(logits_MV, Truncation())).mean()
     )

@@ -33,13 +33,14 @@ from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm import lora as fsdfm_lora
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.flow import policy as flow
+from relgrad.policies import flow
 from relgrad.policies.flow.open import Opened
+from relgrad.policies.flow.settings import Lora
 from relgrad.policies.flow.symbols import Symbols
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.text.vocabulary import Vocabulary
 from relgrad.training.grpo import Grpo, GrpoSettings
-from relgrad.trajectories import states as _flow_states
+from relgrad.trajectories.states import unpack_states
 
 TITLE = "(flow) a Flow-GRPO update of a small FS-DFM network, float32"
 ARMS = ("relgrad", "stepwise")
@@ -80,7 +81,7 @@ class Job(NamedTuple):
 
     def policy(self) -> flow.FlowPolicy:
         """The network with random weights everywhere and its frozen start, on the CPU."""
-        lora = flow.Lora() if self.lora else None
+        lora = Lora() if self.lora else None
         settings = flow.Settings(
             max_completion_length=self.positions, sampling_steps=self.steps, source=self.source, lora=lora, device="cpu"
         )
@@ -187,7 +188,7 @@ def gate(job: Job) -> float:
     policy.model.zero_grad()
     assert loop.batch is not None
     (rollouts,) = loop.batch.parts
-    state_BTE = _flow_states.read(rollouts.trace, torch.arange(rollouts.rows))
+    state_BTE = unpack_states(rollouts.trace, torch.arange(rollouts.rows))
     for row, group in enumerate(rollouts.group_B.tolist()):
         ids = policy.encode(rollouts.prompts[group])
         rows = [torch.tensor([[*ids, *state]]) for state in state_BTE[row].tolist()]

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import harness
 from relgrad.core.types import Output, Prompt
-from relgrad.policies.flow import policy as flow
+from relgrad.policies import flow
 from relgrad.policies.flow.policy import FlowPolicy
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.build import find_recipe, policy_loss, resolve

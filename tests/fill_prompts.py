@@ -9,7 +9,8 @@ import torch
 
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
-from relgrad.policies.fill_in.policy import FillInPolicy, Settings
+from relgrad.policies.fill_in.policy import FillInPolicy
+from relgrad.policies.fill_in.settings import Settings
 from relgrad.text.masking import IGNORE
 from relgrad.text.vocabulary import Vocabulary
 

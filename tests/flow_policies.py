@@ -9,8 +9,9 @@ from torch import Tensor
 
 from enumerated import move
 from relgrad.core.types import Prompt, Rollouts
-from relgrad.policies.flow import toy as _flow_toys
-from relgrad.policies.flow.policy import FlowPolicy, Settings
+from relgrad.policies.flow import toy as flow_toy
+from relgrad.policies.flow.policy import FlowPolicy
+from relgrad.policies.flow.settings import Settings
 
 PROMPTS = (Prompt("ab", id=0), Prompt("", id=1), Prompt("babab", id=2))
 
@@ -19,7 +20,7 @@ def small(**options: Any) -> FlowPolicy:
     """A random policy that writes 6 positions in 5 steps after prompts of up to 10 characters."""
     student = options.pop("student", False)
     settings = Settings(**{"max_completion_length": 6, "sampling_steps": 5, "device": "cpu", **options})
-    made = FlowPolicy(_flow_toys.parts(settings, student=student), settings)
+    made = FlowPolicy(flow_toy.parts(settings, student=student), settings)
     made.freeze_reference()
     return made
 

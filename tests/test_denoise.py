@@ -11,14 +11,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws
 from relgrad.core.types import Prompt
 from relgrad.laws.categorical import Truncation
-from relgrad.policies.fill_in import policy as fill_in
-from relgrad.policies.fill_in.denoise import Denoise, Frames, denoise, highest
+from relgrad.policies import fill_in
+from relgrad.policies.fill_in.denoise import Denoise, denoise, highest
 from relgrad.policies.fill_in.policy import FillInPolicy, pad
 from relgrad.policies.fill_in.toy import make
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.trajectories.film import cells, describe
+from relgrad.trajectories.film import Frames, cells, describe
 
 MASK, PAD = 9, 10
 KINDS = ("confidence", "critic", "random")
@@ -61,7 +62,8 @@ class Fake:
 
 
 def frames_of(fake: Fake, chosen: Denoise, *texts: str, seed: int = 0) -> Frames:
-    return denoise(*start(*texts), MASK, Truncation(), chosen, fake.logits, fake.wrong, generator(seed))
+    draws = Draws.of(generator(seed), len(texts))
+    return denoise(*start(*texts), MASK, Truncation(), chosen, fake.logits, fake.wrong, draws)
 
 
 def masked(frames: Frames) -> list[list[list[int]]]:
@@ -156,11 +158,11 @@ def test_random_masking_again_is_uniform_whatever_the_confidence() -> None:
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_chance_and_doubt_are_blended_by_randomness_strength(strength: float) -> None:
-    """Recomputed from the random numbers of the generator: row by row, filling first, then masking again."""
+    """Recomputed from the random numbers of every text: filling first, then masking again."""
     wrong = [0.9, 0.2, 0.99, 0.3, 0.8, 0.1]
     chosen = settings(steps=2, end_ratio=0.5, remask="critic", randomness_strength=strength)
     frames = frames_of(Fake([0.5] * 6, wrong), chosen, *["######"] * 40, seed=3)
-    uniform_BDT = torch.rand(40, 3, 6, generator=generator(3)).tolist()
+    uniform_BDT = Draws.of(generator(3), 40).rand(2, 6).tolist()
     for row in range(40):
         priority = [(1 - strength) * w + strength * u for w, u in zip(wrong, uniform_BDT[row][1], strict=True)]
         assert masked(frames)[2][row] == sorted(sorted(range(6), key=lambda i: -priority[i])[:3])
@@ -239,9 +241,8 @@ def test_a_row_does_not_depend_on_its_company() -> None:
     alone = policy.film([one], 1, generator())[0]["frames"]
     for company in ([], others[:1], others, [two]):
         assert policy.film([one, *company], 1, generator())[0]["frames"] == alone
-    skipped = generator()
-    torch.rand(7, 3, generator=skipped)  # the numbers of the row before: 2 * steps - 1 per masked position
-    assert policy.film([one, two, *others], 1, generator())[1]["frames"] == policy.film([two], 1, skipped)[0]["frames"]
+    second = Draws.of(generator(), 5).part(1, 1)
+    assert policy.film([one, two, *others], 1, generator())[1]["frames"] == policy.film([two], 1, second)[0]["frames"]
 
 
 @pytest.fixture
@@ -259,7 +260,7 @@ def built(text: Path, **options: object) -> FillInPolicy:
 def test_the_policys_critic_reads_the_finished_text(letters: Path) -> None:
     policy = built(letters, critic_weight=0.5, denoise={"steps": 3, "remask": "critic", "randomness_strength": 0})
     torch.nn.init.normal_(policy.model.critic_head.weight, generator=generator())
-    for film in policy.film([Prompt("a█c███\nab████"), Prompt("██")], 3, generator(5)):
+    for film in policy.film([Prompt("a█c███\nab████"), Prompt("█d███f")], 3, generator(5)):
         finished, again = film["frames"][1], film["frames"][2]
         ids = torch.tensor([policy.vocabulary.encode(finished["text"])])
         wrong = policy.model.critic(policy.model.hidden(ids))[0].tolist()

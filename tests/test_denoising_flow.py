@@ -23,15 +23,17 @@ from relgrad.baselines.denoising_flow import DenoisingPolicy, Settings
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Toy
+from relgrad.core.randomness import Draws
 from relgrad.core.types import Prompt, Rollouts
 from relgrad.networks.weights.folder import newest
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.flow import policy as flow
-from relgrad.policies.flow import toy as _flow_toys
-from relgrad.policies.flow.policy import FlowPolicy, Lora
+from relgrad.policies import flow
+from relgrad.policies.flow import toy as flow_toy
+from relgrad.policies.flow.policy import FlowPolicy
+from relgrad.policies.flow.settings import Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings
-from relgrad.trajectories import states as _flow_states
+from relgrad.trajectories.states import unpack_states
 
 BETA = 0.05
 
@@ -39,7 +41,7 @@ BETA = 0.05
 def small(**options: Any) -> DenoisingPolicy:
     """A random policy that writes 6 positions in 5 steps, away from its reference."""
     settings = Settings(**{"max_completion_length": 6, "sampling_steps": 5, "device": "cpu", **options})
-    policy = DenoisingPolicy(_flow_toys.parts(settings), settings)
+    policy = DenoisingPolicy(FlowPolicy(flow_toy.parts(settings), settings))
     policy.freeze_reference()
     move(policy)
     lengthen(policy, 1.5)
@@ -47,9 +49,9 @@ def small(**options: Any) -> DenoisingPolicy:
 
 
 @torch.no_grad()
-def lengthen(policy: FlowPolicy, nats: float) -> None:
+def lengthen(policy: DenoisingPolicy, nats: float) -> None:
     """Make the end of sequence less likely."""
-    policy.model.output_layer.linear.bias[policy.symbols.end_id] -= nats
+    policy.flow.model.output_layer.linear.bias[policy.flow.symbols.end_id] -= nats
 
 
 def toy(**options: Any) -> Callable[[], Toy]:
@@ -57,14 +59,15 @@ def toy(**options: Any) -> Callable[[], Toy]:
 
     def build() -> Toy:
         settings = Settings(**{"max_completion_length": 2, "sampling_steps": 2, "device": "cpu", **options})
-        policy = DenoisingPolicy(_flow_toys.parts(settings), settings)
-        policy.initial = lambda group_B, prompts, generator: _flow_toys.fixed(policy, group_B, prompts)
+        flow_policy = FlowPolicy(flow_toy.parts(settings), settings)
+        flow_policy.initial = lambda group_B, prompts, draws: flow_toy.fixed(flow_policy, group_B, prompts)
+        policy = DenoisingPolicy(flow_policy)
         policy.freeze_reference()
 
         def every(prompt: Prompt) -> Rollouts:
-            return policy.noised(_flow_toys.enumerate_all(policy, prompt), seeded(0))
+            return policy.noised(flow_toy.enumerate_all(flow_policy, prompt), Draws.of(seeded(0), 1))
 
-        return Toy(policy, PROMPTS, every, key, _flow_toys.reward)
+        return Toy(policy, PROMPTS, every, key, flow_toy.reward)
 
     return build
 
@@ -72,7 +75,7 @@ def toy(**options: Any) -> Callable[[], Toy]:
 def key(rollouts: Rollouts, row: int) -> Hashable:
     """All states, and the draws: what a row holds."""
     drawn = (rollouts.trace["time_B2"][row], rollouts.trace["noised_B2E"][row].flatten())
-    return (*_flow_toys.key(rollouts, row), *(x for part in drawn for x in part.tolist()))
+    return (*flow_toy.key(rollouts, row), *(x for part in drawn for x in part.tolist()))
 
 
 def toys() -> dict[str, Callable[[], Toy]]:
@@ -112,8 +115,9 @@ def test_it_says_that_it_is_no_law_and_the_contract_finds_that_it_is_none(name: 
 
 def by_hand(policy: DenoisingPolicy, rollouts: Rollouts, row: int) -> tuple[Tensor, Tensor]:
     """(GKL, KL) of one row: one plain forward pass per draw over the prompt and the noised text, position after position."""
-    trace, ordinary = rollouts.trace, policy.symbols.drawable_K
-    prompt = policy.encode(rollouts.prompts[int(rollouts.group_B[row])])
+    trace, flow_policy = rollouts.trace, policy.flow
+    ordinary = flow_policy.symbols.drawable_K
+    prompt = flow_policy.encode(rollouts.prompts[int(rollouts.group_B[row])])
     text = list(rollouts.outputs[row].ids)
     found = []
     for draw in range(2):
@@ -122,14 +126,14 @@ def by_hand(policy: DenoisingPolicy, rollouts: Rollouts, row: int) -> tuple[Tens
 
         def log_p(ids_1L: Tensor = ids_1L, time_1: Tensor = time_1) -> Tensor:
             """[len(text), V] over ordinary ids and the end; temperature 1."""
-            hidden_LH = policy.model.hidden(ids_1L, time_1)[0, len(prompt) : len(prompt) + len(text)]
-            logits_LV = policy.model.logits(hidden_LH)
+            hidden_LH = flow_policy.model.hidden(ids_1L, time_1)[0, len(prompt) : len(prompt) + len(text)]
+            logits_LV = flow_policy.model.logits(hidden_LH)
             kept_LV = logits_LV[:, ordinary].log_softmax(-1)
             return torch.full_like(logits_LV, -torch.inf).index_copy(1, ordinary, kept_LV)
 
         log_LV = log_p()
-        n = policy.scheduler.exponent
-        live = [token == policy.symbols.mask_id or policy.symbols.mask_id is None for token in noised]
+        n = flow_policy.scheduler.exponent
+        live = [token == flow_policy.symbols.mask_id or flow_policy.symbols.mask_id is None for token in noised]
         if draw == 0:
             rate = n * t ** (n - 1) / (1 - t**n)
             terms = []
@@ -232,9 +236,9 @@ def test_times_are_uniform_and_both_draws_independent() -> None:
     time_B2, noised_B2E = rollouts.trace["time_B2"], rollouts.trace["noised_B2E"].long()
     assert float(time_B2.min()) >= 1e-4
     assert float(time_B2.max()) <= 1 - 1e-4
-    final_BE = _flow_states.read(rollouts.trace, torch.arange(2000))[:, -1]
-    ended_BE = (final_BE == policy.symbols.end_id).cumsum(-1) > 0
-    clean_BE = final_BE.masked_fill(ended_BE, policy.symbols.end_id)
+    final_BE = unpack_states(rollouts.trace, torch.arange(2000))[:, -1]
+    ended_BE = (final_BE == policy.flow.symbols.end_id).cumsum(-1) > 0
+    clean_BE = final_BE.masked_fill(ended_BE, policy.flow.symbols.end_id)
     for draw in range(2):
         assert kstest(time_B2[:, draw].numpy(), "uniform").pvalue > 1e-4
         kept_B = (noised_B2E[:, draw] == clean_BE).double().mean(-1)
@@ -250,7 +254,7 @@ def test_times_are_uniform_and_both_draws_independent() -> None:
 
 def test_it_writes_what_a_flow_policy_writes() -> None:
     policy = small()
-    plain = FlowPolicy(policy.parts, flow.Settings(**policy.settings.model_dump()))
+    plain = FlowPolicy(policy.flow.parts, flow.Settings(**policy.flow.settings.model_dump()))
     ours, theirs = (p.sample(PROMPTS, 5, seeded(6)) for p in (policy, plain))
     assert ours.outputs == theirs.outputs
     with policy.evaluation(), plain.evaluation():

@@ -38,7 +38,7 @@ from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
 from relgrad.policies.fill_in.denoise import Denoise
-from relgrad.policies.flow import policy as flow
+from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs import recipe as config
@@ -344,8 +344,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "rewards": settings_rows(config.RewardComponent),
         "policies.autoregressive.lora": settings_rows(Lora),
         "policies.fill_in.denoise": settings_rows(Denoise),
-        "policies.flow.lora": settings_rows(flow.Lora),
-        "policies.flow.network": settings_rows(flow.Network),
+        "policies.flow.lora": settings_rows(flow_settings.Lora),
+        "policies.flow.network": settings_rows(flow_settings.Network),
         "policies.flow.few_step": settings_rows(FewStep),
         "tasks.forms.grammar": settings_rows(Grammar),
     }

@@ -12,8 +12,9 @@ from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Output, Prompt, Score
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.fill_in import policy as fill_in
-from relgrad.policies.fill_in.policy import FillInPolicy, Settings
+from relgrad.policies import fill_in
+from relgrad.policies.fill_in.policy import FillInPolicy
+from relgrad.policies.fill_in.settings import Settings
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random
@@ -76,7 +77,7 @@ def test_the_reference_alone_changes_the_update_when_beta_is_positive(loss: Poli
     after = []
     for reference in (policy(seed=1), policy(seed=2)):
         made = policy()
-        made._start = reference._start
+        made.weights.start = reference.weights.start
         loop(made, spaces, loss, steps=1, learning_rate=1e-3).update()
         after.append(flat(made))
     assert float((after[0] - after[1]).abs().max()) > 1e-5
@@ -86,7 +87,7 @@ def test_without_beta_the_reference_does_not_matter() -> None:
     after = []
     for reference in (policy(seed=1), policy(seed=2)):
         made = policy()
-        made._start = reference._start
+        made.weights.start = reference.weights.start
         loop(made, spaces, PolicyLoss(), steps=1, learning_rate=1e-3).update()
         after.append(flat(made))
     assert torch.equal(*after)

@@ -32,7 +32,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.evaluation.held_out import evaluate
 from relgrad.networks.causal import tiny
-from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies import fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
 from relgrad.runs.build import build_rewards
 from relgrad.runs.recipe import RewardComponent

@@ -16,19 +16,21 @@ from torch import Tensor
 from enumerated import expected_reward, flat_gradient, move, rewards_of, row_logp, seeded
 from flow_policies import PROMPTS, flat, fresh, scored, small, spread
 from relgrad.core.protocols import LossTerms, Toy
+from relgrad.core.randomness import Draws
 from relgrad.core.types import Example, Output, Prompt, RewardTable, Rollouts, Score
 from relgrad.evaluation.held_out import evaluate
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies.flow import engine as _flow_engine
-from relgrad.policies.flow import policy as flow
-from relgrad.policies.flow import toys as _flow_toys
-from relgrad.policies.flow.policy import FlowPolicy, Lora
+from relgrad.policies import flow
+from relgrad.policies.flow import engine as flow_engine
+from relgrad.policies.flow import toy as flow_toy
+from relgrad.policies.flow.policy import FlowPolicy
+from relgrad.policies.flow.settings import Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training import checkpoint
 from relgrad.training.grpo import Grpo, GrpoSettings, train
 from relgrad.training.sft import Sft, SftSettings
-from relgrad.trajectories import states as _flow_states
-from relgrad.trajectories import trained_steps as _flow_training
+from relgrad.trajectories import trained_steps
+from relgrad.trajectories.states import pack_states, states_around, unpack_states
 
 
 class Watched:
@@ -61,11 +63,11 @@ def test_states_come_back_from_starts_and_jumps() -> None:
     for rows, steps, positions, tokens in ((5, 4, 7, 3), (1, 1, 1, 2), (3, 6, 2, 70_000)):
         states = [torch.randint(tokens, (rows, positions), generator=seeded(t)) for t in range(steps + 1)]
         states[-1] = states[-2]  # a step without jumps
-        trace = _flow_states.write(states, tokens)
+        trace = pack_states(states, tokens)
         chosen = torch.arange(rows).flip(0)
-        assert torch.equal(_flow_states.read(trace, chosen), torch.stack(states, 1)[chosen])
+        assert torch.equal(unpack_states(trace, chosen), torch.stack(states, 1)[chosen])
         cells_N2 = torch.tensor([(row, step) for step in range(steps) for row in range(rows)])
-        before_NE, after_NE = _flow_states.around(trace, cells_N2)
+        before_NE, after_NE = states_around(trace, cells_N2)
         assert torch.equal(before_NE, torch.cat(states[:-1]))
         assert torch.equal(after_NE, torch.cat(states[1:]))
 
@@ -81,8 +83,8 @@ def test_1024_positions_over_10_steps_of_gpt2_take_a_tenth_of_160_kB() -> None:
     for step in range(10):
         drawn = torch.rand(rows, 1024, generator=generator) < 1 / (10 - step)
         states.append(torch.where(drawn, torch.randint(50_257, (rows, 1024), generator=generator), states[-1]))
-    trace = _flow_states.write(states, 50_257)
-    assert torch.equal(_flow_states.read(trace, torch.arange(rows)), torch.stack(states, 1))
+    trace = pack_states(states, 50_257)
+    assert torch.equal(unpack_states(trace, torch.arange(rows)), torch.stack(states, 1))
     assert held(trace, rows) < 24_000
 
 
@@ -113,7 +115,7 @@ def test_the_prompt_is_clean_at_every_step_and_the_rest_is_the_state() -> None:
     watched = Watched(policy)
     rollouts = policy.sample(PROMPTS, 2, seeded(0))
     encoded = [policy.encode(p) for p in PROMPTS]
-    states_BTE = _flow_states.read(rollouts.trace, torch.arange(6))
+    states_BTE = unpack_states(rollouts.trace, torch.arange(6))
     assert len(watched.ids) == 5
     for step, ids_BL in enumerate(watched.ids):
         for row, ids in enumerate(ids_BL.tolist()):
@@ -125,7 +127,7 @@ def test_the_prompt_is_clean_at_every_step_and_the_rest_is_the_state() -> None:
 def test_the_text_ends_at_the_first_end() -> None:
     policy = small()
     rollouts = policy.sample(PROMPTS, 20, seeded(0))
-    last_BE = _flow_states.read(rollouts.trace, torch.arange(60))[:, -1]
+    last_BE = unpack_states(rollouts.trace, torch.arange(60))[:, -1]
     seen = set()
     for ids, output, stop in zip(last_BE.tolist(), rollouts.outputs, rollouts.stop, strict=True):
         kept = ids[: ids.index(2)] if 2 in ids else ids
@@ -147,7 +149,7 @@ def test_lengths_are_those_of_the_texts_with_their_ends(options: dict) -> None:
         assert not rollouts.size_BT[~rollouts.mask_BT].any()
         assert {1, 6} <= set(wanted)
     mask_BT = torch.tensor([[True, False, True, True], [False, True, False, False]])
-    assert _flow_training.sizes(mask_BT, torch.tensor([7, 5])).tolist() == [[2, 0, 2, 3], [0, 5, 0, 0]]
+    assert trained_steps.tokens_per_step(mask_BT, torch.tensor([7, 5])).tolist() == [[2, 0, 2, 3], [0, 5, 0, 0]]
 
 
 def test_an_evaluation_and_a_generation_batch_report_the_length_of_the_text() -> None:
@@ -189,7 +191,7 @@ def test_from_a_mask_every_position_is_scored_once_however_many_steps_there_are(
     watched.ids.clear()
     policy.score(rollouts, rollouts.cells())
     assert watched.logits == 2 * 12 * 6
-    states_BTE = _flow_states.read(rollouts.trace, torch.arange(12))
+    states_BTE = unpack_states(rollouts.trace, torch.arange(12))
     jumps = (states_BTE[:, 1:] != states_BTE[:, :-1]).any(-1)
     assert watched.rows == [int(jumps.sum())], "steps in which nothing was unmasked need no network"
     quiet_N2 = (~jumps).nonzero()[:1]
@@ -205,7 +207,7 @@ def test_logits_in_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     asked = {"entropy": True, "reference_kl": True}
     found = []
     for limit in (2**25, 50):
-        monkeypatch.setattr(_flow_engine, "LOGITS", limit)
+        monkeypatch.setattr(flow_engine, "LOGITS", limit)
         scores = policy.score(rollouts, rollouts.cells(), **asked)
         found.append((*scores, flat_gradient(policy, scores.logp_N.sum() + scores.entropy_N.sum() + scores.kl_N.sum())))
     for whole, pieces in zip(*found, strict=True):
@@ -242,8 +244,8 @@ def test_adapters_on_bfloat16_weights_are_float32_and_score_what_was_drawn() -> 
 def test_every_step_is_trained_equally_often() -> None:
     draws, steps = 20_000, 7
     for trained in (
-        _flow_training.some(draws, steps, 3, seeded(0)),
-        *(_flow_training.after_branch(draws, 1, steps, window, seeded(1)) for window in (1, 2, 7)),
+        trained_steps.random_steps(Draws.of(seeded(0), draws // 10), 10, steps, 3),
+        *(trained_steps.steps_after_branch(Draws.of(seeded(1), draws), 1, steps, window) for window in (1, 2, 7)),
     ):
         share = 1 / trained.stands_for
         error = (share * (1 - share) / draws) ** 0.5
@@ -285,7 +287,7 @@ def test_a_sum_over_some_steps_stands_for_the_sum_over_all() -> None:
 @pytest.mark.parametrize("source", ["uniform", "mask"])
 def test_the_gradient_of_some_steps_is_that_of_all_on_average(options: dict, source: str) -> None:
     """Monte Carlo against the exact gradient of the expected reward, by enumeration; the part that is trained varies."""
-    toy: Toy = _flow_toys.make(source=source, **options)()
+    toy: Toy = flow_toy.make(source=source, **options)()
     move(toy.policy)
     prompt = toy.prompts[2]
     value = expected_reward(toy, [toy.enumerate(prompt)])
@@ -306,7 +308,7 @@ def test_a_group_shares_its_trajectory_up_to_the_branch() -> None:
     policy = small(branch_steps=2, sampling_steps=6)
     watched = Watched(policy)
     rollouts = policy.sample(PROMPTS * 5, 4, seeded(0))
-    states_BTE = _flow_states.read(rollouts.trace, torch.arange(60)).view(15, 4, 7, 6)
+    states_BTE = unpack_states(rollouts.trace, torch.arange(60)).view(15, 4, 7, 6)
     first_GK = rollouts.mask_BT.double().argmax(-1).view(15, 4)
     assert bool((first_GK == first_GK[:, :1]).all())
     for states, branch in zip(states_BTE, first_GK[:, 0].tolist(), strict=True):
@@ -454,7 +456,7 @@ def test_a_film_shows_every_jump_and_how_probable_it_was(source: str) -> None:
     assert [film["prompt"] for film in films] == [p.text for p in PROMPTS for _ in range(2)]
     with policy.evaluation():
         rollouts = policy.sample(PROMPTS, 2, seeded(0))
-    states_BTE = _flow_states.read(rollouts.trace, torch.arange(6))
+    states_BTE = unpack_states(rollouts.trace, torch.arange(6))
     for row, film in enumerate(films):
         assert [frame["step"] for frame in film["frames"]] == list(range(8))
         for step, frame in enumerate(film["frames"]):

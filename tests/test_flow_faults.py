@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,36 +12,46 @@ from torch import Tensor
 import contract
 from relgrad.core.protocols import Toy
 from relgrad.core.types import CellScores, Prompt, Rollouts
-from relgrad.policies.flow import toy as _flow_toys
-from relgrad.policies.flow.policy import FlowPolicy, Settings
-from relgrad.trajectories import states as _flow_states
+from relgrad.estimators.interface import Wanted
+from relgrad.laws.schedule import Scheduler
+from relgrad.policies.flow import toy as flow_toy
+from relgrad.policies.flow.policy import FlowPolicy
+from relgrad.policies.flow.settings import Settings
+from relgrad.policies.flow.steps import Steps
+from relgrad.trajectories.states import pack_states, states_around, unpack_states
 
 
-class Published(FlowPolicy):
-    """The seed's Flow-GRPO on FS-DFM: an arg-max at the end recorded as a jump, and a log-probability with clamps.
+class ArgMaxAtTheEnd(Steps):
+    """Takes the most probable tokens in the last step, and records that it was certain to."""
 
-    `sample` records what it did: the arg-max has probability 1. `score` says what the seed's trainer computed.
-    """
+    def advance(self, trace, group_R, before_RE, step, steps, uniform_RE2):
+        if step < steps - 1:
+            return super().advance(trace, group_R, before_RE, step, steps, uniform_RE2)
+        step_R = torch.full((len(before_RE),), step)
+        return logits(self, trace, group_R, before_RE, step_R, steps).argmax(-1), torch.zeros(len(before_RE))
 
-    argmax = True
 
-    def _advance(self, trace, group_R, before_RE, step, uniform_RE2):
-        if not self.argmax or step < self.max_decisions - 1:
-            return super()._advance(trace, group_R, before_RE, step, uniform_RE2)
-        best_RE = self.logits(trace, group_R, before_RE, torch.full((len(before_RE),), step)).argmax(-1)
-        return best_RE, torch.zeros(len(before_RE))
+def logits(steps: Steps, trace: Any, group_N: Tensor, before_NE: Tensor, step_N: Tensor, count: int) -> Tensor:
+    """[N, E, V] at every editable position."""
+    at = torch.ones_like(before_NE, dtype=torch.bool).nonzero(as_tuple=True)
+    hidden_MH = steps.engine.hidden(trace, group_N, before_NE, step_N, count, at)
+    return steps.engine.logits(hidden_MH).view(*before_NE.shape, -1)
 
-    def logits(self, trace, group_N: Tensor, before_NE: Tensor, step_N: Tensor) -> Tensor:
-        at = torch.ones_like(before_NE, dtype=torch.bool).nonzero(as_tuple=True)
-        hidden_MH = self.engine.hidden(trace, group_N, before_NE, step_N, self.max_decisions, at)
-        return self.engine.logits(hidden_MH).view(*before_NE.shape, -1)
 
-    def score(self, rollouts: Rollouts, cells_N2: Tensor, **asked: bool) -> CellScores:
-        self.model.eval()
-        before_NE, after_NE = _flow_states.around(rollouts.trace, cells_N2)
+class Clamped:
+    """The estimator of the seed's Flow-GRPO on FS-DFM: the rate kernel with clamps; an arg-max at the end taken for a jump."""
+
+    law: Literal["exact", "surrogate"] = "exact"  # it says so
+
+    def __init__(self, scheduler: Scheduler, *, argmax: bool) -> None:
+        self.scheduler, self.argmax = scheduler, argmax
+
+    def score(self, process: Any, rollouts: Rollouts, cells_N2: Tensor, wanted: Wanted) -> CellScores:
+        count = rollouts.mask_BT.shape[1]
+        before_NE, after_NE = states_around(rollouts.trace, cells_N2)
         group_N, step_N = rollouts.group_B[cells_N2[:, 0]], cells_N2[:, 1]
-        p_NEV = self.logits(rollouts.trace, group_N, before_NE, step_N).softmax(-1)
-        time_N, h = step_N.double() / self.max_decisions, 1 / self.max_decisions
+        p_NEV = logits(process, rollouts.trace, group_N, before_NE, step_N, count).softmax(-1)
+        time_N, h = step_N.double() / count, 1 / count
         rate_N1 = (self.scheduler.slope(time_N) / self.scheduler.left(time_N)).float()[:, None]
         own_NE = p_NEV.gather(-1, before_NE[..., None])[..., 0]
         survives_NE = torch.exp(-rate_N1 * (1 - own_NE) * h)
@@ -53,7 +63,7 @@ class Published(FlowPolicy):
         logp_NE = torch.where(before_NE == after_NE, survives_NE.log(), jump_NE)
         if not self.argmax:  # the clamps alone: the last step is ours
             drawn_NE = p_NEV.gather(-1, after_NE[..., None])[..., 0].log()
-            logp_NE = torch.where(step_N[:, None] == self.max_decisions - 1, drawn_NE, logp_NE)
+            logp_NE = torch.where(step_N[:, None] == count - 1, drawn_NE, logp_NE)
         return CellScores(logp_NE.sum(-1))
 
 
@@ -62,26 +72,28 @@ def published(*, argmax: bool, **options: Any) -> Toy:
     settings = Settings(
         **{"max_completion_length": 2, "sampling_steps": 2, "kernel": "rate", "exponent": 2, "device": "cpu", **options}
     )
-    honest = _flow_toys.make(**settings.model_dump(exclude_unset=True))()
-    policy = Published(_flow_toys.parts(settings), settings)
-    policy.argmax = argmax
-    policy.initial = lambda group_B, prompts, generator: _flow_toys.fixed(policy, group_B, prompts)
+    honest = flow_toy.make(**settings.model_dump(exclude_unset=True))()
+    policy = FlowPolicy(flow_toy.parts(settings), settings)
+    if argmax:
+        policy.steps = ArgMaxAtTheEnd(policy.engine, settings.kernel, policy.scheduler)
+    policy.estimator = Clamped(policy.scheduler, argmax=argmax)
+    policy.initial = lambda group_B, prompts, draws: flow_toy.fixed(policy, group_B, prompts)
 
     def enumerate_all(prompt: Prompt) -> Rollouts:
         everything = honest.enumerate(prompt)
         if not argmax:
             return everything
-        states_BTE = _flow_states.read(everything.trace, torch.arange(everything.rows))
+        states_BTE = unpack_states(everything.trace, torch.arange(everything.rows))
         group_B = torch.zeros(everything.rows, dtype=torch.int64)
         with torch.no_grad():
-            last_BE = policy.logits(everything.trace, group_B, states_BTE[:, -2], torch.ones_like(group_B)).argmax(-1)
-        keep = (states_BTE[:, -1] == last_BE).all(-1).nonzero()[:, 0]
-        trace = dict(everything.trace) | _flow_states.write(list(states_BTE[keep].unbind(1)), 3)
+            last_BEV = logits(policy.steps, everything.trace, group_B, states_BTE[:, -2], torch.ones_like(group_B), 2)
+        keep = (states_BTE[:, -1] == last_BEV.argmax(-1)).all(-1).nonzero()[:, 0]
+        trace = dict(everything.trace) | pack_states(list(states_BTE[keep].unbind(1)), 3)
         fields = {n: getattr(everything, n)[keep] for n in ("group_B", "behaviour_logp_BT", "mask_BT", "size_BT")}
         pick = {n: tuple(getattr(everything, n)[i] for i in keep.tolist()) for n in ("outputs", "stop")}
         return Rollouts(prompts=everything.prompts, policy_version=0, trace=trace, **fields, **pick)
 
-    return Toy(policy, honest.prompts, enumerate_all, _flow_toys.key, _flow_toys.reward)
+    return Toy(policy, honest.prompts, enumerate_all, flow_toy.key, flow_toy.reward)
 
 
 def test_parity_and_mass_catch_an_arg_max_that_is_recorded_as_a_jump() -> None:
@@ -99,8 +111,8 @@ def test_mass_catches_the_clamps() -> None:
 
 def test_the_same_checks_pass_on_the_same_toy_scored_by_our_law() -> None:
     for options in ({"exponent": 2}, {"exponent": 1, "temperature": 0.12}):
-        contract.check_parity(_flow_toys.make(kernel="rate", **options)())
-        contract.check_mass(_flow_toys.make(kernel="rate", **options)())
+        contract.check_parity(flow_toy.make(kernel="rate", **options)())
+        contract.check_mass(flow_toy.make(kernel="rate", **options)())
 
 
 KERNELS = ("mixture", "rate", "cumulative")
@@ -114,10 +126,8 @@ def test_the_frequency_check_tells_which_kernel_drew(drawn: str, scored: str) ->
 
     In the first of two steps with kappa = t a token of probability 1/3 stays with probability .67, .72 and .63.
     """
-    sampler, scorer = (_flow_toys.make(kernel=kernel)() for kernel in (drawn, scored))
-    mixed = Toy(
-        Mixed(sampler.policy, scorer.policy), scorer.prompts, scorer.enumerate, _flow_toys.key, _flow_toys.reward
-    )
+    sampler, scorer = (flow_toy.make(kernel=kernel)() for kernel in (drawn, scored))
+    mixed = Toy(Mixed(sampler.policy, scorer.policy), scorer.prompts, scorer.enumerate, flow_toy.key, flow_toy.reward)
     if drawn == scored:
         contract.check_frequency(mixed)
         return

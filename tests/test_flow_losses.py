@@ -17,6 +17,7 @@ from scipy import integrate
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
@@ -27,7 +28,7 @@ from relgrad.policies.flow.supervised.few_step import FewStep, divergence, draw_
 from relgrad.policies.flow.supervised.flow_matching import DATA_LOSSES, DataLoss, flow_matching_loss
 from relgrad.policies.flow.supervised.generalised_kl import generalised_kl, weight
 from relgrad.policies.flow.supervised.half_steps import half_steps
-from relgrad.policies.flow.supervised.noise_path import At, Noised, Path, draw_times
+from relgrad.policies.flow.supervised.noise_path import At, Noised, Path, Uniforms, draw_times
 from relgrad.policies.flow.supervised.rk4 import rk4
 
 TOKENS, LENGTH = 3, 2
@@ -40,6 +41,16 @@ SOURCES = pytest.mark.parametrize("source_K", [UNIFORM, MASKED], ids=["uniform",
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(count: int, seed: int = 0) -> Draws:
+    return Draws.of(seeded(seed), count)
+
+
+def uniforms(count: int, seed: int = 0) -> Uniforms:
+    """Fresh numbers for so many positions."""
+    source = seeded(seed)
+    return lambda: torch.rand(count, 2, generator=source)
 
 
 def states(tokens: int, length: int) -> Tensor:
@@ -95,7 +106,7 @@ def test_noise_leaves_the_prompt_clean_and_reaches_the_text_at_rate_kappa(
     ids_BL = torch.tensor([[2, 2, 0, 1, 2, 1]]).expand(rows, 6)
     editable_BL = (torch.tensor([0, 0, 1, 1, 1, 0]) == 1).expand(rows, 6)
     state = torch.random.get_rng_state()
-    noised = Path(scheduler, source_K).noise(ids_BL, editable_BL, torch.full((rows,), t).double(), seeded())
+    noised = Path(scheduler, source_K).noise(ids_BL, editable_BL, torch.full((rows,), t).double(), draws(rows))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(noised.x_BL[~editable_BL], ids_BL[~editable_BL])
     assert torch.equal(noised.x_BL[noised.at], noised.current_N)
@@ -108,7 +119,7 @@ def test_noise_leaves_the_prompt_clean_and_reaches_the_text_at_rate_kappa(
         assert float((shares - expected).abs().max()) < 4 * math.sqrt(0.25 / rows)
 
     for time, wanted in ((1.0, ids_BL[:, 2:5]), (0.0, None)):
-        end = Path(scheduler, source_K).noise(ids_BL, editable_BL, torch.full((rows,), time).double(), seeded())
+        end = Path(scheduler, source_K).noise(ids_BL, editable_BL, torch.full((rows,), time).double(), draws(rows))
         if wanted is not None:
             assert torch.equal(end.x_BL[:, 2:5], wanted)
         else:
@@ -118,7 +129,7 @@ def test_noise_leaves_the_prompt_clean_and_reaches_the_text_at_rate_kappa(
 def test_a_row_without_an_editable_position_is_refused() -> None:
     editable_BL = torch.tensor([[False, True], [False, False]])
     with pytest.raises(RelgradError, match="no editable position in row 1 of 2"):
-        Path(LINEAR, UNIFORM).noise(torch.zeros(2, 2).long(), editable_BL, torch.zeros(2).double(), seeded())
+        Path(LINEAR, UNIFORM).noise(torch.zeros(2, 2).long(), editable_BL, torch.zeros(2).double(), draws(2))
     with pytest.raises(RelgradError, match="give the ids of the source"):
         Path(LINEAR, torch.tensor([]))
 
@@ -126,7 +137,7 @@ def test_a_row_without_an_editable_position_is_refused() -> None:
 def test_rows_can_be_chosen_and_moved() -> None:
     ids_BL = torch.arange(12).view(3, 4) % TOKENS
     editable_BL = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]]) == 1
-    noised = Path(LINEAR, UNIFORM).noise(ids_BL, editable_BL, torch.tensor([0.25, 0.5, 0.75]).double(), seeded())
+    noised = Path(LINEAR, UNIFORM).noise(ids_BL, editable_BL, torch.tensor([0.25, 0.5, 0.75]).double(), draws(3))
     part = noised.rows(torch.tensor([True, False, True]))
     assert torch.equal(part.x_BL, noised.x_BL[[0, 2]])
     assert part.time_B.tolist() == [0.25, 0.75]
@@ -138,11 +149,13 @@ def test_rows_can_be_chosen_and_moved() -> None:
 
 
 def test_times_are_uniform_and_evenly_spread() -> None:
-    draws = torch.stack([draw_times(8, seeded(i)) for i in range(500)])
-    assert float(draws.min()) >= 0
-    assert float(draws.max()) < 1
-    assert bool((torch.sort((draws * 8).floor(), -1).values == torch.arange(8)).all())  # one in every eighth
-    assert abs(float(draws[:, 0].mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 500)
+    times = torch.stack([draw_times(draws(8, seed)) for seed in range(500)])
+    assert float(times.min()) >= 0
+    assert float(times.max()) < 1
+    assert bool((torch.sort((times * 8).floor(), -1).values == torch.arange(8)).all())  # one in every eighth
+    assert abs(float(times[:, 0].mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 500)
+    whole, parts = draws(8, 3), [draws(8, 3).part(first, 4) for first in (0, 4)]
+    assert torch.equal(draw_times(whole), torch.cat([draw_times(part) for part in parts]))
 
 
 # ---------------------------------------------------------------------- the two losses of a position
@@ -268,7 +281,7 @@ def test_the_loss_estimates_its_integral_over_time(source_K: Tensor, scheduler: 
         source = seeded(seed)
         text_B1 = torch.multinomial(torch.tensor(share), 200, replacement=True, generator=source)[:, None]
         loss, count = flow_matching_loss(
-            network, text_B1, torch.ones_like(text_B1).bool(), Path(scheduler, source_K), kind, source
+            network, text_B1, torch.ones_like(text_B1).bool(), Path(scheduler, source_K), kind, Draws.of(source, 200)
         )
         assert count == 200
         found.append(float(loss) / count)
@@ -291,7 +304,7 @@ def test_gradients_are_finite_at_every_time(source_K: Tensor, kind: DataLoss, dt
             torch.nn.init.normal_(model.output_layer.linear.weight, std=sharpness)
         ids_BL = torch.randint(TOKENS, (4, 6), generator=seeded())
         path = Path(scheduler, source_K)
-        noised = path.noise(ids_BL, torch.ones_like(ids_BL).bool(), torch.full((4,), t).double(), seeded(1))
+        noised = path.noise(ids_BL, torch.ones_like(ids_BL).bool(), torch.full((4,), t).double(), draws(4, 1))
         logits_NV = model.logits(model.hidden(noised.x_BL, noised.time_B.float())[noised.at]).to(dtype)
         logits_NV = logits_NV.masked_fill(torch.arange(TOKENS + 1) == MASK, -torch.inf)
         loss = DATA_LOSSES[kind](logits_NV, noised, path).sum()
@@ -311,7 +324,7 @@ def test_only_editable_positions_count() -> None:
 
     ids_BL = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 1]])
     editable_BL = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1]]) == 1
-    loss, count = flow_matching_loss(network, ids_BL, editable_BL, Path(LINEAR, UNIFORM), "cross_entropy", seeded())
+    loss, count = flow_matching_loss(network, ids_BL, editable_BL, Path(LINEAR, UNIFORM), "cross_entropy", draws(2))
     assert count == 3
     assert float(loss) == pytest.approx(3 * math.log(TOKENS), rel=1e-6)
     ((x_BL, at),) = asked
@@ -340,7 +353,7 @@ def test_answers_end_in_eos_up_to_the_end_of_the_row() -> None:
 
 def test_steps_are_drawn_in_inverse_proportion_to_their_size_and_fit() -> None:
     settings = FewStep(finest=16)
-    time_B, step_B = draw_steps(40_000, settings, seeded())
+    time_B, step_B = draw_steps(settings, draws(40_000))
     assert bool((time_B + step_B <= 1).all())
     assert bool((time_B * 16 == (time_B * 16).round()).all())
     for k in range(5):
@@ -392,7 +405,9 @@ def test_half_steps_is_the_exact_composition_of_two_steps(source_K: Tensor, t: f
     ids, rows = TOKENS + (len(source_K) == 1), 5_000
     path, table = Path(Scheduler("polynomial", 2.0), source_K), random_table(ids, LENGTH, 3)
     state = [0, 2] if ids == TOKENS else [MASK, MASK]
-    target_NV = half_steps(table, repeated(state, t, rows), torch.full((rows,), d).double(), path, seeded())
+    target_NV = half_steps(
+        table, repeated(state, t, rows), torch.full((rows,), d).double(), path, uniforms(rows * LENGTH)
+    )
     target_BLV = target_NV.view(rows, LENGTH, ids)
 
     both = transitions(table.at_time(t, d / 2), path, "mixture", t, d / 2, ids)
@@ -411,7 +426,9 @@ def test_rk4_is_the_papers_average() -> None:
     """Against a sum over all three states between, with the cumulative kernel and k4 at t + d (no later than 1 - d/2)."""
     path, table, rows = Path(LINEAR, torch.arange(2)), random_table(2, LENGTH, 5), 5_000
     for t, d, last in ((0.25, 0.25, 0.5), (0.5, 0.5, 0.75)):
-        target_NV = rk4(table, repeated([0, 1], t, rows), torch.full((rows,), d).double(), path, seeded())
+        target_NV = rk4(
+            table, repeated([0, 1], t, rows), torch.full((rows,), d).double(), path, uniforms(rows * LENGTH)
+        )
         torch.testing.assert_close(target_NV.sum(-1), torch.ones(rows * LENGTH))
         z = [table.at_time(now, d / 2).double().log_softmax(-1) for now in (t, t + d / 2, last)]
         first = transitions(z[0], path, "cumulative", t, d / 2, 2)
@@ -423,7 +440,7 @@ def test_rk4_is_the_papers_average() -> None:
         found_BLV = target_NV.view(rows, LENGTH, 2).double()
         assert bool(((found_BLV.mean(0) - expected).abs() < 4.5 * found_BLV.std(0) / math.sqrt(rows) + 1e-5).all())
     with pytest.raises(RelgradError, match="needs a uniform source"):
-        rk4(table, repeated([0, 1], 0.5, 1), torch.tensor([0.5]).double(), Path(LINEAR, MASKED), seeded())
+        rk4(table, repeated([0, 1], 0.5, 1), torch.tensor([0.5]).double(), Path(LINEAR, MASKED), uniforms(LENGTH))
 
 
 @pytest.mark.parametrize("kind", ["half_steps", "rk4"])
@@ -433,7 +450,7 @@ def test_teachers_are_asked_only_what_students_are_trained_on_and_without_gradie
     teacher, student = Table(TOKENS, lambda t, d: parameter), Table(TOKENS, lambda t, d: parameter)
     text_BL = torch.randint(TOKENS, (300, LENGTH), generator=seeded())
     editable_BL = torch.tensor([False, True]).expand_as(text_BL)
-    _, count = few_step_loss(student, teacher, text_BL, editable_BL, path, settings, seeded(1))
+    _, count = few_step_loss(student, teacher, text_BL, editable_BL, path, settings, draws(300, 1))
     assert count == 300
     assert len(student.asked) == 300
     learning = [d for _, d in student.asked if d and d > 1 / 8]
@@ -445,7 +462,7 @@ def test_teachers_are_asked_only_what_students_are_trained_on_and_without_gradie
         assert t * 8 == round(t * 8)
     with pytest.raises(RuntimeError, match="does not require grad"):  # only the student's own answer carries one
         few_step_loss(Table(TOKENS, lambda t, d: parameter.detach()), teacher, text_BL, editable_BL, path, settings,
-                      seeded(1))[0].backward()  # fmt: skip
+                      draws(300, 1))[0].backward()  # fmt: skip
 
 
 def test_the_divergence_is_kl_and_zero_only_at_the_target() -> None:
@@ -517,7 +534,9 @@ def test_distillation_makes_few_steps_better(kind: Any, kernel: ctmc.Kernel, gai
 
     for _ in range(500):
         text_BL = text_XL[torch.randint(2, (512,), generator=source)]
-        loss, count = few_step_loss(student, teacher, text_BL, torch.ones_like(text_BL).bool(), path, settings, source)
+        loss, count = few_step_loss(
+            student, teacher, text_BL, torch.ones_like(text_BL).bool(), path, settings, Draws.of(source, 512)
+        )
         optimizer.zero_grad()
         (loss / count).backward()
         optimizer.step()

@@ -14,11 +14,11 @@ from flow_policies import fresh, scored, spread
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Example, Prompt
 from relgrad.networks.fsdfm.network import DiT
-from relgrad.policies.flow import policy as flow
-from relgrad.policies.flow import symbols as _flow_symbols
-from relgrad.policies.flow.policy import Lora, Settings
+from relgrad.policies import flow
+from relgrad.policies.flow.settings import Lora, Settings
+from relgrad.policies.flow.symbols import make_symbols
 from relgrad.runs import recipe as config
-from relgrad.trajectories import states as _flow_states
+from relgrad.trajectories.states import unpack_states
 
 # ---------------------------------------------------------------------- checkpoints
 
@@ -58,7 +58,7 @@ def test_a_later_stage_goes_on_with_what_the_folder_says(tmp_path: Path) -> None
     rollouts = policy.sample([Prompt("ab")], 4, seeded(0))
     for settings, start in ((plain, None), (fresh(), tmp_path / "full")):
         again = flow.build(settings, seed=3, start=start)
-        assert (again.step_law, again.scheduler) == (policy.step_law, policy.scheduler)
+        assert (again.engine.law, again.scheduler) == (policy.engine.law, policy.scheduler)
         torch.testing.assert_close(scored(again, rollouts), scored(policy, rollouts))
 
 
@@ -188,7 +188,7 @@ def tokenizer_file(folder: Path, special: Sequence[str]) -> Path:
 def test_a_gpt2_like_tokenizer_ends_with_its_own_entry_and_a_mask_is_one_row_more(tmp_path: Path) -> None:
     file = tokenizer_file(tmp_path, ["<|endoftext|>"])
     for masked in (False, True):
-        symbols = _flow_symbols.make(str(file), "", None, masked=masked)
+        symbols = make_symbols(str(file), "", None, masked=masked)
         base = symbols.vocabulary.base
         assert (symbols.end_id, symbols.tokens, symbols.size) == (base - 1, base, base + masked)
         assert symbols.mask_id == (base if masked else None)
@@ -202,18 +202,18 @@ def test_other_special_entries_are_never_written(tmp_path: Path) -> None:
     with pytest.raises(
         RelgradError, match=r"which of the tokenizer's special entries ends a text\? It has <pad>, <eos>"
     ):
-        _flow_symbols.make(str(file), "", None, masked=False)
-    symbols = _flow_symbols.make(str(file), "", "<eos>", masked=False)
+        make_symbols(str(file), "", None, masked=False)
+    symbols = make_symbols(str(file), "", "<eos>", masked=False)
     base = symbols.vocabulary.base
     assert symbols.drawable_K.tolist() == [*range(base - 2), base - 1]
     settings = fresh(symbols=str(file), end_token="<eos>")
     policy = spread(flow.build(settings, seed=0))
     rollouts = policy.sample([Prompt("abc")], 50, seeded(0))
-    states_BTE = _flow_states.read(rollouts.trace, torch.arange(50))
+    states_BTE = unpack_states(rollouts.trace, torch.arange(50))
     assert base - 2 not in states_BTE
     assert base - 1 in states_BTE
     with pytest.raises(RelgradError, match="end_token='<eos>' is for tokenizers"):
-        _flow_symbols.make("ascii", "", "<eos>", masked=False)
+        make_symbols("ascii", "", "<eos>", masked=False)
 
 
 # ---------------------------------------------------------------------- bad input

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from relgrad.core.randomness import Draws
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
@@ -51,7 +52,7 @@ def fit(
     model: DiT,
     task: Task,
     updates: int,
-    loss_of: Callable[[answer.Rows, torch.Generator], tuple[Tensor, int]],
+    loss_of: Callable[[answer.Rows, Draws], tuple[Tensor, int]],
     after: Callable[[], None] = lambda: None,
 ) -> None:
     texts, noise = torch.Generator().manual_seed(2), torch.Generator().manual_seed(0)
@@ -60,7 +61,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, 5 * (1 - update / updates))
         prompts, answers = task(32, texts)
-        loss, count = loss_of(answer.rows(prompts, answers, SIZE, EOS), noise)
+        loss, count = loss_of(answer.rows(prompts, answers, SIZE, EOS), Draws.of(noise, 32))
         optimizer.zero_grad()
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -72,7 +73,9 @@ def fit(
 def write(model: DiT, prompts: list[list[int]], path: Path, steps: int, source: torch.Generator) -> list[list[int]]:
     """What the network writes at the editable positions, in so many steps of the mixture kernel."""
     rows = answer.rows(prompts, [[] for _ in prompts], SIZE, EOS)
-    state = path.noise(rows.ids_BL, rows.editable_BL, torch.zeros(len(prompts)).double(), source)
+    state = path.noise(
+        rows.ids_BL, rows.editable_BL, torch.zeros(len(prompts)).double(), Draws.of(source, len(prompts))
+    )
     for k in range(steps):
         time_B = torch.full((len(prompts),), k / steps).double()
         step_B = torch.full((len(prompts),), 1 / steps) if model.config.step_conditioned else None
@@ -98,8 +101,8 @@ def test_a_network_learns_to_copy_and_where_to_stop(source_K: Tensor, kind: Data
     model, path = fresh(), Path(Scheduler(), source_K)
     fit(
         model, copying, 700,
-        lambda rows, source: flow_matching_loss(
-            network(model), rows.ids_BL, rows.editable_BL, path, kind, source
+        lambda rows, draws: flow_matching_loss(
+            network(model), rows.ids_BL, rows.editable_BL, path, kind, draws
         ),
     )  # fmt: skip
     source = torch.Generator().manual_seed(1)
@@ -123,8 +126,8 @@ def test_a_student_writes_in_eight_steps_as_well_as_its_teacher_in_64(kind: Any)
     model, path = fresh(), Path(Scheduler(), torch.arange(MASK))
     fit(
         model, choosing, 1200,
-        lambda rows, source: flow_matching_loss(
-            network(model), rows.ids_BL, rows.editable_BL, path, "cross_entropy", source
+        lambda rows, draws: flow_matching_loss(
+            network(model), rows.ids_BL, rows.editable_BL, path, "cross_entropy", draws
         ),
     )  # fmt: skip
 
@@ -139,13 +142,13 @@ def test_a_student_writes_in_eight_steps_as_well_as_its_teacher_in_64(kind: Any)
         student = model.student()
     average, settings = Ema(student.named_parameters(), 0.99), FewStep(finest=16, teacher=kind)
 
-    def distil(rows: answer.Rows, source: torch.Generator) -> tuple[Tensor, int]:
+    def distil(rows: answer.Rows, draws: Draws) -> tuple[Tensor, int]:
         def teacher(x_BL: Tensor, time_B: Tensor, step_B: Tensor | None, at: At) -> Tensor:
             with average.in_place(student.named_parameters()):
                 return network(student)(x_BL, time_B, step_B, at)
 
         own = network(student)
-        return few_step_loss(own, teacher, rows.ids_BL, rows.editable_BL, path, settings, source)
+        return few_step_loss(own, teacher, rows.ids_BL, rows.editable_BL, path, settings, draws)
 
     teacher_shares = {steps: share(model, steps) for steps in (2, 4, 8, 64)}
     fit(student, choosing, 4000, distil, lambda: average.update(student.named_parameters()))

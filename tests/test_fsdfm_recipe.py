@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from commands import relgrad
-from relgrad.policies.flow import policy as flow
+from relgrad.policies import flow
 from relgrad.runs import recipe as config
 from relgrad.runs.build import find_recipe, resolve
 

@@ -16,7 +16,7 @@ from relgrad.evaluation import calibration
 from relgrad.judges import refill
 from relgrad.judges.network import Judge, refilled, refilled_rollouts
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
-from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies import fill_in
 from relgrad.rewards import judge as reward
 from relgrad.tasks import masked_text
 from relgrad.text.masking import Random

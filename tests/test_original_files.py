@@ -28,7 +28,7 @@ from relgrad.core.types import Prompt
 from relgrad.judges.network import Judge
 from relgrad.networks.diffusion_gpt.original_files import load_batches, load_checkpoint, load_layout
 from relgrad.networks.weights.safe_pickle import load_plain, load_tensors
-from relgrad.policies.fill_in import policy as fill_in
+from relgrad.policies import fill_in
 from relgrad.text.vocabulary import Vocabulary
 
 TEXT = "\n !abcdefghij"

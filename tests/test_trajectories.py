@@ -26,8 +26,8 @@ from relgrad.monitor import animate
 from relgrad.monitor.report import write_report
 from relgrad.monitor.report.charts import trajectory_charts
 from relgrad.monitor.report.read import MAX_FRAMES, joined, thinned
+from relgrad.policies import flow
 from relgrad.policies.fill_in.toy import make
-from relgrad.policies.flow import policy as flow
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs import recipe as config
 from relgrad.runs.run import run_recipe
@@ -145,8 +145,7 @@ from relgrad.policies import flow
 Settings = flow.Settings
 
 
-class Mine(flow.FlowPolicy):
-    FILM_STEPS = ""
+SAMPLE_OPTIONS = ()  # it writes in several steps, and has no option for their number
 
 
 def build(settings, seed, start=None, reference=False):

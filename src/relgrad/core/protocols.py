@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from relgrad.core.options import SampleOption
 from relgrad.core.randomness import Randomness
 from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts
 
@@ -133,9 +134,26 @@ class JudgedDifferently(Protocol):
 class Filmed(Protocol):
     """A policy that writes in several steps and can tell of them."""
 
-    def film(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> list[dict[str, Any]]:
+    def film(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> list[dict[str, Any]]:
         """Step by step how `group_size` texts per prompt come about, as trajectories/film.py describes it."""
         ...
+
+
+@runtime_checkable
+class WritesInSteps(Protocol):
+    """A kind of policy (its module) whose texts come about in several steps: `relgrad sample` films them, with these options.
+
+    Its policies are `Filmed`; a kind without options of its own has an empty tuple.
+    """
+
+    SAMPLE_OPTIONS: tuple[SampleOption, ...]
+
+
+@runtime_checkable
+class OwnFigures(Protocol):
+    """A kind of policy (its module) of which a console shows these metrics, under their own names, in place of the usual ones."""
+
+    FIGURES: tuple[str, ...]
 
 
 @runtime_checkable
@@ -153,6 +171,21 @@ class Noted(Protocol):
     """A policy that has something to say at the start of a run (which engine it runs on, and why)."""
 
     notes: tuple[str, ...]
+
+
+@runtime_checkable
+class Audited(Protocol):
+    """A judge that is examined on held-out prompts, at the end of its training, before it may reward anything."""
+
+    def require(self, prompts: Sequence[Prompt]) -> None:
+        """Raise RelgradError for fewer held-out prompts than an audit needs."""
+        ...
+
+    def audit(
+        self, prompts: Sequence[Prompt], generator: torch.Generator, progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, Any]:
+        """What the examination says, as plain data; the judge keeps it. `progress` is told (prompts done, of how many)."""
+        ...
 
 
 @runtime_checkable

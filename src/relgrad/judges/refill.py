@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.settings import Strict
 from relgrad.core.types import Example, Prompt, Rollouts
 from relgrad.evaluation import calibration
@@ -24,6 +25,7 @@ from relgrad.evaluation.statistics import bootstrap_mean
 from relgrad.judges.network import Judge, Refilled, refilled_rollouts
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights.seeded_dropout import seeded
+from relgrad.text.vocabulary import Vocabulary
 
 AUDIT_PROMPTS = 16
 """Prompts that are refilled and judged at once in an audit."""
@@ -53,7 +55,7 @@ def build(settings: Settings, seed: int, policy: Any, start: Path | None = None)
         judge.vocabulary.require(policy.vocabulary.fingerprint, "the generator")
         return RefillJudge(judge, policy, settings)
     generator: GPT = policy.model
-    changed = {n: getattr(settings, n) for n in ("n_layer", "n_head", "n_embd") if getattr(settings, n) is not None}
+    changed = settings.model_dump(include={"n_layer", "n_head", "n_embd"}, exclude_none=True)
     whole = settings.head == "sequence"
     changed |= {
         "mode": "sequence_scorer" if whole else "token_classifier",
@@ -73,9 +75,20 @@ def build(settings: Settings, seed: int, policy: Any, start: Path | None = None)
     return RefillJudge(Judge(model.to(policy.device), policy.vocabulary), policy, settings)
 
 
+@runtime_checkable
+class Generator(Protocol):
+    """A policy that refills masked text by a diffusion GPT, whose trunk a judge may start from."""
+
+    model: GPT
+    vocabulary: Vocabulary
+    device: torch.device
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts: ...
+
+
 def require_generator(policy: Any) -> None:
     """Raise RelgradError for a policy that does not refill masked text."""
-    if not isinstance(getattr(policy, "model", None), GPT):
+    if not (isinstance(policy, Generator) and isinstance(policy.model, GPT)):
         raise RelgradError(f"judge kind 'refill' judges a fill_in policy, not {type(policy).__name__}")
 
 
@@ -88,8 +101,8 @@ def _config(values: dict[str, Any]) -> GPTConfig:
 
 def copy_trunk(source: GPT, target: GPT) -> None:
     """Blocks and embeddings of one network into another. Raises RelgradError where the sizes differ."""
-    theirs, own = source.transformer.state_dict(), target.transformer.state_dict()
-    for name, tensor in theirs.items():
+    given, own = source.transformer.state_dict(), target.transformer.state_dict()
+    for name, tensor in given.items():
         rows = slice(0, tensor.shape[0])
         if own.get(name) is None or own[name][rows].shape != tensor.shape:
             raise RelgradError(
@@ -101,18 +114,19 @@ def copy_trunk(source: GPT, target: GPT) -> None:
 
 
 class RefillJudge:
-    """Implements protocols.Trainable; `audit` calibrates and examines."""
+    """A protocols.Trainable and protocols.Audited: a judge, and the policy whose texts it learns to judge."""
 
     def __init__(self, judge: Judge, policy: Any, settings: Settings) -> None:
         self.judge, self.policy, self.settings = judge, policy, settings
 
-    def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
         """Summed binary cross-entropy (nats) of the judge on fresh refills of the examples' prompts, and its count."""
-        rollouts = self.policy.sample([e.prompt for e in examples], 1, generator)
-        untouched_B = torch.rand(len(examples), generator=generator) < self.settings.untouched
+        draws = Draws.of(randomness, len(examples))
+        rollouts = self.policy.sample([e.prompt for e in examples], 1, draws)
+        untouched_B = draws.rand() < self.settings.untouched
         texts = refilled_rollouts(rollouts, self.judge.vocabulary, untouched_B)
         self.judge.model.train()
-        with seeded(generator):
+        with seeded(draws):
             loss, count = self.judge.loss(texts)
         self.judge.model.eval()
         return loss, count
@@ -121,7 +135,7 @@ class RefillJudge:
         return ((n, p) for n, p in self.judge.model.named_parameters() if p.requires_grad)
 
     def save(self, folder: Path) -> None:
-        """The judge with its calibration and audit; see models/judge.py."""
+        """The judge with its calibration and audit; see judges/network.py."""
         self.judge.save(folder)
 
     def load(self, folder: Path) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relgrad.laws.precision import at_least_float32
+
 BLOCK = 64
 """Entries per block of the two-level inversion."""
 
@@ -45,7 +47,7 @@ class Truncation:
         """bool [N, V]: True for the entries the law can draw; all True without truncation."""
         if not self.truncates:
             return torch.ones_like(logits_NV, dtype=torch.bool)
-        scaled_NV = logits_NV.float() / self.temperature
+        scaled_NV = at_least_float32(logits_NV) / self.temperature
         sorted_NV, order_NV = torch.sort(scaled_NV, dim=-1, descending=True, stable=True)
         keep_NV = torch.ones_like(sorted_NV, dtype=torch.bool)
         if self.top_k > 0:
@@ -61,7 +63,7 @@ def log_probs(logits_NV: Tensor, law: Truncation, support_NV: Tensor | None = No
 
     `support_NV` is the support recorded at sampling time; without it, the law's own at these logits.
     """
-    scaled_NV = logits_NV.float() / law.temperature
+    scaled_NV = at_least_float32(logits_NV) / law.temperature
     if law.truncates:
         support_NV = law.support(logits_NV) if support_NV is None else support_NV
         scaled_NV = scaled_NV.masked_fill(~support_NV, -torch.inf)
@@ -76,7 +78,7 @@ def sample(
     Returns (token_N int64, logp_N float32 nats, support_NV bool or None where nothing is truncated). The uniform
     numbers come from `generator`, or are given as `uniform_N` in [0, 1).
     """
-    scaled_NV = logits_NV.float()
+    scaled_NV = at_least_float32(logits_NV)
     if law.temperature != 1.0:
         scaled_NV = scaled_NV / law.temperature
     support_NV = law.support(logits_NV) if law.truncates else None

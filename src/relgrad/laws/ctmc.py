@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from relgrad.laws import categorical
+from relgrad.laws.precision import at_least_float32
 from relgrad.laws.schedule import Scheduler
 from relgrad.objectives.divergences import categorical_kl
 
@@ -75,7 +76,7 @@ def hazard(kernel: Kernel, scheduler: Scheduler, t: Tensor, h: Tensor | float) -
 def sample(law: Law, logits_NV: Tensor, token_N: Tensor, hazard_N: Tensor, uniform_N2: Tensor) -> Tensor:
     """int64 [N]: the next tokens. `uniform_N2` in [0, 1): the first number decides whether to draw, the second what."""
     last_N, finite_N = _last(hazard_N)
-    logits_NV = logits_NV.float()
+    logits_NV = at_least_float32(logits_NV)
     chance_N = finite_N
     if law.kernel != "mixture" and law.mask_id is None:  # these kernels draw another token, or none
         logits_NV, log_q_N = _without_current(logits_NV, token_N, last_N)
@@ -106,7 +107,7 @@ def log_prob(law: Law, logits_NV: Tensor, token_N: Tensor, next_N: Tensor, hazar
     Where a step happened with probability 0 it is -inf; everywhere else value and gradient are finite.
     """
     last_N, finite_N = _last(hazard_N)
-    logits_NV = logits_NV.float()
+    logits_NV = at_least_float32(logits_NV)
     total_N = logits_NV.logsumexp(-1)
     depends_N, stayed_N = law.depends(token_N, next_N), token_N == next_N
     drawn_N = logits_NV.gather(-1, next_N[:, None])[:, 0] - total_N
@@ -119,7 +120,7 @@ def log_prob(law: Law, logits_NV: Tensor, token_N: Tensor, next_N: Tensor, hazar
 def log_transition(law: Law, logits_NV: Tensor, token_N: Tensor, hazard_N: Tensor) -> Tensor:
     """float32 [N, V], nats: log-probability of every next token; -inf for those that cannot follow. Rows have mass 1."""
     last_N, finite_N = _last(hazard_N)
-    live_N, logp_NV = law.live(token_N), torch.log_softmax(logits_NV.float(), -1)
+    live_N, logp_NV = law.live(token_N), torch.log_softmax(at_least_float32(logits_NV), -1)
     current_NV = torch.zeros_like(logp_NV, dtype=torch.bool).scatter_(-1, token_N[:, None], True)
     at_current_N = logp_NV.gather(-1, token_N[:, None])[:, 0]
     stay_N, jump_N = _stay_and_jump(

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Rollouts, Score, Stop
 from relgrad.judges.network import Judge, Refilled, refilled_rollouts
@@ -62,21 +63,21 @@ def build(settings: Settings) -> JudgeReward:
 
 def check_audit(judge: Judge, source: str, least: float) -> None:
     """Raise RelgradError unless the judge's audit found at least this within-group correlation."""
-    found = judge.audit.get("within_group_correlation")
-    if found is None:
+    correlation = judge.audit.get("within_group_correlation")
+    if correlation is None:
         raise RelgradError(
             f"judge {source} was never audited. Train it in a stage of kind judge, which ends with an audit, or run "
             f"`relgrad audit {source} --generator RUN` (with --out FOLDER for a .pt file); require_audit: false trusts it blindly"
         )
-    if math.isnan(found) or found < least:
+    if math.isnan(correlation) or correlation < least:
         raise RelgradError(
-            f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {found:.3f}, "
+            f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {correlation:.3f}, "
             f"min_within_group asks for {least}. Train it longer, score positions (head: positions), or lower the bar"
         )
 
 
 class JudgeReward:
-    """A reward in relgrad's own form, with weights of its own when it is refitted (`refit`, `save`, `load`).
+    """A reward in relgrad's own form; a protocols.Learner, which learns where `refit_every` says so.
 
     While `fixed`, the judges speak as they were audited: scores before and after training are then of the same judge.
     """
@@ -91,26 +92,26 @@ class JudgeReward:
         column(prompt, "masked_ids", "judge")
         self._require_vocabulary(prompt)
         texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
-        found = [judge.scores(texts) for judge in (self.audited if self.fixed else self.judges)]
-        score_JB = torch.stack([score for score, _ in found])
+        judged = [judge.scores(texts) for judge in (self.audited if self.fixed else self.judges)]
+        score_JB = torch.stack([score for score, _ in judged])
         total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
-        by_position = [p for _, p in found if p is not None]
-        details = self._per_decision(by_position, texts) if len(by_position) == len(found) else None
+        by_position = [p for _, p in judged if p is not None]
+        details = self._per_decision(by_position, texts) if len(by_position) == len(judged) else None
         return [
             Score(
                 float(total_B[row]),
-                {"disagreement": float(score_JB[:, row].std())} if len(found) > 1 else {},
+                {"disagreement": float(score_JB[:, row].std())} if len(judged) > 1 else {},
                 per_decision=tuple(details[row].tolist()) if details is not None else (),
             )
             for row in range(len(outputs))
         ]
 
     def _require_vocabulary(self, prompt: Prompt) -> None:
-        own, theirs = self.judges[0].vocabulary, column(prompt, "vocabulary", "judge")
-        if theirs != own.fingerprint:
+        own, of_task = self.judges[0].vocabulary, column(prompt, "vocabulary", "judge")
+        if of_task != own.fingerprint:
             raise RelgradError(
                 f"judge {self.settings.judges[0]} was trained with another vocabulary ({own}) than that of the task "
-                f"({theirs}). Train the judge on text of this task, or give task and policy its `text` and `symbols`"
+                f"({of_task}). Train the judge on text of this task, or give task and policy its `text` and `symbols`"
             )
 
     def _per_decision(self, by_position: Sequence[Tensor], texts: Refilled) -> list[Tensor]:
@@ -129,16 +130,20 @@ class JudgeReward:
         return self.settings.refit_steps * self.settings.refit_batch_size
 
     def refit(self, policy: Any, prompts: Sequence[Prompt], generator: torch.Generator) -> float:
-        """`refit_steps` steps on what the policy fills in by now; returns the mean loss (nats per judged thing)."""
+        """`refit_steps` steps on what the policy fills in by now; returns the mean loss (nats per judged thing).
+
+        Fewer prompts than `prompts_wanted` are taken again from the first on.
+        """
         total, count = 0.0, 0
         for judge in self.judges:
             optimizer = torch.optim.AdamW(judge.model.parameters(), lr=self.settings.refit_learning_rate)
             for step in range(self.settings.refit_steps):
                 first = step * self.settings.refit_batch_size
                 batch = [prompts[(first + i) % len(prompts)] for i in range(self.settings.refit_batch_size)]
-                texts = refilled_rollouts(policy.sample(batch, 1, generator), judge.vocabulary)
+                draws = Draws.of(generator, len(batch))
+                texts = refilled_rollouts(policy.sample(batch, 1, draws), judge.vocabulary)
                 judge.model.train()
-                with seeded(generator):
+                with seeded(draws):
                     loss, things = judge.loss(texts)
                 (loss / max(things, 1)).backward()
                 torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from relgrad.policies.fill_in.denoise import Frames
-
 Decode = Callable[[Sequence[int]], str]
 LONGEST = 4
 """The most bytes of one character, so the most ids that may be waiting to become readable."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Every state of B texts: the start, then by turns what a step filled and what was masked again after it.
+
+    ids_FBL         int32 [2 steps, B, L]; the last frame is the finished text
+    confidence_FBL  float16 [2 steps, B, L]; the probability with which the token there was drawn, NaN where it is masked,
+                    given or padding
+    """
+
+    ids_FBL: Tensor
+    confidence_FBL: Tensor
 
 
 def describe(
@@ -26,7 +38,7 @@ def describe(
     cells       the text of every position; left out where every position is one character of `text`
     masked      positions masked in this frame
     filled      positions this frame filled
-    confidence  per position the probability with which its token was drawn (see `told`), None where masked or given
+    confidence  per position the probability with which its token was drawn (see `two_digits`), None where masked or given
     """
     rows = []
     for row, (prompt, length) in enumerate(zip(prompts, length_B.tolist(), strict=True)):
@@ -42,7 +54,7 @@ def describe(
                 "text": "".join(parts),
                 "masked": masked,
                 "filled": sorted(set(before).difference(masked)),
-                "confidence": [told(c) for c in confidence],
+                "confidence": [two_digits(c) for c in confidence],
             }
             if any(len(part) != 1 for part in parts):
                 frame["cells"] = parts
@@ -51,7 +63,7 @@ def describe(
     return rows
 
 
-def told(probability: float) -> float | None:
+def two_digits(probability: float) -> float | None:
     """A probability to two significant digits; None for NaN."""
     return None if math.isnan(probability) else float(f"{probability:.2g}")
 

@@ -1,4 +1,6 @@
-"""All states of a trajectory, kept as its start and its jumps: a position jumps a few times however many steps there are.
+"""The states of a trajectory, kept as its start and its changes: a position changes a few times however many steps there are.
+
+A *jump* is one position that holds another token after a step than before it.
 
     trace["start_BE"]       [B, E] the tokens of the editable positions before the first step
     trace["jump_offset"]    int64 [B T + 1]; jumps of row b in step t are entries offset[b T + t] .. offset[b T + t + 1]
@@ -17,8 +19,8 @@ import torch
 from torch import Tensor
 
 
-def write(states: Sequence[Tensor], tokens: int) -> dict[str, Tensor]:
-    """The trace of `states`, T + 1 tensors [B, E] of ids below `tokens`."""
+def pack_states(states: Sequence[Tensor], tokens: int) -> dict[str, Tensor]:
+    """`states`, T + 1 tensors [B, E] of ids below `tokens`, as the tensors of a trace that are described above."""
     state_BTE = torch.stack(list(states), 1)
     rows, steps, positions = state_BTE.shape[0], state_BTE.shape[1] - 1, state_BTE.shape[2]
     jumped_BTE = state_BTE[:, 1:] != state_BTE[:, :-1]
@@ -32,8 +34,8 @@ def write(states: Sequence[Tensor], tokens: int) -> dict[str, Tensor]:
     }
 
 
-def read(trace: Mapping[str, Tensor], row_R: Tensor) -> Tensor:
-    """int64 [R, T + 1, E]: all states of the given rows."""
+def unpack_states(trace: Mapping[str, Tensor], row_R: Tensor) -> Tensor:
+    """int64 [R, T + 1, E]: all states of the given rows, from what `pack_states` made."""
     start_RE, offset = trace["start_BE"][row_R].long(), trace["jump_offset"]
     steps, positions = (len(offset) - 1) // len(trace["start_BE"]), start_RE.shape[1]
     first_RT = row_R[:, None] * steps + torch.arange(steps)
@@ -50,10 +52,10 @@ def read(trace: Mapping[str, Tensor], row_R: Tensor) -> Tensor:
     return state_RTE.gather(1, latest_RTE)
 
 
-def around(trace: Mapping[str, Tensor], cells_N2: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 ([N, E], [N, E]): the states before and after the steps (row, decision) given."""
+def states_around(trace: Mapping[str, Tensor], cells_N2: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 ([N, E], [N, E]): the states before and after each of the steps (row, step) given."""
     row_R, local_N = torch.unique(cells_N2[:, 0], return_inverse=True)
-    state_RTE = read(trace, row_R)
+    state_RTE = unpack_states(trace, row_R)
     return state_RTE[local_N, cells_N2[:, 1]], state_RTE[local_N, cells_N2[:, 1] + 1]
 
 

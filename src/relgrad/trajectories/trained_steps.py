@@ -7,12 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from relgrad.core.randomness import Draws
 
-class Trained(NamedTuple):
-    """`mask_BT`: the trained steps. `branch_B`: the step at which each row leaves its group's common trajectory, or None.
 
-    `stands_for`: every step is trained with probability 1 / stands_for, so a sum over trained steps times it is, on average,
-    the sum over all.
+class TrainedSteps(NamedTuple):
+    """Which steps of B rows are trained.
+
+    mask_BT     bool [B, T]: True at the trained steps
+    branch_B    int64 [B]: the step before which each row leaves the trajectory that its group has in common; None where the rows of
+                a group have none in common
+    stands_for  every step is trained with probability 1 / stands_for, so that a sum over trained steps times it is, on average, the
+                sum over all
     """
 
     mask_BT: Tensor
@@ -20,35 +25,34 @@ class Trained(NamedTuple):
     stands_for: float
 
 
-def everything(rows: int, steps: int) -> Trained:
+def all_steps(rows: int, steps: int) -> TrainedSteps:
     """All steps of all rows."""
-    return Trained(torch.ones(rows, steps, dtype=torch.bool), None, 1.0)
+    return TrainedSteps(torch.ones(rows, steps, dtype=torch.bool), None, 1.0)
 
 
-def some(rows: int, steps: int, kept: int, generator: torch.Generator) -> Trained:
-    """`kept` steps of each row, without replacement."""
-    order_BT = torch.rand(rows, steps, generator=generator).argsort(-1)
-    mask_BT = torch.zeros(rows, steps, dtype=torch.bool).scatter_(-1, order_BT[:, :kept], True)
-    return Trained(mask_BT, None, steps / kept)
+def random_steps(draws: Draws, each: int, steps: int, kept: int) -> TrainedSteps:
+    """`kept` steps of each of the `each` rows of every prompt, without replacement. A prompt's random numbers are its own."""
+    order_BT = draws.rand(each, steps).flatten(0, 1).argsort(-1)
+    mask_BT = torch.zeros(order_BT.shape, dtype=torch.bool).scatter_(-1, order_BT[:, :kept], True)
+    return TrainedSteps(mask_BT, None, steps / kept)
 
 
-def after_branch(groups: int, each: int, steps: int, window: int, generator: torch.Generator) -> Trained:
-    """The first `window` steps after a branch that the rows of a group have in common (Flow-GRPO-Fast).
+def steps_after_branch(draws: Draws, each: int, steps: int, window: int) -> TrainedSteps:
+    """The first `window` steps after a branch that the `each` rows of a prompt have in common (Flow-GRPO-Fast, arXiv:2505.05470).
 
     The window begins anywhere on 1 - window .. steps - 1 and is cut at both ends: that way every step lies in `window` of
     steps + window - 1 windows.
     """
-    first_G = torch.randint(1 - window, steps, (groups,), generator=generator)
-    first_B1 = first_G.repeat_interleave(each)[:, None]
+    first_B1 = draws.randint(1 - window, steps).repeat_interleave(each)[:, None]
     step_T = torch.arange(steps)
     mask_BT = (step_T >= first_B1) & (step_T < first_B1 + window)
-    return Trained(mask_BT, first_B1[:, 0].clamp(min=0), (steps + window - 1) / window)
+    return TrainedSteps(mask_BT, first_B1[:, 0].clamp(min=0), (steps + window - 1) / window)
 
 
-def sizes(mask_BT: Tensor, length_B: Tensor) -> Tensor:
-    """int64 [B, T]: the tokens of each text, shared out over its row's trained steps; a row's sum is its `length_B`.
+def tokens_per_step(mask_BT: Tensor, length_B: Tensor) -> Tensor:
+    """int64 [B, T]: the tokens of each text, shared out over the trained steps of its row; a row's sum is its `length_B`.
 
-    No token belongs to one step, so the shares are as even as whole numbers go, and 0 at some steps of short texts.
+    A token belongs to no single step, so the shares are as even as whole numbers go, and 0 at some steps of short texts.
     """
     number_BT, length_B1 = mask_BT.cumsum(-1), length_B[:, None]
     count_B1 = number_BT[:, -1:].clamp(min=1)

@@ -1,7 +1,7 @@
 """The diffusion GPT: a pre-LN transformer over masked text, as language model, token classifier or sequence scorer.
 
 Parameter names and shapes are those of the nano_gpt family (`transformer.h.0.attn.c_attn.weight` ...), so that its
-checkpoints load by name (models/original_files.py). Attention is PyTorch's SDPA; padding is masked where there is any. Rotary
+checkpoints load by name (original_files.py). Attention is PyTorch's SDPA; padding is masked where there is any. Rotary
 positions rotate the two halves of each head (Su et al. 2021, arXiv:2104.09864, NeoX layout, base 10000).
 """
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
+from relgrad.laws.precision import at_least_float32
 from relgrad.networks.weights.folder import SavedNetwork
 
 ModelMode = Literal["language_model", "token_classifier", "sequence_scorer"]
@@ -216,16 +217,16 @@ class GPT(SavedNetwork):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """[..., V], float32: language-model logits (the head is the embedding) of the positions given."""
-        return functional.linear(hidden_NH, self.transformer.wte.weight).float()
+        return at_least_float32(functional.linear(hidden_NH, self.transformer.wte.weight))
 
     def classes(self, hidden_NH: Tensor) -> Tensor:
         """[..., C], float32: a token classifier's logits of the positions given."""
-        return self.lm_head(hidden_NH).float()
+        return at_least_float32(self.lm_head(hidden_NH))
 
     def score(self, hidden_BLH: Tensor) -> Tensor:
         """[B], float32: a sequence scorer's logit, read at position 0."""
-        return self.sequence_head(hidden_BLH[:, 0]).float()
+        return at_least_float32(self.sequence_head(hidden_BLH[:, 0]))
 
     def critic(self, hidden_NH: Tensor) -> Tensor:
         """[...], float32: logit that the token at a position is wrong."""
-        return self.critic_head(hidden_NH)[..., 0].float()
+        return at_least_float32(self.critic_head(hidden_NH)[..., 0])

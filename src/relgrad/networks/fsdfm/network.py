@@ -8,9 +8,9 @@
     hidden = LN(x)(1 + a) + s,   logits = W hidden + b
 
 Names, shapes and arithmetic are those of Apple's checkpoints (apple/ml-fs-dfm, arXiv:2509.20624), which load by name
-(models/fsdfm_files.py): layer norm with a weight only, eps 1e-5 and rotary halves, both in float32; the residual stream is
+(published_files.py): layer norm with a weight only, eps 1e-5 and rotary halves, both in float32; the residual stream is
 float32 whatever the weights are; GELU by tanh; an untied head with a bias. A_m and the head start at zero. Attention sees
-everything but padding.
+everything but padding. A float64 network computes in float64 throughout.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
+from relgrad.laws.precision import at_least_float32
 from relgrad.networks.weights.folder import SavedNetwork
 
 FREQUENCIES, LONGEST_PERIOD = 256, 10_000.0
@@ -83,7 +84,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x.float(), x.shape[-1:]) * self.weight
+        return functional.layer_norm(at_least_float32(x), x.shape[-1:]) * self.weight
 
 
 class TimeEmbedder(nn.Module):
@@ -171,7 +172,7 @@ def _modulation(part: Block | OutputLayer, cond_BC: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the two halves of the last axis against each other by the angles of each position, in float32."""
-    first, second = x.float().chunk(2, -1)
+    first, second = at_least_float32(x).chunk(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 
@@ -227,7 +228,7 @@ class DiT(SavedNetwork):
         cond_BC = self._condition(time_B, step_B)
         attend = None if valid_BL is None or bool(torch.all(valid_BL)) else valid_BL[:, None, None, :]
         rotation = self._rotation(length)
-        x = self.vocab_embed(ids_BL).float()
+        x = at_least_float32(self.vocab_embed(ids_BL))
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cond_BC, rotation, attend, use_reentrant=False)
@@ -236,10 +237,10 @@ class DiT(SavedNetwork):
         return self.output_layer.modulated(x, cond_BC)
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
-        """float32 [M, V]: logits of the positions given, in the precision of the head's weights."""
+        """[M, V], float32 or of a float64 network float64: logits of the positions given, in the precision of the head's weights."""
         head = self.output_layer.linear
         with torch.autocast(hidden_MH.device.type, enabled=False):
-            return head(hidden_MH.to(head.weight.dtype)).float()
+            return at_least_float32(head(hidden_MH.to(head.weight.dtype)))
 
     def _condition(self, time_B: Tensor, step_B: Tensor | None) -> Tensor:
         """[B, C], or [B, 2 C] for the blocks' fusers, without autocast: bfloat16 tells few times apart."""

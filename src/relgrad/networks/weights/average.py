@@ -6,39 +6,40 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.networks.weights.whole import Named, require_whole
 
-Named = Iterable[tuple[str, torch.nn.Parameter]]
+KEPT = "the moving average"
 UPDATES = "updates"
 
 
 class Ema:
-    """The average of the parameters given, from their values at construction on."""
+    """The average of the parameters given, from their values at construction on. Raises RelgradError for sharded parameters."""
 
     def __init__(self, parameters: Named, decay: float) -> None:
         if not 0 <= decay < 1:
             raise RelgradError(f"decay={decay}: must be at least 0 (no average) and below 1")
         self.decay, self.updates = decay, 0
-        self._mean = {n: p.detach().to(torch.float32, copy=True) for n, p in parameters}
+        self._mean = {n: p.detach().to(torch.float32, copy=True) for n, p in require_whole(parameters, KEPT)}
 
     @torch.no_grad()
     def update(self, parameters: Named) -> None:
         """Take the weights of this moment in. Call it once per optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in parameters:
+        for name, parameter in require_whole(parameters, KEPT):
             self._mean[name].lerp_(parameter.float(), 1 - decay)
 
     @contextmanager
     def in_place(self, parameters: Named) -> Iterator[None]:
         """Inside, the parameters hold the average; they get their own tensors back whatever happens."""
-        named = list(parameters)
+        named = require_whole(parameters, KEPT)
         current = {n: p.data for n, p in named}
         try:
             for name, parameter in named:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.networks.weights.whole import Named, require_whole
 
-Named = Iterable[tuple[str, torch.nn.Parameter]]
+KEPT = "the frozen start"
 
 
 class FrozenStart:
@@ -24,8 +24,8 @@ class FrozenStart:
         return self._start is not None
 
     def take(self, parameters: Named) -> None:
-        """Remember the weights of this moment."""
-        self._start = {n: p.detach().clone() for n, p in parameters}
+        """Remember the weights of this moment. Raises RelgradError for sharded parameters."""
+        self._start = {n: p.detach().clone() for n, p in require_whole(parameters, KEPT)}
 
     @contextmanager
     def in_place(self, parameters: Named) -> Iterator[None]:
@@ -34,7 +34,7 @@ class FrozenStart:
             raise RelgradError(
                 "this policy was built without a reference: build it with reference=True (a recipe's beta > 0)"
             )
-        named = list(parameters)
+        named = require_whole(parameters, KEPT)
         current = {n: p.data for n, p in named}
         try:
             for name, parameter in named:

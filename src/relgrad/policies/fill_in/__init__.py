@@ -1,12 +1,17 @@
 """Masked text, filled in at once; one decision is one masked position.
 
-policy.py    settings, sampling, scoring
+settings.py  what a recipe may say
+policy.py    sampling, scoring, supervised loss, weights
+filling.py   how a position is filled: drawn, and described to an estimator
 denoise.py   writing in several steps
+options.py   its options of `relgrad sample`, and the figures that a console shows of its steps
 supervised/  supervised losses
-toy.py      tiny instances for the contract tests
+toy.py       tiny instances for the contract tests
 """
 
-from relgrad.policies.fill_in.policy import FIGURES, Settings, build
+from relgrad.policies.fill_in.options import FIGURES, SAMPLE_OPTIONS
+from relgrad.policies.fill_in.policy import FillInPolicy, build
+from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.toy import toys
 
-__all__ = ["FIGURES", "Settings", "build", "toys"]
+__all__ = ["FIGURES", "SAMPLE_OPTIONS", "FillInPolicy", "Settings", "build", "toys"]

@@ -14,16 +14,17 @@ critic's probability that the token is wrong ("critic"); with "random" the prior
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from relgrad.core.randomness import Draws
 from relgrad.core.settings import Strict
 from relgrad.laws import categorical
 from relgrad.laws.categorical import Truncation
+from relgrad.trajectories.film import Frames
 
 LogitsOf = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(ids_BL, length_B, row_M, position_M) -> logits [M, V], -inf for ids that are never written."""
@@ -64,19 +65,6 @@ class Denoise(Strict):
         return tuple(self.start_ratio + slope * i for i in range(1, self.steps))
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Every state of B texts: the start, then by turns what a step filled and what was masked again after it.
-
-    ids_FBL         int32 [2 steps, B, L]; the last frame is the finished text
-    confidence_FBL  float16 [2 steps, B, L]; the probability with which the token there was drawn, NaN where it is masked,
-                    given or padding
-    """
-
-    ids_FBL: Tensor
-    confidence_FBL: Tensor
-
-
 @torch.no_grad()
 def denoise(
     start_BL: Tensor,
@@ -86,28 +74,27 @@ def denoise(
     settings: Denoise,
     logits_of: LogitsOf,
     wrong_of: WrongOf | None,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Frames:
     """Fill in the masked positions of B padded texts in `settings.steps` steps; `wrong_of` is read for "critic" alone.
 
-    A row has 2 steps - 1 random numbers per editable position, drawn up front; with one step they are those of single-step
-    sampling. What a row becomes depends on the other rows by the place of its numbers in the stream, and not otherwise.
+    `draws` are those of the prompts; the rows of a prompt stand together, equally many of each. Every step draws a number for every
+    editable position of every row, and so does every masking again; with one step they are those of single-step sampling. What a
+    row becomes does not depend on the other prompts.
     """
     editable_BL = start_BL == mask_id
-    rank_BL = editable_BL.cumsum(-1) - 1
     count_B = editable_BL.sum(-1)
-    uniform_BDT = torch.rand(len(start_BL), 2 * settings.steps - 1, int(count_B.max()), generator=generator)
     ids_BL, confidence_BL = start_BL.clone(), torch.full(start_BL.shape, torch.nan)
     seen = [(ids_BL.clone(), confidence_BL.clone())]
     for step in range(settings.steps):
         at = (ids_BL == mask_id).nonzero(as_tuple=True)
+        uniform_BL = uniform_at(editable_BL, draws)
         if len(at[0]):
-            uniform_M = uniform_BDT[at[0], 2 * step, rank_BL[at]]
-            ids_BL[at], confidence_BL[at] = draw(logits_of(ids_BL, length_B, *at), law, uniform_M)
+            ids_BL[at], confidence_BL[at] = draw(logits_of(ids_BL, length_B, *at), law, uniform_BL[at])
         seen.append((ids_BL.clone(), confidence_BL.clone()))
         if step == settings.steps - 1:
             break
-        uniform_BL = uniform_BDT[:, 2 * step + 1].gather(1, rank_BL.clamp(min=0))
+        uniform_BL = uniform_at(editable_BL, draws)
         doubt_BL = _doubt(settings, ids_BL, length_B, confidence_BL, wrong_of)
         chance = 1.0 if doubt_BL is None else settings.randomness_strength
         priority_BL = chance * uniform_BL + (0.0 if doubt_BL is None else (1 - chance) * doubt_BL)
@@ -115,6 +102,16 @@ def denoise(
         ids_BL[again_BL], confidence_BL[again_BL] = mask_id, torch.nan
         seen.append((ids_BL.clone(), confidence_BL.clone()))
     return Frames(torch.stack([i.int() for i, _ in seen]), torch.stack([c.half() for _, c in seen]))
+
+
+def uniform_at(editable_BL: Tensor, draws: Draws) -> Tensor:
+    """float32 [B, L]: a uniform number at every editable position, from the prompt's own; 0 elsewhere."""
+    each = len(editable_BL) // len(draws)
+    editable_GL = editable_BL[::each]
+    drawn_MK = draws.rand_each(editable_GL.sum(-1).tolist(), each)
+    uniform_GLK = torch.zeros(*editable_GL.shape, each)
+    uniform_GLK[editable_GL] = drawn_MK
+    return uniform_GLK.transpose(1, 2).flatten(0, 1)
 
 
 def draw(logits_MV: Tensor, law: Truncation, uniform_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,74 +16,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ValidationError
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import Strict
+from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop
+from relgrad.estimators.exact import Exact
+from relgrad.estimators.interface import Estimator, Wanted
 from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.networks.weights import device
 from relgrad.networks.weights.folder import newest
-from relgrad.networks.weights.reference import FrozenStart
+from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
-from relgrad.objectives.divergences import categorical_kl
-from relgrad.policies.fill_in.denoise import Denoise, denoise
+from relgrad.policies.fill_in.denoise import denoise
+from relgrad.policies.fill_in.filling import Filling
+from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.supervised import critic_head, label_smoothing, mask_ratio_weight
-from relgrad.text.corpus import BUILTIN, load_text
+from relgrad.text.corpus import load_text
 from relgrad.text.masking import IGNORE
 from relgrad.text.vocabulary import Vocabulary
 from relgrad.trajectories.film import describe
-
-FIGURES = ("loss", "pg_loss", "kl_penalty", "mean_reward", "std_reward", "mean_advantage", "mean_kl", "mean_log_prob")
-"""What the console shows of a step of this policy, beside the figures of every policy."""
-
-
-class Settings(Strict):
-    """What a recipe's `policy` section may say beside `kind: fill_in`.
-
-    text, symbols   the vocabulary: of which text, and in which symbols (as the task has them)
-    checkpoint      a folder a run saved, or an original .pt file, in place of a new network
-    denoise         how `film` writes a text in several steps; training always fills in one
-    scoring         "law": by what was sampled. "untempered": at temperature 1 over all ids, as the baseline does (a surrogate)
-    """
-
-    text: str = BUILTIN
-    symbols: str = "char"
-    checkpoint: str | None = None
-    block_size: int = Field(128, ge=1)
-    n_layer: int = Field(4, ge=1)
-    n_head: int = Field(4, ge=1)
-    n_embd: int = Field(144, ge=2)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    bias: bool = False
-    attention_type: Literal["bidirectional", "causal"] = "bidirectional"
-    position_encoding: Literal["rotary", "absolute"] = "rotary"
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    scoring: Literal["law", "untempered"] = "law"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mask_ratio_power: float = Field(0.0, ge=0, description="supervised samples weigh (share asked for / 0.5) ^ -power")
-    critic_weight: float = Field(
-        0.0, ge=0, description="weight of a head that learns which fills are wrong; 0: no head"
-    )
-    denoise: Denoise = Denoise()
-    device: str = "auto"
 
 
 def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> FillInPolicy:
     """The policy of a recipe, going on from the folder `start` where an earlier stage saved one. Raises RelgradError."""
     source = start or settings.checkpoint
     if source is None:
-        vocabulary = Vocabulary.of(settings.symbols, load_text(settings.text))
-        shared = GPTConfig.model_fields.keys() & Settings.model_fields.keys()
-        sizes = {name: getattr(settings, name) for name in shared}
-        config = GPTConfig(vocab_size=vocabulary.size, critic=settings.critic_weight > 0, **sizes)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = GPT(config)
+        model, vocabulary = new_generator(settings, seed)
     else:
         model, vocabulary = load_generator(Path(source))
         if settings.critic_weight and not model.config.critic:
@@ -91,11 +53,23 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
                 f"critic_weight={settings.critic_weight:g}, but the network of {source} has no critic head: set critic_weight "
                 "from the first stage on, or leave it out"
             )
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
-    policy = FillInPolicy(model.to(device), vocabulary, settings)
+    policy = FillInPolicy(model.to(device.choose(settings.device)), vocabulary, settings)
     if reference:
         policy.freeze_reference()
     return policy
+
+
+def new_generator(settings: Settings, seed: int) -> tuple[GPT, Vocabulary]:
+    """A new network of the settings' sizes, and the vocabulary of their text. Raises RelgradError for sizes that cannot be."""
+    vocabulary = Vocabulary.of(settings.symbols, load_text(settings.text))
+    sizes = settings.model_dump(include=set(GPTConfig.model_fields))
+    try:
+        config = GPTConfig(vocab_size=vocabulary.size, critic=settings.critic_weight > 0, **sizes)
+    except ValidationError as error:
+        raise RelgradError(f"policy: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPT(config), vocabulary
 
 
 def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
@@ -113,9 +87,11 @@ def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
 
 
 class FillInPolicy:
-    """See the module. Trace: masked_GL, length_G, position_GT (-1: none), token_BT and, truncated, the support."""
+    """See the module. Trace: masked_GL, length_G, position_GT (-1: none), token_BT and, truncated, the support.
 
-    FILM_STEPS = "denoise.steps"
+    It is composed of a network and its laws (`filling`), an estimator of log-probabilities (`estimator`) and a keeper of weights
+    (`weights`).
+    """
 
     def __init__(self, model: GPT, vocabulary: Vocabulary, settings: Settings) -> None:
         if model.config.vocab_size < vocabulary.size - 1:  # the first original files have no summary id
@@ -125,14 +101,16 @@ class FillInPolicy:
         self.model, self.vocabulary, self.settings = model.eval(), vocabulary, settings
         self.version = 0
         self.max_decisions = model.config.block_size
-        self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
-        self.scored_law = self.truncation if settings.scoring == "law" else Truncation()
-        self.law: Literal["exact", "surrogate"] = "exact" if settings.scoring == "law" else "surrogate"
         self.device = model.device
-        self._start = FrozenStart()
-        excluded = torch.tensor([i for i in vocabulary.excluded if i < model.config.vocab_size])
-        self._excluded_V = torch.zeros(model.config.vocab_size, dtype=torch.bool).index_fill(0, excluded, True)
-        self._excluded_V = self._excluded_V.to(self.device)
+        self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
+        self.filling = Filling(self.model, vocabulary.excluded, self.truncation, settings.scoring)
+        self.estimator: Estimator = Exact()
+        self.weights = Keeper(self.model)
+
+    @property
+    def law(self) -> Literal["exact", "surrogate"]:
+        """What the estimator computes; a surrogate where another law scores than the one that draws."""
+        return "surrogate" if self.filling.untempered else self.estimator.law
 
     # ------------------------------------------------------------------ prompts
 
@@ -160,26 +138,28 @@ class FillInPolicy:
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> Rollouts:
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         """See protocols.Policy. One uniform number per (row, decision), drawn up front; one forward pass per prompt."""
         self.model.eval()
+        draws = Draws.of(randomness, len(prompts))
         masked_GL, length_G = pad([self.encode(p) for p in prompts], self.vocabulary.pad_id)
         group_M, position_M = (masked_GL == self.vocabulary.mask_id).nonzero(as_tuple=True)
         count_G = torch.bincount(group_M, minlength=len(prompts))
         width = int(count_G.max())
         decision_M = torch.arange(len(group_M)) - (count_G.cumsum(0) - count_G)[group_M]
-        uniform_GKT = torch.rand(len(prompts), group_size, width, generator=generator)
-        logits_MV = self._logits(masked_GL, length_G, group_M, position_M)
+        uniform_MK = draws.rand_each(count_G.tolist(), group_size)
+        hidden_MH = self.filling.hidden_at(masked_GL, length_G, group_M, position_M)
+        logits_MV = self.filling.written(hidden_MH)
         support_MV = self.truncation.support(logits_MV) if self.truncation.truncates else None
         logp_MV = categorical.log_probs(logits_MV, self.truncation, support_MV)
-        token_MK = categorical.invert_many(logp_MV.exp(), uniform_GKT[group_M, :, decision_M].to(self.device)).cpu()
-        if self.law == "surrogate":
-            logp_MV = self._scored(masked_GL, length_G, group_M, position_M, None)
+        token_MK = categorical.invert_many(logp_MV.exp(), uniform_MK.to(self.device)).cpu()
+        if self.filling.untempered:
+            logp_MV = self.filling.scored(hidden_MH, None)
         logp_MK = logp_MV.gather(-1, token_MK.to(self.device)).cpu()
         token_GKT = torch.zeros(len(prompts), group_size, width, dtype=torch.int32)
         logp_GKT = torch.zeros(len(prompts), group_size, width)
         token_GKT[group_M, :, decision_M] = token_MK.to(torch.int32)
-        logp_GKT[group_M, :, decision_M] = logp_MK
+        logp_GKT[group_M, :, decision_M] = logp_MK.float()
         position_GT = torch.full((len(prompts), width), -1, dtype=torch.int32)
         position_GT[group_M, decision_M] = position_M.to(torch.int32)
         trace = {"masked_GL": masked_GL.to(torch.int32), "length_G": length_G, "position_GT": position_GT}
@@ -211,8 +191,8 @@ class FillInPolicy:
             trace={k: v.clone() for k, v in trace.items()},
         )
 
-    def film(self, prompts: Sequence[Prompt], group_size: int, generator: torch.Generator) -> list[dict[str, Any]]:
-        """`group_size` texts per prompt, each written in `settings.denoise.steps` steps, as models/film.py tells it.
+    def film(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> list[dict[str, Any]]:
+        """`group_size` texts per prompt, each written in `settings.denoise.steps` steps, as trajectories/film.py describes them.
 
         Raises RelgradError where remasking asks for a critic that the network does not have.
         """
@@ -223,18 +203,20 @@ class FillInPolicy:
             )
         begun = time.perf_counter()
         self.model.eval()
-        asked = [prompt for prompt in prompts for _ in range(group_size)]
-        start_BL, length_B = pad([self.encode(p) for p in asked], self.vocabulary.pad_id)
+        repeated = [prompt for prompt in prompts for _ in range(group_size)]
+        start_BL, length_B = pad([self.encode(p) for p in repeated], self.vocabulary.pad_id)
         frames = denoise(
             start_BL, length_B, self.vocabulary.mask_id, self.truncation, self.settings.denoise,
-            self._logits, self._wrong, generator,
+            self.filling.logits, self._wrong, Draws.of(randomness, len(prompts)),
         )  # fmt: skip
-        told = describe(frames, [p.text for p in asked], length_B, self.vocabulary.mask_id, self.vocabulary.decode)
-        return [{**row, "seconds": time.perf_counter() - begun} for row in told]
+        texts = [p.text for p in repeated]
+        films = describe(frames, texts, length_B, self.vocabulary.mask_id, self.vocabulary.decode)
+        seconds = time.perf_counter() - begun
+        return [{**one, "seconds": seconds} for one in films]
 
     def _wrong(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
         """[B, L] on the CPU: the critic's probability that the token at a position is wrong."""
-        return self.model.critic(self._hidden(ids_BL, length_B)).sigmoid().cpu()
+        return self.model.critic(self.filling.hidden_of(ids_BL, length_B)).sigmoid().cpu()
 
     # ------------------------------------------------------------------ scoring
 
@@ -265,60 +247,12 @@ class FillInPolicy:
     ) -> CellScores:
         """See protocols.Policy. Every (prompt, position) is computed once, whatever the number of rows that need it."""
         self.model.eval()
-        trace = rollouts.trace
-        row_N, decision_N = cells_N2[:, 0], cells_N2[:, 1]
-        width = trace["position_GT"].shape[1]
-        spot_M, spot_N = torch.unique(rollouts.group_B[row_N] * width + decision_N, return_inverse=True)
-        group_M, decision_M = spot_M // width, spot_M % width
-        position_M = trace["position_GT"][group_M, decision_M].long()
-        support_MV = self._support(trace, group_M, decision_M)
-        place = (trace["masked_GL"], trace["length_G"], group_M, position_M)
-        logp_MV = self._scored(*place, support_MV)
-        spot_N, token_N = spot_N.to(self.device), trace["token_BT"][row_N, decision_N].long().to(self.device)
-        entropy_N = kl_N = None
-        if entropy:
-            entropy_N = -(logp_MV.exp() * torch.where(logp_MV.isfinite(), logp_MV, 0.0)).sum(-1)[spot_N]
-        if reference_kl:
-            with torch.no_grad(), self.reference():
-                reference_MV = self._scored(*place, support_MV)
-            kl_N = categorical_kl(logp_MV, reference_MV)[spot_N]
-        return CellScores(logp_MV[spot_N, token_N], entropy_N, kl_N)
-
-    def _support(self, trace: Any, group_M: Tensor, decision_M: Tensor) -> Tensor | None:
-        if "support_index" not in trace or self.law == "surrogate":
-            return None
-        used_GT = trace["position_GT"] >= 0
-        spot_GT = (used_GT.flatten().cumsum(0) - 1).view_as(used_GT)
-        support = tiled.Support(trace["support_offset"], trace["support_index"]).take(spot_GT[group_M, decision_M])
-        return support.dense(0, len(group_M), self.model.config.vocab_size).to(self.device)
-
-    def _scored(
-        self, masked_GL: Tensor, length_G: Tensor, group_M: Tensor, position_M: Tensor, support_MV: Tensor | None
-    ) -> Tensor:
-        """log pi [M, V] of the chosen positions, under the law that scores."""
-        logits_MV = self._logits(
-            masked_GL, length_G, group_M, position_M, everything=self.settings.scoring == "untempered"
-        )
-        return categorical.log_probs(logits_MV, self.scored_law, support_MV)
-
-    def _logits(
-        self, masked_GL: Tensor, length_G: Tensor, group_M: Tensor, position_M: Tensor, *, everything: bool = False
-    ) -> Tensor:
-        """Logits [M, V] at (group, position); -inf for ids that are never generated. Only the groups named are run."""
-        groups, local_M = torch.unique(group_M, return_inverse=True)
-        ids_GL, length_G = masked_GL[groups].long(), length_G[groups]
-        ids_GL = ids_GL[:, : int(length_G.max())]
-        hidden_GLH = self._hidden(ids_GL, length_G)
-        logits_MV = self.model.logits(hidden_GLH[local_M.to(self.device), position_M.to(self.device)])
-        return logits_MV if everything else logits_MV.masked_fill(self._excluded_V, -torch.inf)
-
-    def _hidden(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
-        valid_BL = torch.arange(ids_BL.shape[1])[None] < length_B[:, None]
-        return self.model.hidden(ids_BL.to(self.device), valid_BL.to(self.device))
+        wanted = Wanted(entropy, self.reference if reference_kl else None)
+        return self.estimator.score(self.filling, rollouts, cells_N2, wanted)
 
     # ------------------------------------------------------------------ supervised
 
-    def supervised_loss(self, examples: Sequence[Example], generator: torch.Generator) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
         """Summed cross-entropy (nats, temperature 1) of the true ids at the labelled positions of the prompts.
 
         With the settings' label smoothing, mask-ratio weights and critic head. Raises RelgradError for prompts without labels.
@@ -329,6 +263,7 @@ class FillInPolicy:
                     f"prompt {example.prompt.id} has no `label_ids`: supervised fill-in needs a task of masked text "
                     "(kind masked_text or masked_stream)"
                 )
+        draws = Draws.of(randomness, len(examples))
         ids_BL, length_B = pad([self.encode(e.prompt) for e in examples], self.vocabulary.pad_id)
         label_BL, _ = pad([e.prompt.columns["label_ids"] for e in examples], IGNORE)
         ids_BL, label_BL, length_B = (t.to(self.device) for t in (ids_BL, label_BL, length_B))
@@ -337,16 +272,16 @@ class FillInPolicy:
         at = (row_N, column_N)
         label_N = label_BL[at]
         self.model.train()
-        with seeded(generator):
-            logits_NV = self.model.logits(self.model.hidden(ids_BL, valid_BL)[at])
-            logits_NV = logits_NV.masked_fill(self._excluded_V, -torch.inf)
+        with seeded(draws):
+            logits_NV = self.filling.written(self.model.hidden(ids_BL, valid_BL)[at])
             loss_N = label_smoothing.cross_entropy(logits_NV.log_softmax(-1), label_N, self.settings.label_smoothing)
             if self.settings.mask_ratio_power:
                 ratio_B = (label_BL != IGNORE).sum(-1) / length_B
                 loss_N = loss_N * mask_ratio_weight.weights(ratio_B, self.settings.mask_ratio_power)[at[0]]
             loss = loss_N.sum()
             if self.settings.critic_weight and self.model.config.critic:
-                critic = critic_head.critic_loss(self.model, ids_BL, valid_BL, at, logits_NV, label_N, generator)
+                uniform_N = draws.rand_each((label_BL != IGNORE).sum(-1).tolist())
+                critic = critic_head.critic_loss(self.model, ids_BL, valid_BL, at, logits_NV, label_N, uniform_N)
                 loss = loss + self.settings.critic_weight * critic
         self.model.eval()
         return loss, len(label_N)
@@ -355,15 +290,15 @@ class FillInPolicy:
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Trainable parameters by name."""
-        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        return self.weights.parameters()
 
     def freeze_reference(self) -> None:
         """Take the weights of this moment as the reference."""
-        self._start.take(self.parameters())
+        self.weights.freeze_reference()
 
     def reference(self) -> AbstractContextManager[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
-        return self._start.in_place(self.parameters())
+        return self.weights.reference()
 
     def save(self, folder: Path) -> None:
         """`model.safetensors`, `config.json` and `vocabulary.json`."""

@@ -12,7 +12,8 @@ from relgrad.core.protocols import Toy
 from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.laws import categorical, tiled
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
-from relgrad.policies.fill_in.policy import FillInPolicy, Settings, ended, pad
+from relgrad.policies.fill_in.policy import FillInPolicy, ended, pad
+from relgrad.policies.fill_in.settings import Settings
 from relgrad.text.vocabulary import Vocabulary
 
 
@@ -22,10 +23,10 @@ def make(**options: Any) -> Callable[[], Toy]:
     def build() -> Toy:
         settings = Settings(block_size=8, n_layer=2, n_head=2, n_embd=16, **options)
         vocabulary = Vocabulary.of_text("abc")
-        names = GPTConfig.model_fields.keys() & Settings.model_fields.keys()
+        sizes = settings.model_dump(include=set(GPTConfig.model_fields))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = GPT(GPTConfig(vocab_size=vocabulary.size, **{n: getattr(settings, n) for n in names}))
+            model = GPT(GPTConfig(vocab_size=vocabulary.size, **sizes))
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     torch.nn.init.normal_(parameter, std=0.4)

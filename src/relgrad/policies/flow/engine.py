@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from relgrad.estimators.interface import Wanted
 from relgrad.laws import ctmc
 from relgrad.laws.ctmc import Law
 from relgrad.networks.fsdfm.network import DiT
@@ -20,18 +20,12 @@ LOGITS = 2**25
 """Logits computed at once (128 MB in float32); with gradients, more than these are computed again in the backward pass."""
 
 
-class Asked(NamedTuple):
-    """What is asked beside log-probabilities: entropy; the KL to a reference, that speaks inside `reference()`."""
-
-    entropy: bool
-    reference: Callable[[], AbstractContextManager[None]] | None
-
-
 class Engine:
     """The network, the ids that it may write, the law of a step and its temperature."""
 
     def __init__(self, model: DiT, symbols: Symbols, law: Law, temperature: float) -> None:
-        self.model, self.law, self.temperature, self.device = model, law, temperature, model.device
+        self.model, self.symbols, self.law = model, symbols, law
+        self.temperature, self.device = temperature, model.device
         excluded_V = torch.ones(symbols.size, dtype=torch.bool).index_fill(0, symbols.drawable_K, False)
         self._excluded_V = excluded_V.to(self.device) if bool(excluded_V.any()) else None
 
@@ -95,29 +89,29 @@ class Engine:
         token_M: Tensor,
         next_M: Tensor,
         hazard_M: Tensor,
-        start_MH: Tensor | None,
-        asked: Asked,
+        reference_MH: Tensor | None,
+        wanted: Wanted,
     ) -> tuple[Tensor, ...]:
-        """(log-probability, entropy where asked, exact KL where asked), each [M]; `start_MH` is the reference's `hidden`."""
+        """(log-probability, entropy where wanted, exact KL where wanted), each [M]; `reference_MH` is the reference's `hidden`."""
         logits_MV = self.logits(hidden_MH)
-        found = [ctmc.log_prob(self.law, logits_MV, token_M, next_M, hazard_M)]
-        if asked.entropy:
-            found.append(ctmc.entropy(self.law, logits_MV, token_M, hazard_M))
-        if asked.reference is not None and start_MH is not None:
-            with torch.no_grad(), asked.reference():
-                start_MV = self.logits(start_MH)
-            found.append(ctmc.kl(self.law, logits_MV, start_MV, token_M, hazard_M))
-        return tuple(found)
+        terms = [ctmc.log_prob(self.law, logits_MV, token_M, next_M, hazard_M)]
+        if wanted.entropy:
+            terms.append(ctmc.entropy(self.law, logits_MV, token_M, hazard_M))
+        if wanted.reference is not None and reference_MH is not None:
+            with torch.no_grad(), wanted.reference():
+                reference_MV = self.logits(reference_MH)
+            terms.append(ctmc.kl(self.law, logits_MV, reference_MV, token_M, hazard_M))
+        return tuple(terms)
 
     def by_pieces(self, work: Callable[..., tuple[Tensor, ...]], hidden_MH: Tensor, *columns: Any) -> list[Tensor]:
         """What `work` says of the positions, in pieces of LOGITS logits. Tensors among `columns` are cut along."""
         size = max(LOGITS // self.model.config.vocab_size, 1)
-        found = []
+        parts = []
         for first in range(0, max(len(hidden_MH), 1), size):
             piece = slice(first, first + size)
             cut = [c[piece].to(self.device) if isinstance(c, Tensor) else c for c in columns]
             if torch.is_grad_enabled() and len(hidden_MH) > size:
-                found.append(checkpoint(work, hidden_MH[piece], *cut, use_reentrant=False))
+                parts.append(checkpoint(work, hidden_MH[piece], *cut, use_reentrant=False))
             else:
-                found.append(work(hidden_MH[piece], *cut))
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+                parts.append(work(hidden_MH[piece], *cut))
+        return [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -10,30 +10,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from relgrad.core.errors import RelgradError
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.causal.load import DTYPES
-from relgrad.networks.fsdfm import lora as fsdfm_lora
-from relgrad.networks.fsdfm import published_files as fsdfm_files
+from relgrad.networks.fsdfm import lora, published_files
 from relgrad.networks.fsdfm.network import SIZES, DiT, DiTConfig
-from relgrad.networks.weights.average import UPDATES, Ema
+from relgrad.networks.weights import device
 from relgrad.networks.weights.folder import WEIGHTS, newest
-from relgrad.policies.flow import symbols as _flow_symbols
+from relgrad.networks.weights.keeper import take_average
+from relgrad.policies.flow.settings import Settings
 from relgrad.policies.flow.supervised.few_step import FewStep
-from relgrad.policies.flow.symbols import Symbols
+from relgrad.policies.flow.symbols import Symbols, make_symbols
 from relgrad.text.vocabulary import FILE, Vocabulary
 
-if TYPE_CHECKING:
-    from relgrad.policies.flow.policy import Settings
-
-FLOW, EMA, ADAPTER = "flow.json", "ema.safetensors", "adapter_config.json"
+FLOW, ADAPTER = "flow.json", "adapter_config.json"
 PUBLISHED = Scheduler("polynomial", 1.0)
 """That of all configurations in apple/ml-fs-dfm. Its checkpoint files do not say theirs."""
 PUBLISHED_FINEST = 1024
@@ -73,13 +70,12 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
     base_seed = int(said.get("seed", seed))
     model = _network(settings, base_seed, symbols, base)
     if adapter is None and source is not None:
-        take_averages(model, source)
+        take_average(model, source)
     if settings.few_step is not None and not model.config.step_conditioned:
         model = model.student()
     finest = _finest(settings, said, symbols) if model.config.step_conditioned else None
     model.checkpointing = settings.gradient_checkpointing
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if settings.device == "auto" else settings.device
-    model.to(device)
+    model.to(device.choose(settings.device))
     adapted = _adapted(settings, seed, model, adapter)
     return Opened(model, symbols, scheduler, adapted, base, base_seed, finest)
 
@@ -110,12 +106,12 @@ def configuration(source: Path) -> dict[str, Any]:
         return PUBLISHED.to_config()
     read = _mapping(beside)
     try:
-        told = Scheduler.from_config(read).to_config()
+        scheduler = Scheduler.from_config(read).to_config()
     except RelgradError as error:
         raise RelgradError(f"{beside}: {error}") from None
     section = read.get("flow", read)
     source_of = {"source": section["source_distribution"]} if "source_distribution" in section else {}
-    return told | source_of
+    return scheduler | source_of
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -138,7 +134,7 @@ def _symbols(settings: Settings, source: Path | None, said: Mapping[str, Any]) -
     masked = (settings.source or said.get("source", "uniform")) == "mask"
     wanted = None
     if settings.symbols is not None or not said or source is None or not (source / FILE).is_file():
-        wanted = _flow_symbols.make(settings.symbols or "ascii", settings.text, settings.end_token, masked=masked)
+        wanted = make_symbols(settings.symbols or "ascii", settings.text, settings.end_token, masked=masked)
     if source is None or not (source / FILE).is_file():
         assert wanted is not None
         return wanted
@@ -182,7 +178,7 @@ def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
             f"policy.model: {base!r} is neither a size ({', '.join(SIZES)}) nor a file or folder (working directory {Path.cwd()})"
         )
     given = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
-    model = fsdfm_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
+    model = published_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
     other = [f"{k}={v} (there {getattr(model.config, k)})" for k, v in own.items() if getattr(model.config, k) != v]
     if other:
         raise RelgradError(f"{base} holds a network of other sizes than policy.network says: {', '.join(other)}")
@@ -194,64 +190,46 @@ def _adapted(settings: Settings, seed: int, model: DiT, adapter: Path | None) ->
         if adapter is not None:
             raise RelgradError(f"{adapter} is an adapter: add the lora section that it was trained with")
         return None
-    lora = settings.lora
+    own = settings.lora
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        adapted = fsdfm_lora.add_lora(
-            model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules
-        )
+        adapted = lora.add_lora(model, r=own.r, alpha=own.alpha, dropout=own.dropout, targets=own.target_modules)
     if adapter is not None:
-        fsdfm_lora.load_adapter(adapted, adapter)
-        take_averages(model, adapter)
+        lora.load_adapter(adapted, adapter)
+        take_average(model, adapter)
     return adapted
 
 
-def take_averages(model: DiT, folder: Path) -> None:
-    """Put the averaged weights that a folder holds in place of the trained ones; nothing where it holds none."""
-    if not (folder / EMA).is_file():
-        return
-    averages = load_file(folder / EMA)
-    averages.pop(UPDATES, None)
-    own = dict(model.named_parameters())
-    if foreign := sorted(averages.keys() - own.keys()):
-        raise RelgradError(f"{folder / EMA}: averages of another network, first {foreign[0]}")
-    with torch.no_grad():
-        for name, average in averages.items():
-            own[name].copy_(average)
-
-
-def save(parts: Opened, averages: Ema | None, folder: Path) -> None:
-    """Write a folder that `open_parts` and `load` read."""
+def save_parts(parts: Opened, folder: Path) -> None:
+    """Write a folder that `open_parts` and `load_weights` read."""
     folder.mkdir(parents=True, exist_ok=True)
     if parts.adapted is None:
         parts.model.save(folder)
     else:
-        fsdfm_lora.save_adapter(parts.adapted, folder)
+        lora.save_adapter(parts.adapted, folder)
     parts.symbols.vocabulary.save(folder)
-    told = _process(parts) | ({} if parts.finest is None else {"finest": parts.finest})
+    process = _process(parts) | ({} if parts.finest is None else {"finest": parts.finest})
     if parts.adapted is not None:
-        told |= {"base": parts.base, "seed": parts.seed}
-    (folder / FLOW).write_text(json.dumps(told, indent=2), encoding="utf-8")
-    if averages is not None:
-        save_file({n: t.contiguous() for n, t in averages.tensors().items()}, folder / EMA)
+        process |= {"base": parts.base, "seed": parts.seed}
+    (folder / FLOW).write_text(json.dumps(process, indent=2), encoding="utf-8")
 
 
-def load(parts: Opened, averages: Ema | None, folder: Path) -> None:
-    """Read a folder's weights, and averages if they are kept. Raises RelgradError where it is another policy's."""
+def require_same(parts: Opened, folder: Path) -> None:
+    """Raise RelgradError where a folder was saved by a policy of another vocabulary, scheduler or source."""
     parts.symbols.vocabulary.require(Vocabulary.load(folder).fingerprint, str(folder))
-    told = configuration(folder)
-    if other := [f"{k}={told.get(k)!r} (here {v!r})" for k, v in _process(parts).items() if told.get(k) != v]:
+    saved = configuration(folder)
+    if other := [f"{k}={saved.get(k)!r} (here {v!r})" for k, v in _process(parts).items() if saved.get(k) != v]:
         raise RelgradError(f"{folder}: saved by a flow policy with {', '.join(other)}")
-    if averages is not None and not (folder / EMA).is_file():
-        raise RelgradError(f"{folder}: no {EMA}; it was saved by a policy with ema_decay: 0")
+
+
+def load_weights(parts: Opened, folder: Path) -> None:
+    """Read a folder's weights, or its adapter, into the parts. Raises RelgradError where they are of another network."""
     if parts.adapted is not None:
-        fsdfm_lora.load_adapter(parts.adapted, folder)
+        lora.load_adapter(parts.adapted, folder)
     elif (folder / WEIGHTS).is_file():
         parts.model.take(load_file(folder / WEIGHTS), str(folder))
     else:
         raise RelgradError(f"{folder}: no {WEIGHTS}; an adapter needs the lora section that it was trained with")
-    if averages is not None:
-        averages.restore(load_file(folder / EMA))
 
 
 def _process(parts: Opened) -> dict[str, Any]:

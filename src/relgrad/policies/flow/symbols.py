@@ -83,7 +83,7 @@ class Symbols:
         return self.vocabulary.decode(kept), tuple(kept), len(kept) < len(ids)
 
 
-def make(symbols: str, text: str, end_token: str | None, *, masked: bool) -> Symbols:
+def make_symbols(symbols: str, text: str, end_token: str | None, *, masked: bool) -> Symbols:
     """What a recipe asks for: "ascii", "char" (the characters of `text`), "byte", a tokenizer.json, its folder, or a hub name.
 
     Raises RelgradError for what is none of these, and for a tokenizer whose end of text is not clear.

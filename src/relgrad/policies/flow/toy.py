@@ -17,14 +17,15 @@ from relgrad.core.protocols import Toy
 from relgrad.core.types import Output, Prompt, Rollouts, Stop
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
-from relgrad.networks.fsdfm import lora as fsdfm_lora
+from relgrad.networks.fsdfm.lora import add_lora
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
 from relgrad.policies.flow.open import Opened
-from relgrad.policies.flow.policy import FlowPolicy, Lora, Settings
+from relgrad.policies.flow.policy import FlowPolicy
+from relgrad.policies.flow.settings import Lora, Settings
 from relgrad.policies.flow.symbols import Symbols
 from relgrad.text.vocabulary import Vocabulary
-from relgrad.trajectories import states as _flow_states
-from relgrad.trajectories import trained_steps as _flow_training
+from relgrad.trajectories.states import pack_states, unpack_states
+from relgrad.trajectories.trained_steps import tokens_per_step
 
 POSITIONS = 2
 
@@ -36,7 +37,7 @@ def make(*, student: bool = False, **options: Any) -> Callable[[], Toy]:
         chosen = {"max_completion_length": POSITIONS, "sampling_steps": 2, "device": "cpu", **options}
         settings = Settings(**chosen)
         policy = FlowPolicy(parts(settings, student=student), settings)
-        policy.initial = lambda group_B, prompts, generator: fixed(policy, group_B, prompts)
+        policy.initial = lambda group_B, prompts, draws: fixed(policy, group_B, prompts)
         policy.freeze_reference()
         prompts = (Prompt("ab", id=0), Prompt("", id=1), Prompt("babab", id=2))
         return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
@@ -59,9 +60,7 @@ def parts(settings: Settings, *, student: bool = False, text: str = "ab") -> Ope
         lora = settings.lora
         adapted = None
         if lora is not None:
-            adapted = fsdfm_lora.add_lora(
-                model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules
-            )
+            adapted = add_lora(model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules)
     scheduler = Scheduler(settings.scheduler or "polynomial", settings.exponent or 1.0)
     return Opened(model, symbols, scheduler, adapted, "toy")
 
@@ -75,7 +74,7 @@ def fixed(policy: FlowPolicy, group_B: Tensor, prompts: Sequence[Prompt]) -> Ten
 
 def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
     """All states."""
-    return tuple(_flow_states.read(rollouts.trace, torch.tensor([row])).flatten().tolist())
+    return tuple(unpack_states(rollouts.trace, torch.tensor([row])).flatten().tolist())
 
 
 def reward(output: Output) -> float:
@@ -103,11 +102,11 @@ def enumerate_all(policy: FlowPolicy, prompt: Prompt) -> Rollouts:
     trace = {
         "prompt_GP": torch.tensor([policy.encode(prompt)], dtype=torch.int32),
         "prompt_length_G": torch.tensor([len(policy.encode(prompt))]),
-        **_flow_states.write(states, policy.symbols.size),
+        **pack_states(states, policy.symbols.size),
     }
     return Rollouts(
         (prompt,), torch.zeros(len(paths), dtype=torch.int64), torch.tensor([logps for _, logps in paths]), mask_BT,
-        _flow_training.sizes(mask_BT, lengths), tuple(Output(text, ids) for text, ids, _ in written), stops, policy.version, trace,
+        tokens_per_step(mask_BT, lengths), tuple(Output(text, ids) for text, ids, _ in written), stops, policy.version, trace,
     )  # fmt: skip
 
 
@@ -122,7 +121,7 @@ def transition(policy: FlowPolicy, prompt: Prompt, state: tuple[int, ...], step:
     hazard_E = ctmc.hazard(policy.settings.kernel, policy.scheduler, time_1, 1 / policy.max_decisions).expand(
         len(state)
     )
-    return ctmc.log_transition(policy.step_law, logits_EV, torch.tensor(state), hazard_E)
+    return ctmc.log_transition(policy.engine.law, logits_EV, torch.tensor(state), hazard_E)
 
 
 def reachable(log_EV: Tensor) -> list[tuple[tuple[int, ...], float]]:

@@ -8,7 +8,6 @@ The fills are drawn from the model's own (detached) distribution, so the head is
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,11 +22,11 @@ def critic_loss(
     at: tuple[Tensor, Tensor],
     logits_NV: Tensor,
     label_N: Tensor,
-    generator: torch.Generator,
+    uniform_N: Tensor,
 ) -> Tensor:
-    """Summed binary cross-entropy (nats) at the positions `at` (rows, columns), whose fills come from `logits_NV`."""
-    uniform_N = torch.rand(len(label_N), generator=generator).to(logits_NV.device)
+    """Summed binary cross-entropy (nats) at the positions `at` (rows, columns), whose fills come from `logits_NV` and one uniform number each."""
+    uniform_N = uniform_N.to(logits_NV.device)
     token_N, _, _ = categorical.sample(logits_NV.detach(), categorical.Truncation(), uniform_N=uniform_N)
     filled_BL = ids_BL.index_put(at, token_N)
     logit_N = model.critic(model.hidden(filled_BL, valid_BL)[at])
-    return functional.binary_cross_entropy_with_logits(logit_N, (token_N != label_N).float(), reduction="sum")
+    return functional.binary_cross_entropy_with_logits(logit_N, (token_N != label_N).to(logit_N.dtype), reduction="sum")

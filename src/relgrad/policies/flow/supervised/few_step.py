@@ -18,13 +18,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws
 from relgrad.core.settings import Strict
+from relgrad.laws.precision import at_least_float32
 from relgrad.policies.flow.supervised.flow_matching import DATA_LOSSES, DataLoss
 from relgrad.policies.flow.supervised.half_steps import half_steps
-from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path
+from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, Uniforms
 from relgrad.policies.flow.supervised.rk4 import rk4
 
-Teacher = Callable[[Network, Noised, Tensor, Path, torch.Generator], Tensor]
+Teacher = Callable[[Network, Noised, Tensor, Path, Uniforms], Tensor]
 TEACHERS: dict[str, Teacher] = {"half_steps": half_steps, "rk4": rk4}
 
 
@@ -49,12 +51,14 @@ class FewStep(Strict):
             raise RelgradError(f"steps={steps}: this student takes a power of two up to {self.finest}")
 
 
-def draw_steps(rows: int, settings: FewStep, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(time_B, step_B), float64, on the CPU."""
+def draw_steps(settings: FewStep, draws: Draws) -> tuple[Tensor, Tensor]:
+    """(time_B, step_B), float64, on the CPU: of every example from two uniform numbers of its own, by inversion."""
     finest = settings.finest
     size_K = 2 ** torch.arange(finest.bit_length(), dtype=torch.float64)  # in units of 1/S
-    size_B = size_K[torch.multinomial(1 / size_K, rows, replacement=True, generator=generator)]
-    start_B = torch.floor(torch.rand(rows, generator=generator, dtype=torch.float64) * (finest - size_B + 1))
+    uniform_B2 = draws.rand(2, dtype=torch.float64)
+    reached_K = (1 / size_K).cumsum(0)
+    size_B = size_K[torch.searchsorted(reached_K, uniform_B2[:, 0] * reached_K[-1], right=True)]
+    start_B = torch.floor(uniform_B2[:, 1] * (finest - size_B + 1))
     return start_B / finest, size_B / finest
 
 
@@ -65,19 +69,22 @@ def few_step_loss(
     editable_BL: Tensor,
     path: Path,
     settings: FewStep,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> tuple[Tensor, int]:
     """(summed loss, number of editable positions), as `flow_matching_loss`. `teacher` is called without gradient.
 
     Raises RelgradError for a row without an editable position.
     """
-    time_B, step_B = (b.to(ids_BL.device) for b in draw_steps(len(ids_BL), settings, generator))
-    noised = path.noise(ids_BL, editable_BL, time_B, generator)
+    time_B, step_B = (b.to(ids_BL.device) for b in draw_steps(settings, draws))
+    noised = path.noise(ids_BL, editable_BL, time_B, draws)
     learns_B = step_B * settings.finest > 1
     learns_N = learns_B[noised.at[0]]
     apart, target_MV = noised.rows(learns_B), None
     if bool(learns_B.any()):
-        target_MV = TEACHERS[settings.teacher](teacher, apart, step_B[learns_B], path, generator)
+        count_B = (editable_BL.sum(-1) * learns_B).tolist()
+        target_MV = TEACHERS[settings.teacher](
+            teacher, apart, step_B[learns_B], path, lambda: draws.rand_each(count_B, 2)
+        )
     logits_NV = student(noised.x_BL, time_B.float(), step_B.float(), noised.at)
     loss = DATA_LOSSES[settings.data_loss](logits_NV[~learns_N], noised.rows(~learns_B), path).sum()
     if target_MV is not None:
@@ -88,7 +95,7 @@ def few_step_loss(
 
 def divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
     """[N], nats, >= 0: sum_v T log(T / p) - T + p. It is KL(T || p) where T has mass 1, and 0 only at T = p."""
-    logp_NV = logits_NV.float().log_softmax(-1)
+    logp_NV = at_least_float32(logits_NV).log_softmax(-1)
     some_NV = target_NV > 0
     known_NV = torch.where(some_NV, logp_NV, torch.zeros_like(logp_NV))
     logt_NV = torch.where(some_NV, target_NV, torch.ones_like(target_NV)).log()

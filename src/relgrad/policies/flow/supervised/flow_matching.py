@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from relgrad.core.randomness import Draws
 from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
 from relgrad.policies.flow.supervised.generalised_kl import generalised_kl
 from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, draw_times
@@ -28,13 +28,13 @@ def flow_matching_loss(
     editable_BL: Tensor,
     path: Path,
     kind: DataLoss,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> tuple[Tensor, int]:
     """(summed loss, number of editable positions). `ids_BL` is the clean text, `editable_BL` False at prompt and padding.
 
     One time per row. Nats (of the generalised KL: an estimate of its integral over t). Raises RelgradError for a row without
     an editable position.
     """
-    noised = path.noise(ids_BL, editable_BL, draw_times(len(ids_BL), generator), generator)
+    noised = path.noise(ids_BL, editable_BL, draw_times(draws), draws)
     logits_NV = network(noised.x_BL, noised.time_B.float(), None, noised.at)
     return DATA_LOSSES[kind](logits_NV, noised, path).sum(), len(noised.label_N)

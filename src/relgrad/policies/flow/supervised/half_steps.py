@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from relgrad.laws import ctmc
-from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path
+from relgrad.laws.precision import at_least_float32
+from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, Uniforms
 
 
 @torch.no_grad()
-def half_steps(teacher: Network, noised: Noised, step_B: Tensor, path: Path, generator: torch.Generator) -> Tensor:
-    """float32 [N, V]: the target p*, estimated from one y. `step_B` is float64 [B], d; t + d may reach 1."""
+def half_steps(teacher: Network, noised: Noised, step_B: Tensor, path: Path, uniforms: Uniforms) -> Tensor:
+    """[N, V]: the target p*, estimated from one y. `step_B` is float64 [B], d; t + d may reach 1."""
     time_B, half_B, row_N = noised.time_B, step_B / 2, noised.at[0]
-    logits_NV = teacher(noised.x_BL, time_B.float(), half_B.float(), noised.at).float()
-    moved = move(path, "mixture", logits_NV, noised, half_B, generator)
-    p2_NV = teacher(moved.x_BL, (time_B + half_B).float(), half_B.float(), noised.at).float().softmax(-1)
+    logits_NV = at_least_float32(teacher(noised.x_BL, time_B.float(), half_B.float(), noised.at))
+    moved = move(path, "mixture", logits_NV, noised, half_B, uniforms())
+    p2_NV = at_least_float32(teacher(moved.x_BL, (time_B + half_B).float(), half_B.float(), noised.at)).softmax(-1)
     stay1_B = path.scheduler.stay_factor(time_B, half_B)
     stay2_B = path.scheduler.stay_factor(time_B + half_B, half_B)
     first_N, second_N = shares(stay1_B[row_N], stay2_B[row_N], path, moved.current_N)
@@ -44,9 +45,9 @@ def shares(stay1_N: Tensor, stay2_N: Tensor, path: Path, y_N: Tensor) -> tuple[T
 
 
 def move(
-    path: Path, kernel: ctmc.Kernel, logits_NV: Tensor, noised: Noised, step_B: Tensor, generator: torch.Generator
+    path: Path, kernel: ctmc.Kernel, logits_NV: Tensor, noised: Noised, step_B: Tensor, uniform_N2: Tensor
 ) -> Noised:
     """The rows after one step of the kernel. `noised.time_B` is the time they are at, and stays."""
     hazard_N = ctmc.hazard(kernel, path.scheduler, noised.time_B, step_B)[noised.at[0]]
-    uniform_N2 = torch.rand(len(hazard_N), 2, generator=generator).to(logits_NV.device)
+    uniform_N2 = uniform_N2.to(logits_NV.device)
     return noised.moved(ctmc.sample(path.law(kernel), logits_NV, noised.current_N, hazard_N, uniform_N2))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import Draws
 from relgrad.laws.ctmc import Kernel, Law
 from relgrad.laws.schedule import Scheduler
 
@@ -27,6 +28,8 @@ Network = Callable[[Tensor, Tensor, Tensor | None, At], Tensor]
 The losses ask about whole rows, perhaps not about all of a batch's, and `at` names every editable position of them. Behind the last
 one of a row there is padding only (answer.py), so that `at` also tells what may be attended to.
 """
+Uniforms = Callable[[], Tensor]
+"""() -> [N, 2] fresh uniform numbers in [0, 1) for N positions, on the CPU."""
 
 
 class Noised(NamedTuple):
@@ -73,8 +76,10 @@ class Path:
         """The law of a step along this path."""
         return Law(kernel, "mask", int(self.source_K[0])) if self.masked else Law(kernel, "uniform")
 
-    def noise(self, ids_BL: Tensor, editable_BL: Tensor, time_B: Tensor, generator: torch.Generator) -> Noised:
-        """Draw x_t at the times given (float64 [B]). Random numbers come from the CPU, whatever the device.
+    def noise(self, ids_BL: Tensor, editable_BL: Tensor, time_B: Tensor, draws: Draws) -> Noised:
+        """Draw x_t at the times given (float64 [B]), with two random numbers for every editable position.
+
+        `draws` are those of the rows, or of prompts whose rows stand together, equally many of each.
 
         Raises RelgradError where a row has no editable position.
         """
@@ -88,13 +93,19 @@ class Path:
         row_N, column_N = editable_BL.nonzero(as_tuple=True)
         label_N = ids_BL[row_N, column_N]
         left_N = self.scheduler.left(time_B.to(device))[row_N]  # exactly 1 at t = 0 and exactly 0 at t = 1
-        reached_N = torch.rand(len(row_N), generator=generator, dtype=torch.float64).to(device) >= left_N
-        source_N = self.source_K[torch.randint(len(self.source_K), (len(row_N),), generator=generator)].to(device)
+        count_G = editable_BL.reshape(len(draws), -1).sum(-1)
+        uniform_N2 = draws.rand_each(count_G.tolist(), 2, dtype=torch.float64)
+        reached_N = uniform_N2[:, 0].to(device) >= left_N
+        source_N = self.source_K[(uniform_N2[:, 1] * len(self.source_K)).long()].to(device)
         current_N = torch.where(reached_N, label_N, source_N)
         at = (row_N, column_N)
         return Noised(ids_BL.index_put(at, current_N), time_B.to(device), at, current_N, label_N)
 
 
-def draw_times(rows: int, generator: torch.Generator) -> Tensor:
-    """float64 [rows] in [0, 1): each uniform, together spread evenly (Kingma et al. 2021, arXiv:2107.00630, appendix I.1)."""
-    return (torch.rand((), generator=generator, dtype=torch.float64) + torch.arange(rows) / rows) % 1.0
+def draw_times(draws: Draws) -> Tensor:
+    """float64 [N] in [0, 1): each uniform; those of the whole batch are together spread evenly.
+
+    One number is common to the batch (Kingma et al. 2021, arXiv:2107.00630, appendix I.1), and an example adds its place in it.
+    """
+    common = torch.rand((), generator=draws.common, dtype=torch.float64)
+    return (common + draws.number_N / draws.total) % 1.0

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.laws.precision import at_least_float32
 from relgrad.policies.flow.supervised.half_steps import move
-from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path
+from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, Uniforms
 
 
 @torch.no_grad()
-def rk4(teacher: Network, noised: Noised, step_B: Tensor, path: Path, generator: torch.Generator) -> Tensor:
-    """float32 [N, V] with mass 1: the target, from one draw of the three states between. `step_B` is float64 [B], d.
+def rk4(teacher: Network, noised: Noised, step_B: Tensor, path: Path, uniforms: Uniforms) -> Tensor:
+    """[N, V] with mass 1: the target, from one draw of the three states between. `step_B` is float64 [B], d.
 
     Raises RelgradError for a mask source, where the network is not asked about positions once they are unmasked.
     """
@@ -31,11 +32,11 @@ def rk4(teacher: Network, noised: Noised, step_B: Tensor, path: Path, generator:
         raise RelgradError("the teacher rk4 needs a uniform source; with a mask source use half_steps")
     time_B, half_B = noised.time_B, step_B / 2
     middle_B, end_B = time_B + half_B, torch.minimum(time_B + step_B, 1 - half_B)
-    logits_NV = teacher(noised.x_BL, time_B.float(), half_B.float(), noised.at).float()
+    logits_NV = at_least_float32(teacher(noised.x_BL, time_B.float(), half_B.float(), noised.at))
     total_NV, state, now_B = logits_NV.log_softmax(-1), noised, time_B
     for next_B, weight in ((middle_B, 2), (middle_B, 2), (end_B, 1)):
-        state = move(path, "cumulative", logits_NV, state._replace(time_B=now_B), half_B, generator)
+        state = move(path, "cumulative", logits_NV, state._replace(time_B=now_B), half_B, uniforms())
         now_B = next_B
-        logits_NV = teacher(state.x_BL, now_B.float(), half_B.float(), state.at).float()
+        logits_NV = at_least_float32(teacher(state.x_BL, now_B.float(), half_B.float(), state.at))
         total_NV = total_NV + weight * logits_NV.log_softmax(-1)
     return (total_NV / 6).softmax(-1)
