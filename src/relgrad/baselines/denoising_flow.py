@@ -3,7 +3,7 @@ r"""Advantage times denoising loss, as billy-enrizky/openbrowser-ai has it. It i
     score = -GKL,   GKL = mean_i l(p(. | x_t)_i, x_1^i, x_t^i),   i over the tokens of the finished text x_1
     KL    = mean_i KL( p(. | x_s)_i || p_ref(. | x_s)_i )
 
-with l the generalised KL (policies/flow/supervised/generalised_kl.py, unbounded), t and s independent and uniform on [1e-4, 1 - 1e-4],
+with l the generalised KL (flow/supervised/generalised_kl.py, unbounded), t and s independent and uniform on [1e-4, 1 - 1e-4],
 and x_t, x_s freshly noised from x_1: one of each per rollout, so that a row has one decision. With `loss_type: reinforce` and the
 exact KL the loop's loss is the original's,
 

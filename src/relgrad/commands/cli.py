@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 import relgrad
 from relgrad.commands.forms import app as forms
+from relgrad.commands.sample_options import with_declared
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe, Stage
@@ -98,7 +99,6 @@ def run(
         print(f"done: {folder}")
 
 
-@app.command()
 def sample(
     source: Source,
     overrides: Overrides = None,
@@ -107,22 +107,13 @@ def sample(
         int | None, typer.Option("-n", min=1, help="Completions per prompt: 4, or 1 in several steps.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Write in so many steps.")] = None,
-    remask: Annotated[
-        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: masked again by confidence, critic or random.")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(rich_help_panel=STEPS, help="Fill-in: linear, or shares masked again: 0.8,0.4,0.1")
-    ] = None,
-    length: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=STEPS, help="Fill-in: text from nothing, this long.")
-    ] = None,
     animate: Annotated[
         bool, typer.Option("--animate", rich_help_panel=STEPS, help="Play how the text comes about.")
     ] = False,
     save: Annotated[
         bool, typer.Option("--save", rich_help_panel=STEPS, help="Keep the films in the run's folder, for its report.")
     ] = False,
+    **options: Any,
 ) -> None:
     """Let a policy write: a run's trained one, or a recipe's untrained one. Without --prompt, on held-out prompts.
 
@@ -131,10 +122,11 @@ def sample(
     prompts, settings = prompt or [], overrides or []
     if animate and as_json:
         raise typer.BadParameter("--animate plays the frames and --json prints them: give one of them")
-    if animate or save or any(option is not None for option in (steps, remask, schedule, length)):
-        from relgrad.commands.films import Asked, shoot
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if animate or save or chosen:
+        from relgrad.commands.films import shoot
 
-        films, file = shoot(source, prompts, n or 1, settings, Asked(steps, remask, schedule, length), save)
+        films, file = shoot(source, prompts, n or 1, settings, chosen, save)
         _show_films(films, animate, as_json)
         if file is not None:
             _say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
@@ -143,6 +135,9 @@ def sample(
 
     for record in draw(source, prompts, n or 4, settings):
         _print_json(record) if as_json else _show_sample(record)
+
+
+app.command()(with_declared(sample, STEPS))
 
 
 @app.command()

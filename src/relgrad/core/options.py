@@ -1,4 +1,4 @@
-"""Options of `relgrad sample` that only some kinds of policy have; each is declared beside its kind. No torch: --help is at once."""
+"""Options of `relgrad sample` that only some kinds of policy have; each is declared beside its kind, in a file without torch."""
 
 from __future__ import annotations
 

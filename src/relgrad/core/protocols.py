@@ -28,9 +28,11 @@ class Policy(Protocol):
     max_decisions  the most decisions a row can have (dr_grpo divides by it)
     """
 
-    law: Literal["exact", "surrogate"]
     version: int
     max_decisions: int
+
+    @property
+    def law(self) -> Literal["exact", "surrogate"]: ...
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         """Draw `group_size` trajectories per prompt.
@@ -150,13 +152,6 @@ class WritesInSteps(Protocol):
 
 
 @runtime_checkable
-class OwnFigures(Protocol):
-    """A kind of policy (its module) of which a console shows these metrics, under their own names, in place of the usual ones."""
-
-    FIGURES: tuple[str, ...]
-
-
-@runtime_checkable
 class CostlyEntropy(Protocol):
     """A policy whose entropy costs much more than its log-probabilities.
 
@@ -174,17 +169,24 @@ class Noted(Protocol):
 
 
 @runtime_checkable
+class ShowsFigures(Protocol):
+    """A policy whose training is told by other figures than the console's usual ones."""
+
+    figures: tuple[str, ...]
+
+
+@runtime_checkable
 class Audited(Protocol):
-    """A judge that is examined on held-out prompts, at the end of its training, before it may reward anything."""
+    """A judge that is examined on prompts that neither it nor the policy was trained on."""
 
     def require(self, prompts: Sequence[Prompt]) -> None:
-        """Raise RelgradError for fewer held-out prompts than an audit needs."""
+        """Raise RelgradError where these are too few for an audit."""
         ...
 
     def audit(
         self, prompts: Sequence[Prompt], generator: torch.Generator, progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Any]:
-        """What the examination says, as plain data; the judge keeps it. `progress` is told (prompts done, of how many)."""
+        """Examine the judge; what was found, as audit.json has it. `progress(done, total)` counts prompts."""
         ...
 
 

@@ -2,7 +2,7 @@ r"""The log-probability of a trajectory, decision by decision, each under the la
 
     log pi(tau) = sum_t log P(x_{t+1} | x_t),    log P(x_{t+1} | x_t) = free_t + sum_m log p_m(choice m | x_t)
 
-The choices m of one decision are independent given its state (the positions of a step); what does not depend on the network is `free`.
+The choices m of a decision (the positions of a step) are independent given its state; what the network does not decide is `free`.
 Exact where the process says the law that was sampled. Entropies and divergences add up in the same way.
 """
 

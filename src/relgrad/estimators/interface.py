@@ -1,8 +1,8 @@
 """What stands between a policy and the estimator of its log-probabilities.
 
-A policy hands its *process* to the estimator: how its decisions come about from what its network says. The estimator decides at which
-states the network is asked, and adds up what the law says of the answers. Estimators are objects that can be exchanged: each has one
-`law` and one method `score`.
+A policy hands its *process* to the estimator: how its decisions come about from what its network says. The estimator decides at
+which states the network is asked, and adds up what the law says of the answers. Estimators are objects that can be exchanged: each
+has a `law` and a method `score`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Process(Protocol[SomeChoices]):
     def terms(
         self, choices: SomeChoices, hidden: Tensor, reference_hidden: Tensor | None, wanted: Wanted
     ) -> Sequence[Tensor]:
-        """Log-probability, entropy where wanted, exact KL where wanted; each [M], nats. `reference_hidden`: what the reference says."""
+        """Log-probability, entropy where wanted, exact KL where wanted; each [M], nats. `reference_hidden` is the reference's."""
         ...
 
 

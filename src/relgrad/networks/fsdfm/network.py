@@ -237,7 +237,7 @@ class DiT(SavedNetwork):
         return self.output_layer.modulated(x, cond_BC)
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
-        """[M, V], float32 or of a float64 network float64: logits of the positions given, in the precision of the head's weights."""
+        """[M, V]: logits of the positions given, in the precision of the head's weights, as float32 (or float64)."""
         head = self.output_layer.linear
         with torch.autocast(hidden_MH.device.type, enabled=False):
             return at_least_float32(head(hidden_MH.to(head.weight.dtype)))

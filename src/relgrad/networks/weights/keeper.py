@@ -36,7 +36,7 @@ class Keeper:
         self.start.take(self.parameters())
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, the network has the weights of the start; its own come back whatever happens. Raises RelgradError without a start."""
+        """Inside, the network has the weights of the start; its own come back whatever happens. Raises RelgradError without."""
         return self.start.in_place(self.parameters())
 
     def after_update(self) -> None:

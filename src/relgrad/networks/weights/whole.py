@@ -14,9 +14,9 @@ Named = Iterable[tuple[str, torch.nn.Parameter]]
 def require_whole(parameters: Named, kept: str) -> list[tuple[str, torch.nn.Parameter]]:
     """The parameters as a list. `kept` is what is kept of them, for the message.
 
-    Other weights are put in place by giving a parameter other storage. FSDP2 gathers its parameters from storage of its own, so that
-    a sharded one (a DTensor) would go on computing with the trained weights: a KL to the start that is 0 for ever. Raises RelgradError
-    naming the first of them.
+    Other weights are put in place by giving a parameter other storage. FSDP2 gathers its parameters from storage of its own, so
+    that a sharded one (a DTensor) would go on computing with the trained weights: a KL to the start that is 0 for ever. Raises
+    RelgradError naming the first of them.
     """
     named = list(parameters)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):

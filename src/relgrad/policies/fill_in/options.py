@@ -14,7 +14,7 @@ FIGURES = ("loss", "pg_loss", "kl_penalty", "mean_reward", "std_reward", "mean_a
 
 
 def schedule(value: str) -> dict[str, Any]:
-    """`linear`, or the shares that are masked again, which decide the number of steps too. Raises RelgradError for anything else."""
+    """`linear`, or the shares that are masked again, which decide the number of steps too. Raises RelgradError for others."""
     if value == "linear":
         return {"denoise.schedule": "linear", "denoise.masking_ratios": []}
     try:

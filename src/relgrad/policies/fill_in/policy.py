@@ -33,6 +33,7 @@ from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.fill_in.denoise import denoise
 from relgrad.policies.fill_in.filling import Filling
+from relgrad.policies.fill_in.options import FIGURES
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.supervised import critic_head, label_smoothing, mask_ratio_weight
 from relgrad.text.corpus import load_text
@@ -92,6 +93,8 @@ class FillInPolicy:
     It is composed of a network and its laws (`filling`), an estimator of log-probabilities (`estimator`) and a keeper of weights
     (`weights`).
     """
+
+    figures = FIGURES
 
     def __init__(self, model: GPT, vocabulary: Vocabulary, settings: Settings) -> None:
         if model.config.vocab_size < vocabulary.size - 1:  # the first original files have no summary id

@@ -1,4 +1,4 @@
-"""The steps of a flow policy: from noise to text in S Euler steps, drawn, and described to an estimator (estimators/interface.py)."""
+"""The steps of a flow policy, from noise to text: drawn, and described to an estimator (estimators/interface.py)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def critic_loss(
     label_N: Tensor,
     uniform_N: Tensor,
 ) -> Tensor:
-    """Summed binary cross-entropy (nats) at the positions `at` (rows, columns), whose fills come from `logits_NV` and one uniform number each."""
+    """Summed binary cross-entropy (nats) at `at` (rows, columns), filled from `logits_NV` by one uniform number each."""
     uniform_N = uniform_N.to(logits_NV.device)
     token_N, _, _ = categorical.sample(logits_NV.detach(), categorical.Truncation(), uniform_N=uniform_N)
     filled_BL = ids_BL.index_put(at, token_N)
