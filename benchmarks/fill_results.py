@@ -25,9 +25,10 @@ from relgrad.evaluation.statistics import Interval
 from relgrad.laws.categorical import Truncation, log_probs
 from relgrad.objectives.divergences import categorical_kl
 from relgrad.policies.fill_in.policy import FillInPolicy, pad
-from relgrad.runs.build import build_policy, load_task
-from relgrad.runs.recipe import Stage
+from relgrad.runs.build import load_task
 from relgrad.runs.use import open_source, rewards_of
+from relgrad.stages.kind import build_policy
+from relgrad.stages.settings import Stage
 
 LAWS = {"T 1": {}, "T .8, top-p .95": {"temperature": 0.8, "top_p": 0.95}}
 REWARDS = ("judge", "watcher", "accuracy")
@@ -38,7 +39,8 @@ HEAD = "| seed | law | policy | judge | watching judge | true characters | KL, n
 def policy_at(stage: Stage, folder: Path, start: FillInPolicy | None, **law: float) -> FillInPolicy:
     """The policy saved in `folder`, under another law, with `start` as its reference."""
     chosen = stage.policy.model_dump() | {"temperature": 1.0, "top_p": 1.0, "scoring": "law"} | law
-    policy = build_policy(stage.model_copy(update={"policy": type(stage.policy).model_validate(chosen)}), folder)
+    changed = stage.model_copy(update={"policy": type(stage.policy).model_validate(chosen)})
+    policy = build_policy(changed, folder, reference=True)
     policy.weights.start.take((start or policy).parameters())
     return policy
 
@@ -89,7 +91,7 @@ def rows(seed: int, root: Path) -> list[str]:
     _, begun = open_source(str(root / f"fill-{seed}" / "1-sft"), [])
     _, baseline = open_source(str(root / f"fill-baseline-{seed}"), [])
     rewards: Any = rewards_of(stage, trained)
-    prompts = list(load_task(stage).held_out[:PROMPTS])
+    prompts = list(load_task(stage).test[:PROMPTS])
     lines = []
     plain = policy_at(stage, begun, None)
     for law, settings in LAWS.items():

@@ -32,8 +32,9 @@ from relgrad.core.types import Output, Prompt
 from relgrad.policies import flow
 from relgrad.policies.flow.policy import FlowPolicy
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.runs.build import find_recipe, policy_loss, resolve
+from relgrad.runs.build import find_recipe, resolve
 from relgrad.runs.recipe import load_recipe
+from relgrad.stages.grpo import policy_loss
 from relgrad.training.grpo import Grpo, GrpoSettings
 
 RECIPE = "fsdfm-1.3b"
@@ -93,7 +94,7 @@ def loop(job: Large, made: FlowPolicy) -> Grpo:
         return [zlib.crc32(str(output.ids).encode()) / 2**32 for output in outputs]
 
     rewards = RewardSet([NamedReward("checksum", reward)], 60)
-    return Grpo(made, prompts(job), rewards, policy_loss(stage), stage.grpo, seed=0)
+    return Grpo(made, prompts(job), rewards, policy_loss(stage.grpo), stage.grpo, seed=0)
 
 
 def prompts(job: Large) -> list[Prompt]:

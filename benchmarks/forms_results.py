@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from relgrad.evaluation.test import Evaluation, compare_rewards, evaluate
 
-from relgrad.evaluation.held_out import Evaluation, compare_rewards, evaluate
 from relgrad.evaluation.statistics import Interval, paired_difference
-from relgrad.runs.build import build_policy, load_task
+from relgrad.runs.build import load_task
 from relgrad.runs.use import open_source, rewards_of
+from relgrad.stages.kind import build_policy
 
 FIGURES = ("reward", "success", "perfect", "nonzero")
 GENERATIONS, SEED, COOL = 4, 99, 0.4
@@ -41,7 +42,7 @@ def judged(seed: int, folder: Path, root: Path, **law: float) -> Evaluation:
     policy = type(stage.policy).model_validate(stage.policy.model_dump() | law)
     return evaluate(
         build_policy(stage.model_copy(update={"policy": policy}), open_source(str(folder), [])[1]),
-        load_task(stage).held_out,
+        load_task(stage).test,
         rewards_of(stage, trained),
         num_generations=GENERATIONS,
         seed=SEED,

@@ -64,7 +64,7 @@ class Judge:
     def __init__(self, folder: Path) -> None:
         settings = autoregressive.Settings(model=str(folder), max_completion_length=LENGTH, engine="shared")
         self.policy = autoregressive.build(settings, seed=0)
-        self.prompts = task().held_out
+        self.prompts = task().test
         self.curve: list[tuple[int, float]] = []
         self.wall = self.cpu = 0.0
 

@@ -67,6 +67,16 @@ def test_version() -> None:
     assert (result.exit_code, result.output.strip()) == (0, relgrad.__version__)
 
 
+def test_the_package_is_the_command_too(tmp_path: Path) -> None:
+    """`python -m relgrad` is `relgrad`: its own name in messages, its exit codes."""
+    command = [sys.executable, "-m", "relgrad"]
+    shown = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (shown.returncode, shown.stdout.strip()) == (0, relgrad.__version__)
+    refused = subprocess.run([*command, "report", "nowhere"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert_bare_error(refused, "no run folder 'nowhere'")
+    assert "Usage: relgrad" in subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60).stdout
+
+
 def test_wrong_usage_exits_2() -> None:
     assert relgrad_cli("run").returncode == 2
     assert relgrad_cli("fly").returncode == 2
@@ -124,8 +134,8 @@ def test_recipes_lists_the_built_in_ones() -> None:
 
 ENDINGS = """
 import sys
-from relgrad import cli
-from relgrad.core.types import RelgradError
+from relgrad.commands import cli
+from relgrad.core.errors import RelgradError
 
 @cli.app.command()
 def run(how: str) -> None:

@@ -32,6 +32,7 @@ import relgrad
 from relgrad.commands.cli import app
 from relgrad.core import registry
 from relgrad.core.protocols import Toy
+from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.monitor import diagnose
@@ -41,7 +42,9 @@ from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.runs import recipe as config
+from relgrad.runs.recipe import parse_recipe
+from relgrad.stages.kind import kind_of
+from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, Stage
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
@@ -203,14 +206,13 @@ def test_recipes_in_the_pages_are_legal() -> None:
             data = yaml.safe_load(content) if language == "yaml" else None
             if not isinstance(data, dict) or "policy" not in data:
                 continue
-            for stage in config.parse_recipe({"name": "x", **data}, source=f"{page.name} {info}").stages:
-                named = [("policies", stage.policy), ("tasks", stage.task), *(("rewards", r) for r in stage.rewards)]
-                named += [("judges", stage.judge)] if stage.judge is not None else []
+            for stage in parse_recipe({"name": "x", **data}, source=f"{page.name} {info}").stages:
+                named = [("policies", stage.policy), ("tasks", stage.task)]
+                named += [("rewards", r) for r in stage.rewards] if isinstance(stage, RewardedStage) else []
+                named += [(room, dict(stage)[name]) for name, room in kind_of(stage).components.items()]
                 for room, component in named:
                     if component.kind in registry.kinds(room):
-                        config.settings_of(
-                            component, registry.find(room, component.kind).Settings, f"{page.name} {room}"
-                        )
+                        settings_of(component, registry.find(room, component.kind).Settings, f"{page.name} {room}")
             checked += 1
     assert checked >= 3
 
@@ -335,13 +337,13 @@ def settings_rows(model: type[BaseModel], without: type[BaseModel] | None = None
 def models() -> dict[str, dict[str, tuple[str, str]]]:
     """Table name in recipes.md -> its rows."""
     tables = {
-        "recipe": settings_rows(config.Stage),
+        "recipe": settings_rows(Stage),
         "optimizer": settings_rows(OptimizerSettings),
         "grpo": settings_rows(GrpoSettings, OptimizerSettings),
         "sft": settings_rows(SftSettings, OptimizerSettings),
-        "evaluation": settings_rows(config.Evaluation),
-        "checkpoint": settings_rows(config.Checkpointing),
-        "rewards": settings_rows(config.RewardComponent),
+        "evaluation": settings_rows(Evaluation),
+        "checkpoint": settings_rows(Checkpointing),
+        "rewards": settings_rows(RewardComponent),
         "policies.autoregressive.lora": settings_rows(Lora),
         "policies.fill_in.denoise": settings_rows(Denoise),
         "policies.flow.lora": settings_rows(flow_settings.Lora),
@@ -354,7 +356,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         tables[f"masks.{mask.model_fields['type'].default}"] = settings_rows(mask, Strategy)
     for room in registry.ROOMS:
         for kind in registry.kinds(room):
-            tables[f"{room}.{kind}"] = settings_rows(registry.find(room, kind).Settings)
+            settings = registry.find(room, kind).Settings
+            tables[f"{room}.{kind}"] = settings_rows(settings, Stage if issubclass(settings, Stage) else None)
     return tables
 
 

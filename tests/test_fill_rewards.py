@@ -35,7 +35,7 @@ from relgrad.networks.causal import tiny
 from relgrad.policies import fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
 from relgrad.runs.build import build_rewards
-from relgrad.runs.recipe import RewardComponent
+from relgrad.core.settings import RewardComponent
 from relgrad.tasks import masked_text
 from relgrad.text.corpus import builtin, load_corpus
 from relgrad.text.masking import IGNORE, Random

@@ -24,7 +24,7 @@ from relgrad.monitor.report import write_report
 from relgrad.monitor.report.page import film_groups
 from relgrad.monitor.report.read import MAX_FILMS, MAX_FRAMES
 from relgrad.policies.fill_in.toy import make
-from relgrad.runs import recipe as config
+from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from written_run import EVIL, write_stage
 
@@ -44,7 +44,7 @@ RECIPE = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fill-in run of two supervised steps."""
     out = tmp_path_factory.mktemp("runs")
-    run_recipe(config.parse_recipe({**RECIPE, "out": str(out)}))
+    run_recipe(parse_recipe({**RECIPE, "out": str(out)}))
     return out / "fill"
 
 

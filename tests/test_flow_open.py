@@ -12,12 +12,12 @@ import torch
 from enumerated import move, seeded
 from flow_policies import fresh, scored, spread
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import Component, settings_of
 from relgrad.core.types import Example, Prompt
 from relgrad.networks.fsdfm.network import DiT
 from relgrad.policies import flow
 from relgrad.policies.flow.settings import Lora, Settings
 from relgrad.policies.flow.symbols import make_symbols
-from relgrad.runs import recipe as config
 from relgrad.trajectories.states import unpack_states
 
 # ---------------------------------------------------------------------- checkpoints
@@ -267,9 +267,9 @@ def test_an_answer_that_does_not_fit_is_refused() -> None:
     ],
 )
 def test_bad_settings_are_refused_where_the_recipe_is_read(options: dict, message: str) -> None:
-    component = config.Component(kind="flow", **options)
+    component = Component(kind="flow", **options)
     with pytest.raises(RelgradError, match=message):
-        config.settings_of(component, Settings, "policy")
+        settings_of(component, Settings, "policy")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from commands import relgrad
 from relgrad.policies import flow
-from relgrad.runs import recipe as config
 from relgrad.runs.build import find_recipe, resolve
+from relgrad.runs.recipe import load_recipe
 
 
 def test_a_dry_run_shows_both_stages() -> None:
@@ -19,7 +19,7 @@ def test_a_dry_run_shows_both_stages() -> None:
 
 def test_its_settings_are_the_originals() -> None:
     """openbrowser-ai's FSDFM_MODEL_CONFIG, FSDFM_SFT_CONFIG and FLOW_GRPO_FSDFM_CONFIG, and the 10 steps of its plan."""
-    sft, grpo = resolve(config.load_recipe(find_recipe("fsdfm-1.3b"))).stages
+    sft, grpo = resolve(load_recipe(find_recipe("fsdfm-1.3b"))).stages
     policy = flow.Settings(**grpo.policy.options)
     assert policy.lora == flow.Lora(r=16, alpha=32, target_modules=("qw", "kw", "vw", "attn_out"))
     assert (policy.sampling_steps, policy.evaluation_steps, policy.temperature) == (10, 64, 1.0)

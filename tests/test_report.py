@@ -14,7 +14,7 @@ import pytest
 
 from relgrad.monitor.report import write_report
 from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
-from relgrad.monitor.report.page import before_after, held_out, number
+from relgrad.monitor.report.page import before_after, scores_of, number
 from relgrad.monitor.report.read import spread
 from written_run import EVIL, write_stage
 
@@ -116,8 +116,8 @@ def test_figures_of_the_users_own_are_drawn_when_opened(wide):
 
 
 def test_held_out_scores_with_intervals_are_on_the_page(wide):
-    text = wide.page.get_by_test_id("held-out").last.inner_text()
-    for figure in ("0.31", "0.25 to 0.36", "0.74", "0.68 to 0.79", "+0.43", "+0.37 to +0.49", "200 held-out prompts"):
+    text = wide.page.get_by_test_id("score").last.inner_text()
+    for figure in ("0.31", "0.25 to 0.36", "0.74", "0.68 to 0.79", "+0.43", "+0.37 to +0.49", "200 prompts"):
         assert figure in text
 
 
@@ -281,17 +281,17 @@ def test_samples_are_matched_by_prompt_across_the_first_and_the_last_evaluation(
     assert pair["prompt"] == "b"
     assert [e["completion"] for e in pair["before"]] == ["b0", "b0"]
     assert [e["completion"] for e in pair["after"]] == ["b9"]
-    assert held_out(evaluations)[0]["last"]["step"] == 9
+    assert scores_of(evaluations)[0]["last"]["step"] == 9
 
 
 def test_records_without_rewards_by_prompt_still_have_a_table(tmp_path):
     """What an old record does not have is a dash; a divergence that nobody measured has no column."""
     old = {"name": "e", "score": 0.5, "low": None, "high": None, "rewards": {"a": 0.25}}
     evaluations = [{**old, "step": 0}, {**old, "step": 5, "rewards": {"a": 0.5}}]
-    (row,) = held_out(evaluations, ["b"])
+    (row,) = scores_of(evaluations, ["b"])
     (figures,) = row["rewards"]
     assert (figures["before"], figures["after"], figures["difference"], figures["watches"]) == (0.25, 0.5, None, False)
-    assert held_out(evaluations[:1])[0]["rewards"][0]["after"] is None
+    assert scores_of(evaluations[:1])[0]["rewards"][0]["after"] is None
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations), encoding="utf-8")
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<th>KL</th>" not in text

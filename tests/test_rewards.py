@@ -20,7 +20,7 @@ from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.number import numbers
 from relgrad.runs.build import build_rewards
-from relgrad.runs.recipe import RewardComponent
+from relgrad.core.settings import RewardComponent
 
 ASK = Prompt("2 + 2 =", {"answer": "4", "level": 1})
 CHAT = Prompt([{"role": "user", "content": "3 + 3 ="}], {"answer": "6", "level": 2})
@@ -539,7 +539,7 @@ def make(bonus):
 """
 
 KIND = """
-from relgrad.runs.recipe import Strict
+from relgrad.core.settings import Strict
 
 class Settings(Strict):
     value: float

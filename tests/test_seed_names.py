@@ -93,9 +93,10 @@ def test_two_names_at_once(extra: dict[str, Any], overrides: list[str], names: s
 
 
 def test_a_section_that_means_its_own_is_left_alone():
-    found = stages({"sft": {"batch_size": 5, "learning_rate": 0.1}, "grpo": {"learning_rate": 0.2}})[0]
-    assert (found.sft.batch_size, found.sft.learning_rate) == (5, 0.1)
-    assert (found.grpo.num_prompts, found.grpo.learning_rate) == (8, 0.2)
+    sections = {"sft": {"batch_size": 5, "learning_rate": 0.1}, "grpo": {"learning_rate": 0.2}}
+    sft, grpo = stages({**sections, "stages": [{"stage": "sft"}, {"stage": "grpo"}]})
+    assert (sft.sft.batch_size, sft.sft.learning_rate) == (5, 0.1)
+    assert (grpo.grpo.num_prompts, grpo.grpo.learning_rate) == (8, 0.2)
     assert place_of(("sft", "batch_size")) == ("sft", "batch_size")
     assert place_of(("rewards", "0", "weight")) == ("rewards", "0", "weight")
     with pytest.raises(RelgradError, match=r"sft\.group_size: unknown key"):
@@ -117,7 +118,8 @@ def test_accumulation_is_a_factor_of_the_batch_size():
     assert stages({"gradient_accumulation_steps": 3, "batch_size": 1})[0].grpo.num_prompts == 3
     overridden = stages({"batch_size": 2}, "grpo.gradient_accumulation_steps=3", "batch_size=5")[0]
     assert overridden.grpo.num_prompts == 15
-    assert stages({"sft": {"batch_size": 6, "gradient_accumulation_steps": 3}})[0].sft.gradient_accumulation_steps == 3
+    (sft,) = stages({"stage": "sft", "sft": {"batch_size": 6, "gradient_accumulation_steps": 3}})
+    assert sft.sft.gradient_accumulation_steps == 3
 
 
 @pytest.mark.parametrize(

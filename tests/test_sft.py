@@ -18,10 +18,10 @@ from relgrad.core.types import Example, Prompt
 from relgrad.networks.causal import tiny
 from relgrad.policies import autoregressive
 from relgrad.policies.autoregressive import AutoregressivePolicy, Lora
-from relgrad.runs.build import build_policy
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from relgrad.runs.use import evaluate_run, open_source
+from relgrad.stages.kind import build_policy
 from relgrad.training import checkpoint
 from relgrad.training.sft import Sft, SftSettings
 

@@ -29,7 +29,7 @@ from relgrad.monitor.report.read import MAX_FRAMES, joined, thinned
 from relgrad.policies import flow
 from relgrad.policies.fill_in.toy import make
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.runs import recipe as config
+from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from written_run import EVIL, write_stage
 
@@ -54,7 +54,7 @@ RECIPE = {
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flow run of a supervised stage and two GRPO steps."""
     out = tmp_path_factory.mktemp("runs")
-    run_recipe(config.parse_recipe({**RECIPE, "out": str(out)}))
+    run_recipe(parse_recipe({**RECIPE, "out": str(out)}))
     return out / "tiny"
 
 

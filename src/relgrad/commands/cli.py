@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,8 @@ from relgrad.commands.forms import app as forms
 from relgrad.commands.sample_options import with_declared
 
 if TYPE_CHECKING:
-    from relgrad.runs.recipe import Recipe, Stage
+    from relgrad.runs.recipe import Recipe
+    from relgrad.stages.settings import Stage
 
 
 class Commands(TyperGroup):
@@ -55,6 +57,15 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
 STEPS = "Writing in several steps"
+
+
+class Part(StrEnum):
+    """The prompts of a task that were not trained on."""
+
+    test = "test"
+    validation = "validation"
+
+
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
 
 
@@ -115,7 +126,7 @@ def sample(
     ] = False,
     **options: Any,
 ) -> None:
-    """Let a policy write: a run's trained one, or a recipe's untrained one. Without --prompt, on held-out prompts.
+    """Let a policy write: a run's trained one, or a recipe's untrained one. Without --prompt, on test prompts.
 
     Example: [bold]relgrad sample runs/quick --prompt "12345" -n 2[/bold]
     """
@@ -145,14 +156,18 @@ def evaluate(
     source: Source,
     overrides: Overrides = None,
     against: Annotated[str | None, typer.Option(help="Another run to compare with, on the same prompts.")] = None,
+    part: Annotated[Part, typer.Option(help="The prompts of the task to score on.")] = Part.test,
 ) -> None:
-    """Score a policy on held-out prompts, with a 95 % interval; --against compares two runs pairwise.
+    """Score a policy on the task's test prompts, with a 95 % interval; --against compares two runs pairwise.
 
     Example: [bold]relgrad evaluate runs/quick --against runs/other[/bold]
     """
     from relgrad.runs.use import evaluate_run
 
-    _show_figures(_with_bar("evaluating", lambda progress: evaluate_run(source, against, overrides or [], progress)))
+    def score(progress: Any) -> dict[str, Any]:
+        return evaluate_run(source, against, overrides or [], progress, part.value)
+
+    _show_figures(_with_bar("evaluating", score))
 
 
 @app.command()
@@ -188,7 +203,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folde
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
-    """GRPO on a real pretrained model, SmolLM2-135M-Instruct, with its held-out score before and after.
+    """GRPO on a real pretrained model, SmolLM2-135M-Instruct, with its score before and after.
 
     Example: [bold]relgrad demo seed=1[/bold]
     """
@@ -320,14 +335,10 @@ def _explain(recipe: Recipe, fresh: bool) -> None:
 
 
 def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
+    from relgrad.stages.kind import kind_of
     from relgrad.training.checkpoint import steps
 
-    if stage.stage != "grpo":
-        what = "steps of a judge on" if stage.stage == "judge" else "supervised steps of"
-        work = f"{stage.sft.steps} {what} {stage.sft.batch_size} examples"
-    else:
-        grpo = stage.grpo
-        work = f"{grpo.steps} GRPO steps, {grpo.num_prompts} prompts x {grpo.num_generations} completions per batch"
+    work = kind_of(stage).describe(stage)
     saved = steps(folder / "checkpoints")
     start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
     if fresh and folder.exists():

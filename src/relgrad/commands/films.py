@@ -19,13 +19,14 @@ from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import film
-from relgrad.runs.build import build_policy, is_linked, load_task
-from relgrad.runs.recipe import Stage
+from relgrad.runs.build import is_linked, load_task
 from relgrad.runs.use import open_source, rewards_of
+from relgrad.stages.kind import build_policy
+from relgrad.stages.settings import Stage
 
 FILE = "films.jsonl"
 SHOWN = 4
-"""Held-out prompts that are filmed where none is given."""
+"""Test prompts that are filmed where none is given."""
 
 
 def shoot(
@@ -38,8 +39,8 @@ def shoot(
 ) -> tuple[list[dict[str, Any]], Path | None]:
     """(`n` films per prompt, the file they were added to): of a run's trained policy or a recipe's untrained one.
 
-    `options` are the command line's, by name. Prompts are the given ones, what an option asks to be written, or the first held-out
-    ones, whose films also say what their texts are worth. Raises RelgradError for a policy that cannot be filmed, for an option that
+    `options` are the command line's, by name. Prompts are the given ones, what an option asks to be written, or the first test
+    prompts, whose films also say what their texts are worth. Raises RelgradError for a policy that cannot be filmed, for an option that
     it does not have, and for `save` without a run folder.
     """
     chosen = _options_of(open_source(source, overrides)[0].policy.kind, options)
@@ -47,8 +48,8 @@ def shoot(
     stage, start = open_source(source, [*overrides, *changed])
     if save and start is None:
         raise RelgradError(f"{source} is a recipe; films are kept in a run's folder. Leave --save out, or give a run")
-    texts, held_out = _prompts(source, stage, prompts, _written(chosen, options, prompts))
-    rewards = rewards_of(stage, start) if held_out and (start is not None or not is_linked(stage)) else None
+    texts, known = _prompts(source, stage, prompts, _written(chosen, options, prompts))
+    rewards = rewards_of(stage, start) if known and (start is not None or not is_linked(stage)) else None
     policy = build_policy(stage, start)
     step = int(start.name.removeprefix("step_")) if start is not None else 0
     films = [{"step": step, **one} for one in film(policy, texts, n, generator(stage.seed, "film"), rewards)]
@@ -94,12 +95,12 @@ def _written(chosen: Sequence[SampleOption], options: Mapping[str, Any], prompts
 
 
 def _prompts(source: str, stage: Stage, prompts: Sequence[str], written: str | None) -> tuple[Sequence[Prompt], bool]:
-    """(the prompts, whether they are held-out ones)."""
+    """(the prompts, whether they are the task's)."""
     if written is not None:
         return [Prompt(written)], False
     task = load_task(stage)
     if prompts:
         return [Prompt(task.ask(text), id=i) for i, text in enumerate(prompts)], False
-    if not task.held_out:
-        raise RelgradError(f"{source}: the task holds out no prompts to write for; give your own with --prompt")
-    return task.held_out[:SHOWN], True
+    if not task.test:
+        raise RelgradError(f"{source}: the task has no test prompts to write for; give your own with --prompt")
+    return task.test[:SHOWN], True

@@ -118,8 +118,8 @@ def _grammar(settings: list[str] | None) -> Grammar:
     import yaml
 
     from relgrad.core.errors import RelgradError
+    from relgrad.core.settings import Component, settings_of
     from relgrad.environments.forms.making.grammar import Grammar
-    from relgrad.runs.recipe import Component, settings_of
 
     options = {}
     for setting in settings or []:

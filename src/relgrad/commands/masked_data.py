@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import settings_of
 from relgrad.core.types import Prompt
 from relgrad.monitor.console import printable
-from relgrad.runs import recipe as config
 from relgrad.runs.build import find_recipe
-from relgrad.runs.recipe import Stage
+from relgrad.runs.recipe import load_recipe, parse_recipe
+from relgrad.stages.settings import Stage
 from relgrad.tasks import masked_stream, masked_text
 from relgrad.text import show, stream
 from relgrad.text.corpus import load_text
@@ -42,7 +43,7 @@ def prepare(
     begun = stream.read_plan(out) if (out / stream.PLAN).is_file() else None
     base = {"seed": begun.seed, "task": {"kind": "masked_text", **begun.task}} if begun is not None else None
     stage = _masked_stage(recipe, overrides, base)
-    settings = config.settings_of(stage.task, masked_text.Settings, "task")
+    settings = settings_of(stage.task, masked_text.Settings, "task")
     seed = stage.seed if seed is None else seed
     if files is None and ahead is None:
         files, ahead = (begun.files, begun.ahead) if begun is not None else (20, None)
@@ -85,8 +86,8 @@ def _masked_stage(
     if recipe is None:
         bare = {"name": "prepare", "stage": "sft", "policy": {"kind": "fill_in"}}
         bare |= base or {"task": {"kind": "masked_text", **masked_text.Settings().model_dump(mode="json")}}
-        return config.parse_recipe(bare, changes, source="the settings given").stages[0]
-    stages = config.load_recipe(find_recipe(recipe), changes).stages
+        return parse_recipe(bare, changes, source="the settings given").stages[0]
+    stages = load_recipe(find_recipe(recipe), changes).stages
     found = next((s for s in stages if s.task.kind in kinds), None)
     if found is None:
         there = ", ".join(sorted({s.task.kind for s in stages}))
@@ -136,8 +137,8 @@ def _of_folder(folder: Path, split: stream.Split, limit: int) -> tuple[list[Row]
 def _of_recipe(source: str, overrides: Sequence[str], split: stream.Split, limit: int) -> tuple[list[Row], Vocabulary]:
     stage = _masked_stage(source, overrides, kinds=("masked_text", "masked_stream"))
     if stage.task.kind == "masked_stream":
-        return _of_folder(config.settings_of(stage.task, masked_stream.Settings, "task").path, split, limit)
-    settings = config.settings_of(stage.task, masked_text.Settings, "task")
+        return _of_folder(settings_of(stage.task, masked_stream.Settings, "task").path, split, limit)
+    settings = settings_of(stage.task, masked_text.Settings, "task")
     task = masked_text.load(settings, stage.seed)
     assert isinstance(task.train, masked_text.MaskedPrompts)
     prompts = task.train if split == "train" else task.validation

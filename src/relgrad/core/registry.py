@@ -1,4 +1,4 @@
-"""Finding a policy, reward or task by the `kind` a recipe names: one module each, no list to keep in step.
+"""Finding a policy, reward, task or stage by the `kind` a recipe names: one module each, no list to keep in step.
 
 A kind is the name of a module in `relgrad/<room>/`, or, for your own, an importable dotted name (`my_package.my_reward`)
 or a path to a Python file (`rewards/mine.py`), looked up from the working directory. Each module offers
@@ -7,6 +7,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
     rewards:   Settings, build(settings) -> reward callable
     judges:    Settings, build(settings, seed, policy) -> Trainable with `require` (enough held-out prompts) and `audit`
     tasks:     Settings, load(settings, seed) -> Task
+    stages:    Settings (built on stages/settings.py), KIND (stages/kind.py)
     losses:    build(settings: GrpoSettings) -> Loss; the built-in ones are in losses.py and named by `grpo.loss_type`
 """
 
@@ -23,7 +24,7 @@ from types import ModuleType
 
 from relgrad.core.errors import RelgradError
 
-ROOMS = ("policies", "rewards", "tasks", "judges")
+ROOMS = ("policies", "rewards", "tasks", "judges", "stages")
 
 
 def kinds(room: str) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def find(room: str, kind: str) -> ModuleType:
     """The module of `kind`. Raises RelgradError naming what was received, what there is, and the nearest name."""
     if kind.endswith(".py"):
         return _from_file(room, Path(kind))
-    if "." in kind:
+    if "." in kind and all(part.isidentifier() for part in kind.split(".")):
         if "" not in sys.path:
             sys.path.insert(0, "")
         try:
@@ -65,6 +66,11 @@ def find(room: str, kind: str) -> ModuleType:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise RelgradError(f"{room}: unknown kind {kind!r}. Known: {', '.join(known)}; or your own .py file.{hint}")
     return importlib.import_module(f"relgrad.{room}.{kind}")
+
+
+def short(kind: str) -> str:
+    """A kind's short name: `exact`; `mine` of `rewards/mine.py`; `my_reward` of `my_package.my_reward`."""
+    return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]
 
 
 def _from_file(room: str, path: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""Held-out evaluation: sample, score, and say how sure the score is. Knows policies and rewards by protocol only.
+"""Evaluation: sample, score, and say how sure the score is. Knows policies and rewards by protocol only.
 
 The random numbers come from a generator of their own, made from `seed`: evaluating more or less often, or not at all,
 leaves training as it was, and two evaluations of the same weights give the same figures.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import Policy, Rewards
+from relgrad.core.protocols import Filmed, JudgedDifferently, Policy, Rewards
 from relgrad.core.types import Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.evaluation.statistics import Interval, bootstrap_mean, paired_difference, pass_at_k
 from relgrad.objectives.advantages import combine
@@ -58,10 +58,16 @@ class Evaluation:
     kl: float = math.nan
     entropy: float = math.nan
 
-    def to_record(self, step: int, name: str, baseline: Evaluation | None = None) -> dict[str, Any]:
-        """One line of evaluations.jsonl; with a `baseline`, also the paired differences to it and their intervals."""
+    def to_record(
+        self, step: int, name: str, baseline: Evaluation | None = None, *, weights: int | None = None
+    ) -> dict[str, Any]:
+        """One line of evaluations.jsonl, of the weights of step `weights` (None: of `step` itself).
+
+        With a `baseline`, also the paired differences to it and their intervals.
+        """
         record: dict[str, Any] = {
             "step": step,
+            "weights": step if weights is None else weights,
             "name": name,
             "score": self.score,
             "low": self.low,
@@ -131,13 +137,11 @@ def evaluate(
     where divergence is asked of a policy without a reference.
     """
     if not prompts:
-        raise RelgradError(
-            "evaluate: no prompts to evaluate on; give the task a held-out split with at least one prompt"
-        )
+        raise RelgradError("evaluate: no prompts to evaluate on; give the task at least one validation or test prompt")
     generator = torch.Generator().manual_seed(seed)
     batches: list[tuple[Rollouts, RewardTable]] = []
     measured = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad(), getattr(policy, "evaluation", nullcontext)():
+    with torch.no_grad(), as_judged(policy):
         for start in range(0, len(prompts), batch_prompts):
             rollouts = policy.sample(prompts[start : start + batch_prompts], num_generations, generator)
             batches.append((rollouts, rewards(rollouts)))
@@ -151,8 +155,21 @@ def evaluate(
     return replace(summarise(batches), kl=kl, entropy=entropy)
 
 
+class FilmedPolicy(Policy, Filmed, Protocol):
+    """A policy that can be filmed."""
+
+
+def as_judged(policy: object) -> AbstractContextManager[None]:
+    """Inside it, `sample` writes as the policy is judged and used: otherwise than in training, where the policy says so."""
+    return policy.evaluation() if isinstance(policy, JudgedDifferently) else nullcontext()
+
+
 def film(
-    policy: Any, prompts: Sequence[Prompt], each: int, generator: torch.Generator, rewards: Rewards | None = None
+    policy: FilmedPolicy,
+    prompts: Sequence[Prompt],
+    each: int,
+    generator: torch.Generator,
+    rewards: Rewards | None = None,
 ) -> list[dict[str, Any]]:
     """`each` films per prompt, as `policy.film` takes them; with `rewards`, also what their texts are worth.
 
@@ -160,7 +177,7 @@ def film(
     parts   every reward by name, and the rewards' own parts
     why     why it is unscored, else ""
     """
-    films: list[dict[str, Any]] = policy.film(prompts, each, generator)
+    films = policy.film(prompts, each, generator)
     if rewards is None or not films:
         return films
     rows = len(films)
@@ -290,5 +307,5 @@ def _require_same_prompts(before: Evaluation, after: Evaluation) -> None:
     if before.ids != after.ids:
         raise RelgradError(
             f"compare: the evaluations are of different prompts ({len(before.ids)} before, {len(after.ids)} after); "
-            "evaluate both on the same held-out prompts, in the same order"
+            "evaluate both on the same prompts, in the same order"
         )

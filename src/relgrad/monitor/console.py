@@ -131,10 +131,12 @@ class Console:
         self.records = [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
-        """Print one held-out score with its 95 % interval (a record of evaluations.jsonl)."""
+        """Print one score with its 95 % interval (a record of evaluations.jsonl)."""
         score, low, high = (number(record[key]) for key in ("score", "low", "high"))
-        name = record.get("name", "held-out")
-        self._line(f"{self.title}  step {record['step']}  {name} score {score} [{low}, {high}], {record['n']} prompts")
+        name, step = record.get("name", "held-out"), record["step"]
+        weights = record.get("weights", step)
+        of = f", weights of step {weights}" if weights != step else ""
+        self._line(f"{self.title}  step {step}  {name} score {score} [{low}, {high}], {record['n']} prompts{of}")
 
     def warn(self, text: str) -> None:
         """Print a warning above the display."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 
 Path = tuple[str, ...]
@@ -40,11 +41,14 @@ def translate(data: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Raises RelgradError, beginning with `source`, where a setting is given under two names, or beside a `stage` it is not for.
     """
-    if data.get("stage", "grpo") != "grpo" and (lost := [n for n in data if NAMES.get(n, ("",))[0] == "grpo"]):
-        raise RelgradError(
-            f"{source}: {', '.join(lost)} beside stage: {data['stage']}, but there it stands for grpo.{NAMES[lost[0]][1]}; "
-            "write it into the stage's own section"
-        )
+    if isinstance(kind := data.get("stage"), str):
+        sections = registry.find("stages", kind).Settings.model_fields
+        if lost := [name for name in data if name in NAMES and NAMES[name][0] not in sections]:
+            place = ".".join(NAMES[lost[0]])
+            raise RelgradError(
+                f"{source}: {', '.join(lost)} beside stage: {kind}, but there it stands for {place}; "
+                "write it into the stage's own section"
+            )
     translated: dict[str, Any] = {}
     pairs = translate_settings([((key,), value) for key, value in data.items()], source)
     for path, value in sorted(pairs, key=lambda pair: len(pair[0])):  # whole sections before what goes into them

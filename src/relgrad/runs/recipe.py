@@ -1,134 +1,34 @@
 """Recipes: YAML in, strict typed settings out. An unknown key is an error that names the nearest known one.
 
-A recipe is one stage, or a list of `stages` that inherit everything else written at the top. Overrides from the command
-line (`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
+A recipe is one stage, or a list of `stages` that inherit everything else written at the top. So a stage may carry sections of other
+kinds of stage: they are checked by those kinds' Settings, and left out of its own. Overrides from the command line
+(`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
 The names of the original's configuration files are understood too (aliases.py).
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import SerializeAsAny, ValidationError, create_model
 
-from relgrad.runs import aliases
-from relgrad.core.settings import Strict
-from relgrad.training.sft import SftSettings
-from relgrad.training.grpo import GrpoSettings
+from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-
-
-class Component(BaseModel):
-    """A section that names a `kind`; the rest is checked by that kind's own Settings when it is built."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every key but `kind` (and a reward's `weight` and `name`, which the recipe reads itself)."""
-        return dict(self.model_extra or {})
-
-
-class RewardComponent(Component):
-    """A reward of weight 0 is a monitor: logged and evaluated, never part of the sum."""
-
-    weight: float = 1.0
-    name: str | None = None
-
-
-class Evaluation(Strict):
-    """Held-out evaluation: before the first step, every `every` steps (0: never in between) and after the last.
-
-    With `patience` a stage ends early, when so many evaluations in a row were no better than the best one before them; whether
-    early or not, it then ends with the weights of its best evaluation. `rewards` are to judge by; none: those trained on.
-    """
-
-    every: int = Field(0, ge=0)
-    patience: int | None = Field(None, ge=1, description="evaluations without a better one after which the stage ends")
-    num_prompts: int = Field(100, ge=1)
-    num_generations: int = Field(4, ge=1)
-    seed: int = 1234
-    kl_bound: float | None = Field(
-        None, gt=0, description="nats per decision away from the reference; more is warned of"
-    )
-    rewards: tuple[RewardComponent, ...] = ()
-
-
-class Checkpointing(Strict):
-    """Written every `every` steps (0: only at the end); the newest `keep` stay, and the best by held-out score."""
-
-    every: int = Field(50, ge=0)
-    keep: int = Field(2, ge=1)
-
-
-class Stage(Strict):
-    """One stage: what it trains (`policy`, or a `judge` of what it writes), on what (`task`), how (`grpo` or `sft`)."""
-
-    name: str
-    stage: Literal["grpo", "sft", "judge"] = "grpo"
-    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="the stage's folder; null: as `stage`")
-    seed: int = 0
-    out: Path = Path("runs")
-    policy: Component
-    task: Component
-    judge: Component | None = None
-    rewards: tuple[RewardComponent, ...] = ()
-    grpo: GrpoSettings = GrpoSettings()
-    sft: SftSettings = SftSettings()
-    evaluation: Evaluation = Evaluation()
-    checkpoint: Checkpointing = Checkpointing()
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-
-    @model_validator(mode="after")
-    def _legal(self) -> Stage:
-        if self.stage == "grpo" and not self.rewards:
-            raise ValueError(
-                "rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`"
-            )
-        for where, rewards in (("rewards", self.rewards), ("evaluation.rewards", self.evaluation.rewards)):
-            if rewards and not any(reward.weight for reward in rewards):
-                raise ValueError(
-                    f"{where}: every one has weight 0, so nothing would be scored; give one that counts a weight"
-                )
-        if self.evaluation.patience is not None and (not self.evaluation.every or not self.judged_by):
-            raise ValueError(
-                f"evaluation.patience={self.evaluation.patience} looks at the evaluations during training: set evaluation.every, "
-                "and rewards to evaluate by"
-            )
-        if self.stage == "judge" and self.judge is None:
-            raise ValueError("judge is missing: a judge stage needs to know which, for example `judge: {kind: refill}`")
-        return self
-
-    @property
-    def judged_by(self) -> tuple[RewardComponent, ...]:
-        """The rewards of evaluations."""
-        return self.evaluation.rewards or self.rewards
-
-    @property
-    def loop(self) -> GrpoSettings | SftSettings:
-        """The settings of the stage's loop: its `grpo` section, or `sft` for supervised stages and judges."""
-        return self.grpo if self.stage == "grpo" else self.sft
-
-    @property
-    def used(self) -> dict[str, Any]:
-        """What of the settings this stage acts on, as plain data."""
-        unused = {"grpo": {"sft", "judge"}, "sft": {"grpo", "judge"}, "judge": {"grpo", "rewards"}}[self.stage]
-        if self.label is None:
-            unused.add("label")
-        return self.model_dump(mode="json", exclude=unused)
+from relgrad.core.settings import Strict, explain
+from relgrad.runs import aliases
+from relgrad.stages.kind import kind_of
+from relgrad.stages.settings import Stage
 
 
 class Recipe(Strict):
     """All stages of one experiment, in order."""
 
     name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[SerializeAsAny[Stage], ...]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -155,62 +55,72 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
     bodies = data.pop("stages", None) or [{}]
     if not isinstance(bodies, list) or not all(isinstance(body, dict) for body in bodies):
         raise RelgradError(f"{source}: stages is a list of mappings, one per stage (received {bodies!r})")
-    data = aliases.translate(data, source)
-    stages = []
-    for number, body in enumerate(bodies):
-        merged = _merge(data, aliases.translate(body, f"{source}, stage {number + 1}"))
-        for key, value in [*shared_overrides, *stage_overrides.get(number, ())]:
-            _assign(merged, key, value)
-        try:
-            stages.append(Stage.model_validate(merged))
-        except ValidationError as error:
-            where = f"{source}, stage {number + 1}" if len(bodies) > 1 else source
-            raise RelgradError(f"{where}:\n{explain(error, Stage)}") from None
-    labels = [stage.label or stage.stage for stage in stages if stage.stage == "judge"]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise RelgradError(
-            f"{source}: {labels.count(twice[0])} judge stages are called {twice[0]!r}; give each a `label` of its own, which also "
-            "seeds it and names its folder"
-        )
     if unknown := set(stage_overrides) - set(range(len(bodies))):
         raise RelgradError(f"override for stages.{min(unknown)}: the recipe has stages 0 to {len(bodies) - 1}")
+    places = [f"{source}, stage {number + 1}" if len(bodies) > 1 else source for number in range(len(bodies))]
+    data = aliases.translate(data, source)
+    merged = []
+    for number, body in enumerate(bodies):
+        stage = _merge(data, aliases.translate(body, f"{source}, stage {number + 1}"))
+        for key, value in [*shared_overrides, *stage_overrides.get(number, ())]:
+            _assign(stage, key, value)
+        merged.append(stage)
+    kinds = [_kind(stage, place) for stage, place in zip(merged, places, strict=True)]
+    stages = [_stage(stage, kind, kinds, place) for stage, kind, place in zip(merged, kinds, places, strict=True)]
+    _require_own_labels(stages, source)
     return Recipe(name=stages[0].name, stages=tuple(stages))
 
 
-def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:
-    """The kind's own Settings from a recipe section; RelgradError names the section on a bad key or value."""
+def _kind(stage: Mapping[str, Any], place: str) -> str:
+    kind = stage.get("stage", Stage.model_fields["stage"].default)
+    if not isinstance(kind, str):
+        known = ", ".join(registry.kinds("stages"))
+        raise RelgradError(f"{place}: stage is the name of a kind: {known}, or your own .py file (received {kind!r})")
+    return kind
+
+
+def _stage(merged: Mapping[str, Any], kind: str, kinds: Sequence[str], place: str) -> Stage:
+    """The stage's own settings, once everything that is written was checked."""
+    model = stage_model(kind, [*kinds, *registry.kinds("stages")])
+    own: type[Stage] = registry.find("stages", kind).Settings
     try:
-        return model.model_validate(component.options)
+        checked = model.model_validate(merged)
+        return own.model_validate({name: value for name, value in checked if name in own.model_fields})
     except ValidationError as error:
-        raise RelgradError(f"{where} (kind {component.kind!r}):\n{explain(error, model)}") from None
+        raise RelgradError(f"{place}:\n{explain(error, model)}") from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line per problem: the key's path, what was received, and for an unknown key the nearest known one."""
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(p) for p in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            lines.append(f"  {path}: unknown key.{hint} Known here: {', '.join(known)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {path}: missing; this key is required")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            received = "" if isinstance(problem["input"], dict) else f" (received {problem['input']!r})"
-            lines.append(f"  {path or 'here'}: {message}{received}")
-    return "\n".join(lines)
+def stage_model(kind: str, others: Iterable[str]) -> type[Stage]:
+    """The settings of a kind of stage, with the sections of other kinds beside them.
+
+    Raises RelgradError where two kinds have a section of one name and mean different settings by it.
+    """
+    own: type[Stage] = registry.find("stages", kind).Settings
+    foreign: dict[str, Any] = {}
+    for other in dict.fromkeys(others):
+        for name, field in registry.find("stages", other).Settings.model_fields.items():
+            known = own.model_fields.get(name)
+            annotation = foreign[name][0] if name in foreign else known.annotation if known else field.annotation
+            if annotation != field.annotation:
+                raise RelgradError(
+                    f"stages: {other!r} has a section {name!r} with other settings than another kind of stage has under this "
+                    "name; give the section of your own kind a name of its own"
+                )
+            if known is None:
+                foreign[name] = (field.annotation, None if field.is_required() else field)
+    return create_model(own.__name__, __base__=own, **foreign)
 
 
-def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return sorted(model.model_fields)
+def _require_own_labels(stages: Sequence[Stage], source: str) -> None:
+    """Raise RelgradError for two stages of one name, where their kind does not allow it."""
+    names = [stage.called for stage in stages if kind_of(stage).own_label]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            kind = next(stage.stage for stage in stages if stage.called == name)
+            raise RelgradError(
+                f"{source}: {names.count(name)} {registry.short(kind)} stages are called {name!r}; give each a `label` of its "
+                "own, which also seeds it and names its folder"
+            )
 
 
 def _numbers(value: Any) -> Any:

@@ -18,10 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from relgrad.runs.environment import without_secrets
+from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Tracker
 from relgrad.core.run_folder import RunDir, write_atomic
-from relgrad.core.errors import RelgradError
+from relgrad.runs.environment import without_secrets
 
 Warn = Callable[[str], None]
 

@@ -1,4 +1,4 @@
-"""Named warnings: what goes wrong in runs, with the evidence and what to do about it. Standard library only.
+"""Named warnings: what goes wrong in runs, with the evidence and what to do about it. Imports no torch.
 
 `diagnose(records, recipe)` reads the metric records so far (the objects of metrics.jsonl) and the stage's recipe
 (plain data). Every rule looks at a bounded number of records at either end of the run, so that a call costs the
@@ -199,7 +199,7 @@ def learning_rate_without_effect(history: History) -> Warning_ | None:
     spread = history.now("reward_std")
     warming_up = history.step <= int(history.grpo.get("warmup_steps") or 0)
     flat = history.now("frac_reward_zero_std") == 1
-    if history.is_sft or warming_up or len(history.records) < WINDOW or not spread or flat:
+    if warming_up or len(history.records) < WINDOW or not spread or flat:
         return None
     signs: list[tuple[bool, str]] = []
     if updates := history.last("update/relative_norm", RECENT):
@@ -275,7 +275,7 @@ def unscored(history: History) -> Warning_ | None:
 def two_generations(history: History) -> Warning_ | None:
     """Groups of two with std scaling: (d/2) / (|d|/sqrt 2) = 0.71 whatever the difference d."""
     scaled = history.grpo.get("scale_rewards", "group") == "group" and history.grpo.get("credit", "row") == "row"
-    if history.is_sft or history.grpo.get("num_generations") != 2 or not scaled:
+    if history.grpo.get("num_generations") != 2 or not scaled:
         return None
     return history.warn(
         "two_generations",
@@ -288,7 +288,7 @@ def two_generations(history: History) -> Warning_ | None:
 
 def sft_loss_flat(history: History) -> Warning_ | None:
     """A supervised loss that did not fall."""
-    change = history.change("loss") if history.is_sft else None
+    change = None if history.rewarded else history.change("loss")
     if change is None or change.fell:
         return None
     return history.warn(

@@ -1,13 +1,14 @@
-"""What the rules of diagnose look at: the records so far, windows of them, and the recipe. Standard library only."""
+"""What the rules of diagnose look at: the records so far, windows of them, and the recipe. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, median, variance
 from typing import Any, Literal
+
+from relgrad.core.registry import short
 
 Severity = Literal["error", "warning", "note"]
 
@@ -64,9 +65,9 @@ class History:
         return self.recipe.get("grpo") or {}
 
     @property
-    def is_sft(self) -> bool:
-        """Whether the stage learns from targets: a supervised one, or a judge's."""
-        return self.recipe.get("stage") in ("sft", "judge")
+    def rewarded(self) -> bool:
+        """Whether the steps are rewarded: otherwise the stage learns from targets."""
+        return any("reward" in record for record in self.records[-WINDOW:])
 
     def first(self, key: str, count: int) -> list[float]:
         """The finite values of `key` in the first `count` records."""
@@ -105,12 +106,7 @@ def parity_tolerance(recipe: Mapping[str, Any]) -> float:
 def monitors(recipe: Mapping[str, Any]) -> list[str]:
     """Names of the recipe's rewards of weight 0, as they are logged: a reward without a name is called after its kind."""
     rewards = [r for r in recipe.get("rewards") or () if isinstance(r, Mapping) and r.get("weight") == 0]
-    return [str(r.get("name") or _short(str(r.get("kind")))) for r in rewards]
-
-
-def _short(kind: str) -> str:
-    """`exact`; `mine` of `rewards/mine.py`; `my_reward` of `my_package.my_reward`."""
-    return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]
+    return [str(r.get("name") or short(str(r.get("kind")))) for r in rewards]
 
 
 def pearson(pairs: Sequence[tuple[float, float]]) -> float:

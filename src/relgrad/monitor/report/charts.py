@@ -62,16 +62,17 @@ def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Char
 
 
 def evaluation_chart(evaluations: Records) -> Chart:
-    """Held-out score against step, one line per evaluation name, with 95 % intervals."""
+    """Score against the step whose weights it is of, one line per evaluation name, with 95 % intervals."""
     names = list(dict.fromkeys(str(e.get("name", "score")) for e in evaluations))
     series = []
     for name in names:
-        own = [e for e in evaluations if str(e.get("name", "score")) == name]
-        x = [float(e.get("step", 0)) for e in own]
+        by_step = {e.get("weights", e.get("step", 0)): e for e in evaluations if str(e.get("name", "score")) == name}
+        own = [by_step[step] for step in sorted(by_step)]
+        x = [float(step) for step in sorted(by_step)]
         series.append(Series(name, x, _column(own, "score"), _column(own, "low"), _column(own, "high")))
     return Chart(
         "evaluation",
-        "Held-out score",
+        "Score",
         "Mean over prompts never trained on; bars are 95\N{NO-BREAK SPACE}% intervals.",
         series,
         "points",

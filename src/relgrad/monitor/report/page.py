@@ -14,11 +14,23 @@ from relgrad.core.run_folder import finite, write_atomic
 from relgrad.monitor.diagnose import diagnose
 from relgrad.monitor.diagnose.history import monitors
 from relgrad.monitor.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
-from relgrad.monitor.report.read import StageFiles, read_stage, shorten, stage_folders
+from relgrad.monitor.report.read import StageFiles, headline, read_stage, shorten, stage_folders
 
 MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
 TASK_KEYS = ("path", "dataset", "name", "file")
-SCORE_KEYS = ("step", "score", "low", "high", "n", "difference", "difference_low", "difference_high", "kl", "entropy")
+SCORE_KEYS = (
+    "step",
+    "weights",
+    "score",
+    "low",
+    "high",
+    "n",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "kl",
+    "entropy",
+)
 VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
 
 
@@ -39,7 +51,7 @@ AUDIT = {
     ),
     "mean_score": ("Mean score", ""),
     "mean_share_right": ("Mean share right", "Equal to the mean score where the judge is calibrated."),
-    "prompts": ("Prompts", "Held-out prompts that were examined; as many others fitted the calibration."),
+    "prompts": ("Prompts", "Validation prompts that were examined; as many others fitted the calibration."),
 }
 """Figures of audit.json with their names and how to read them."""
 
@@ -84,7 +96,7 @@ def render(name: str, stages: Sequence[StageFiles]) -> str:
 def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
     """Everything the template shows of one stage; `data` is what the script draws."""
     charts, others = stage_charts(stage.metrics, stage.recipe)
-    scores = held_out(stage.evaluations, monitors(stage.recipe))
+    scores = scores_of(stage.evaluations, monitors(stage.recipe))
     data = {
         "evaluation": plain([evaluation_chart(stage.evaluations)]) if scores else [],
         "charts": plain(charts),
@@ -106,7 +118,10 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
         "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
         "audit": audit_rows(stage.audit),
-        "comparison": before_after(stage.evaluations),
+        "comparison": before_after(headline(stage.evaluations)),
+        "two_parts": stage.two_parts,
+        "evaluated": stage.evaluated,
+        "sampled": stage.sampled,
         "recipe": stage.recipe_text,
         "environment": list(flatten(stage.environment)),
         "sample_steps": stage.sample_steps,
@@ -142,19 +157,20 @@ def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
 def status(stage: StageFiles) -> dict[str, Any]:
     """How far the stage came: text, share done (None where the recipe does not say) and whether it is complete."""
     reached = max((int(r.get("step", 0)) for r in [*stage.metrics, *stage.evaluations]), default=0)
-    steps = _mapping(stage.recipe.get("grpo" if stage.kind == "grpo" else "sft")).get("steps")
+    steps = stage.steps
     if not stage.metrics:
         return {"text": "no steps recorded", "done": False}
-    if not isinstance(steps, int):
+    if steps is None:
         return {"text": f"step {reached:,}", "done": False}
     done = reached >= steps
     return {"text": f"complete, {steps:,} steps" if done else f"step {reached:,} of {steps:,}", "done": done}
 
 
-def held_out(evaluations: Sequence[Mapping[str, Any]], watching: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """One row per evaluation name: its records, the first, the last (None while there is only one), and its rewards."""
+def scores_of(evaluations: Sequence[Mapping[str, Any]], watching: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """One row per evaluation name, test first: its records, the first, the last (None while there is only one), its rewards."""
     rows = []
-    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
+    names = dict.fromkeys(str(e.get("name", "score")) for e in evaluations)
+    for name in sorted(names, key=lambda name: name != "test"):
         own = [e for e in evaluations if str(e.get("name", "score")) == name]
         records = [score_figures(e) for e in own]
         last = records[-1] if len(records) > 1 else None

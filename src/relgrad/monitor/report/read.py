@@ -41,8 +41,40 @@ class StageFiles:
 
     @property
     def kind(self) -> str:
-        """ "grpo" or "sft"; grpo where the recipe does not say."""
+        """The kind of stage, as the recipe names it; "grpo" where it does not say."""
         return str(self.recipe.get("stage") or "grpo")
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether evaluations are to be expected: the recipe names rewards to judge by, or there is no recipe to tell."""
+        evaluation = self.recipe.get("evaluation")
+        judged_by = isinstance(evaluation, Mapping) and bool(evaluation.get("rewards"))
+        return not self.recipe or bool(self.recipe.get("rewards")) or judged_by
+
+    @property
+    def sampled(self) -> bool:
+        """Whether completions are to be expected: steps were rewarded, or there are no steps to tell."""
+        return not self.metrics or any("reward" in record for record in self.metrics)
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps the stage is to take: the `steps` of the section that says how it is trained; None where there is none."""
+        sections = (section for name, section in self.recipe.items() if name not in ("policy", "task"))
+        counts = (section.get("steps") for section in sections if isinstance(section, Mapping))
+        return next((count for count in counts if isinstance(count, int)), None)
+
+    @property
+    def two_parts(self) -> bool:
+        """Whether the scores before and after are of the prompts that choices were made by."""
+        return bool(self.evaluations) and all(record.get("name") == "validation" for record in self.evaluations)
+
+
+def headline(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations that a stage's result is read from: of test prompts, or of those that serve for them."""
+    for name in ("test", "validation"):
+        if records := [record for record in evaluations if record.get("name") == name]:
+            return records
+    return list(evaluations)
 
 
 def stage_folders(run: Path) -> list[Path]:
@@ -68,15 +100,14 @@ def read_stage(folder: Path) -> StageFiles:
     steps = sorted(int(p.stem.removeprefix("step_")) for p in (folder / "samples").glob("step_*.jsonl"))
     recipe = _recipe(recipe_text, missing)
     films = _films(run, missing)
-    if not steps and recipe.get("stage") not in ("sft", "judge"):
-        missing.append("samples/ has no step files")
-    return StageFiles(
+    absent: list[str] = []
+    stage = StageFiles(
         name=folder.name,
         recipe=recipe,
         recipe_text=recipe_text,
         environment=_object(folder / "environment.json", missing),
         metrics=_lines(run, "metrics.jsonl", missing),
-        evaluations=_lines(run, "evaluations.jsonl", [] if recipe.get("stage") == "judge" else missing),
+        evaluations=_lines(run, "evaluations.jsonl", absent),
         live_warnings=_lines(run, "warnings.jsonl", missing) if (folder / "warnings.jsonl").exists() else [],
         samples=[(step, _step_samples(run, step, missing)) for step in spread(steps, MAX_SAMPLE_STEPS)],
         sample_steps=len(steps),
@@ -85,6 +116,9 @@ def read_stage(folder: Path) -> StageFiles:
         audit=_object(folder / "audit.json", missing) if (folder / "audit.json").exists() else {},
         missing=missing,
     )
+    missing += absent if stage.evaluated else []
+    missing += ["samples/ has no step files"] if stage.sampled and not steps else []
+    return stage
 
 
 def thinned(film: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""The stage that trains a policy by GRPO: sections `grpo` and `rewards`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from relgrad.core import registry
+from relgrad.core.protocols import Loss, Policy, ShowsFigures
+from relgrad.core.randomness import draw_epochs, generator
+from relgrad.core.types import StepRecord
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.rewards.combine import RewardSet
+from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
+from relgrad.stages.settings import RewardedStage
+from relgrad.tasks import Task
+from relgrad.training.grpo import Grpo, GrpoSettings
+
+
+class Settings(RewardedStage):
+    """A stage that trains the policy on `rewards`, as its `grpo` section says."""
+
+    grpo: GrpoSettings = GrpoSettings()
+
+    @model_validator(mode="after")
+    def _rewarded(self) -> Settings:
+        if not self.rewards:
+            raise ValueError(
+                "rewards is empty: a grpo stage needs at least one, for example `rewards: [{kind: exact}]`"
+            )
+        return self
+
+
+def build(stage: Settings, materials: Materials) -> StageParts:
+    """Rewards before the policy: a mistake in them costs no loading of a model."""
+    rewards = materials.rewards(stage.rewards, stage.grpo.reward_timeout)
+    others = stage.evaluation.rewards
+    judged_by = materials.rewards(others, stage.grpo.reward_timeout) if others else rewards
+    policy: Policy = build_policy(stage, materials.start, reference=stage.grpo.beta > 0)
+    loop = Grpo(policy, materials.task.train, rewards, policy_loss(stage.grpo), stage.grpo, seed=stage.seed)
+
+    def after_step(record: StepRecord) -> None:
+        refit(stage, rewards, policy, materials.task, loop, record)
+
+    return StageParts(
+        loop=loop,
+        trained=policy,
+        policy=policy,
+        rewards=rewards,
+        judged_by=judged_by,
+        divergence=stage.grpo.beta > 0,
+        filmed_by=rewards,
+        figures=policy.figures if isinstance(policy, ShowsFigures) else None,
+        after_step=after_step,
+        samples=lambda: samples_of(loop),
+    )
+
+
+def policy_loss(settings: GrpoSettings) -> Loss:
+    """The loss that a `grpo` section describes: a built-in one, or what the `build` of its `loss` module returns."""
+    if settings.loss is not None:
+        own: Loss = registry.find("losses", settings.loss).build(settings)
+        return own
+    values = dict(settings)
+    return PolicyLoss(**{name: values[name] for name in PolicyLoss.__dataclass_fields__})
+
+
+def refit(stage: Settings, rewards: RewardSet, policy: Policy, task: Task, loop: Grpo, record: StepRecord) -> None:
+    """Let the rewards that learn see what the policy writes by now, when it is time."""
+    for name, learner in rewards.learners.items():
+        if learner.due(record.step):
+            draw, count = generator(stage.seed, "refit", name, record.step), learner.prompts_wanted()
+            prompts = draw_epochs(task.train, max(loop.cursor - count, 0), count, stage.seed)
+            record.metrics[f"rewards/{name}/refit_loss"] = learner.refit(policy, prompts, draw)
+
+
+def samples_of(loop: Grpo) -> list[dict[str, Any]]:
+    """The completions of a generation batch, at the first step that uses it."""
+    return loop.batch.samples if loop.batch is not None and loop.batch.used == 1 else []
+
+
+def describe(stage: Settings) -> str:
+    settings = stage.grpo
+    return f"{settings.steps} GRPO steps, {settings.num_prompts} prompts x {settings.num_generations} completions per batch"
+
+
+KIND = Kind(loop="grpo", build=build, describe=describe)

@@ -1,0 +1,139 @@
+"""What a kind of stage is: how its parts are built from its settings, and what it does beside the common course of a run.
+
+The common course (runs/run.py): build, go on from the newest checkpoint, evaluate, train step by step, evaluate, save, report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from relgrad.core import registry
+from relgrad.core.protocols import Learner, Policy
+from relgrad.core.run_folder import RunDir
+from relgrad.core.settings import RewardComponent, settings_of
+from relgrad.core.types import StepRecord
+from relgrad.rewards.combine import RewardSet
+from relgrad.stages.settings import Stage
+from relgrad.tasks import Task
+from relgrad.training import checkpoint
+from relgrad.training.grpo import Loop
+
+
+class Display(Protocol):
+    """Where a stage tells people what it does."""
+
+    def note(self, text: str) -> None:
+        """One line of information."""
+        ...
+
+    def busy(self, what: str, done: int, total: int) -> None:
+        """How far something other than training has come."""
+        ...
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a stage is built from.
+
+    start    the checkpoint whose policy it goes on from; None where it begins with the recipe's own
+    rewards  makes the rewards of a section of the recipe, with so many seconds for one group
+    """
+
+    task: Task
+    start: Path | None
+    rewards: Callable[[Sequence[RewardComponent], float], RewardSet]
+
+
+def nothing_after_step(record: StepRecord) -> None:
+    """For stages that do nothing of their own after an optimizer step."""
+
+
+def no_samples() -> list[dict[str, Any]]:
+    """For stages whose steps write no completions."""
+    return []
+
+
+def nothing_at_the_end(folder: RunDir, display: Display) -> None:
+    """For stages that end with their last step."""
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """One stage, built.
+
+    loop        what is trained step by step
+    trained     what is saved
+    policy      who writes in this stage: it is evaluated by `judged_by`, where there is something to judge by
+    rewards     what the stage trains on; its `learners` are saved with the checkpoints
+    divergence  whether evaluations also measure the divergence from the policy's reference
+    filmed_by   the rewards of films, where the policy is to be filmed before and after
+    figures     what the console shows of a step's metrics; None: what it always shows
+    after_step  called with every step's record before it is logged; may add figures to it
+    samples     the completions of the last step, as samples/*.jsonl has them; empty where it drew none
+    finish      called after the last step, before the last checkpoint
+    """
+
+    loop: Loop
+    trained: checkpoint.Weights
+    policy: Policy
+    rewards: RewardSet | None = None
+    judged_by: RewardSet | None = None
+    divergence: bool = False
+    filmed_by: RewardSet | None = None
+    figures: Sequence[str] | None = None
+    after_step: Callable[[StepRecord], None] = nothing_after_step
+    samples: Callable[[], list[dict[str, Any]]] = no_samples
+    finish: Callable[[RunDir, Display], None] = nothing_at_the_end
+
+    @property
+    def learners(self) -> Mapping[str, Learner]:
+        """The rewards that go on learning in this stage, by name."""
+        return {} if self.rewards is None else self.rewards.learners
+
+
+def own_seed(stage: Stage) -> int:
+    """The seed of the recipe."""
+    return stage.seed
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stage, as its module offers it under the name KIND.
+
+    loop           the section of its settings that has the loop's: `steps`, and what training/optimizer.py asks for
+    build          (settings, materials) -> StageParts; raises RelgradError
+    describe       the work of one stage in words, for `relgrad run --dry-run`
+    seed           the seed of a stage's task and loop
+    trains_policy  whether later stages go on from what it trained
+    own_label      whether every stage of the kind in a recipe needs a name of its own
+    components     its sections that name a `kind` themselves, and the room of these kinds
+    """
+
+    loop: str
+    build: Callable[[Any, Materials], StageParts]
+    describe: Callable[[Any], str]
+    seed: Callable[[Stage], int] = field(default=own_seed)
+    trains_policy: bool = True
+    own_label: bool = False
+    components: Mapping[str, str] = field(default_factory=dict)
+
+
+def kind_of(stage: Stage) -> Kind:
+    """The kind of a stage. Raises RelgradError for one there is not."""
+    kind: Kind = registry.find("stages", stage.stage).KIND
+    return kind
+
+
+def loop_settings(stage: Stage) -> Any:
+    """The settings of the stage's loop, with `steps` and `lr_scheduler_type`."""
+    return dict(stage)[kind_of(stage).loop]
+
+
+def build_policy(stage: Stage, start: Path | None, *, reference: bool = False) -> Any:
+    """The stage's policy, going on from `start` where it is given. `reference`: it can speak for its frozen start too."""
+    module = registry.find("policies", stage.policy.kind)
+    settings = settings_of(stage.policy, module.Settings, "policy")
+    return module.build(settings, stage.seed, start=start, reference=reference)
