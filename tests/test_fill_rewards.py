@@ -29,13 +29,13 @@ from transformers import (
 )
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import RewardComponent
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.evaluation.held_out import evaluate
 from relgrad.networks.causal import tiny
 from relgrad.policies import fill_in
 from relgrad.rewards import classifier, hidden, language_model, words
 from relgrad.runs.build import build_rewards
-from relgrad.core.settings import RewardComponent
 from relgrad.tasks import masked_text
 from relgrad.text.corpus import builtin, load_corpus
 from relgrad.text.masking import IGNORE, Random

@@ -1,9 +1,11 @@
-"""A stage with patience: ends when validation scores stop improving, with the weights of the best, and is scored with these."""
+"""A stage with patience: ends when validation scores stop improving, with the weights of the best, and is scored with these.
+
+The policy writes one number, its only weight, and the stage sets it after a script: so every score is known beforehand.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,155 @@ from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from relgrad.runs.use import evaluate_run
 from relgrad.training import checkpoint
+
+SCORES = (0.1, 0.3, 0.7, 0.5, 0.6, 0.9, 0.9, 0.9)
+"""After 0, 1, 2 … steps. With patience 2 the stage ends after step 4, with the weights of step 2."""
+END, BEST = 4, 2
+
+POLICY = """
+import torch
+from safetensors.torch import load_file, save_file
+
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Rollouts
+
+
+class Settings(Strict):
+    pass
+
+
+def build(settings, seed, start=None, reference=False):
+    policy = Number()
+    if start is not None:
+        policy.load(start)
+    return policy
+
+
+class Number:
+    law, version, max_decisions = "surrogate", 0, 1
+
+    def __init__(self):
+        self.number = torch.nn.Parameter(torch.tensor([0.1]))
+
+    def sample(self, prompts, group_size, randomness):
+        rows = len(prompts) * group_size
+        return Rollouts(
+            tuple(prompts), torch.arange(len(prompts)).repeat_interleave(group_size), torch.zeros(rows, 1),
+            torch.ones(rows, 1, dtype=torch.bool), torch.ones(rows, 1, dtype=torch.int64),
+            (Output(f"{self.number.item():.2f}"),) * rows, ("eos",) * rows, self.version, {},
+        )
+
+    def parameters(self):
+        yield "number", self.number
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"number": self.number.detach()}, folder / "number.safetensors")
+
+    def load(self, folder):
+        self.number.data.copy_(load_file(folder / "number.safetensors")["number"])
+"""
+STAGE = f"""
+from relgrad.core.types import StepRecord
+from relgrad.stages.kind import Kind, StageParts, build_policy
+from relgrad.stages.settings import RewardedStage
+from relgrad.training.optimizer import Optimizer, OptimizerSettings
+
+SCORES = {SCORES}
+
+
+class Script(OptimizerSettings):
+    steps: int = 7
+
+
+class Settings(RewardedStage):
+    script: Script = Script()
+
+
+class Loop:
+    COUNTERS = ("step",)
+
+    def __init__(self, policy, settings):
+        self.policy, self.settings, self.step = policy, settings, 0
+        self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
+
+    def update(self):
+        self.step += 1
+        self.policy.number.data.fill_(SCORES[self.step])
+        return StepRecord(self.step, {{"loss": 0.0}})
+
+    def counters(self):
+        return {{"step": self.step}}
+
+    def go_on_from(self, counters):
+        self.step = counters["step"]
+
+
+def build(stage, materials):
+    policy = build_policy(stage, materials.start)
+    return StageParts(loop=Loop(policy, stage.script), trained=policy, policy=policy,
+                      judged_by=materials.rewards(stage.judged_by, 60.0))
+
+
+KIND = Kind(loop="script", build=build, describe=lambda stage: "a script")
+"""
+REWARD = """
+def number(completions, easy, **columns):
+    return [float(text) + bonus for text, bonus in zip(completions, easy)]
+"""
+TASK = """
+from relgrad.core.settings import Strict
+from relgrad.core.types import Prompt
+from relgrad.tasks import Task
+
+class Settings(Strict):
+    parts: int = 3
+    size: int = 4
+
+def load(settings, seed):
+    prompts = [Prompt("p", {"easy": 0.01 * (i % 3)}, id=i) for i in range(3 * settings.size + 1)]
+    size = settings.size
+    rest = prompts[1 : size + 1], prompts[size + 1 : 3 * size + 1]
+    return Task("numbers", prompts[:1], rest[0], rest[1] if settings.parts == 3 else None)
+"""
+
+
+def recipe(folder: Path, parts: int, size: int = 4, steps: int = 7, **evaluation: object) -> Any:
+    for name, text in {"policy": POLICY, "stage": STAGE, "reward": REWARD, "task": TASK}.items():
+        if not (folder / f"{name}_of_numbers.py").exists():
+            (folder / f"{name}_of_numbers.py").write_text(text)
+    return parse_recipe(
+        {
+            "name": "patient",
+            "out": str(folder / "runs"),
+            "stage": str(folder / "stage_of_numbers.py"),
+            "policy": {"kind": str(folder / "policy_of_numbers.py")},
+            "task": {"kind": str(folder / "task_of_numbers.py"), "parts": parts, "size": size},
+            "rewards": [{"kind": "function", "function": f"{folder / 'reward_of_numbers.py'}:number"}],
+            "script": {"steps": steps},
+            "evaluation": {"num_generations": 1, **evaluation},
+        }
+    )
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def number(folder: Path, step: int) -> float:
+    file = checkpoint.folder_of(folder / "checkpoints", step) / "number.safetensors"
+    return round(float(load_file(file)["number"]), 6)
+
+
+def assert_ended_with_the_best(folder: Path) -> None:
+    """The last checkpoint is that of the step at which patience was at its end, and holds the best one's weights."""
+    saved = checkpoint.steps(folder / "checkpoints")
+    assert saved[-1] == END
+    assert BEST in saved
+    assert number(folder, END) == number(folder, BEST) == SCORES[BEST]
+    assert best_of(RunDir(folder), saved) == BEST
+    assert finished(RunDir(folder), 7, 2)
+    assert RunDir(folder).lines("metrics.jsonl")[-1]["step"] == END
 
 
 def scores(*values: float | None) -> list[dict[str, float | None]]:
@@ -38,160 +189,110 @@ def test_settled(values: tuple[float | None, ...], patience: int | None, ended: 
     assert checkpoint.settled(scores(*values), patience) is ended
 
 
-THREE_PARTS = """
-from relgrad.core.types import Prompt
-from relgrad.tasks import Task, digits
-
-Settings = digits.Settings
-
-def load(settings, seed):
-    task = digits.load(settings, seed)
-    rest = list(task.validation)
-    return Task(task.name, task.train, rest[:30], rest[30:60], task.ask)
-"""
-
-
-def recipe(out: Path, task: dict[str, Any] | None = None, **evaluation: object) -> Any:
-    """A task that is learned at once, then spoilt by a learning rate far too high: some evaluation in between is the best."""
-    return parse_recipe(
-        {
-            "name": "patient",
-            "out": str(out),
-            "stage": "sft",
-            "policy": {"kind": "autoregressive", "model": "tiny", "max_completion_length": 6},
-            "task": task or two_parts(out),
-            "rewards": [{"kind": "exact", "per_character": True}],
-            "sft": {"steps": 60, "learning_rate": 0.03},
-            "evaluation": {"num_prompts": 30, "num_generations": 1, **evaluation},
-        }
-    )
-
-
-def two_parts(folder: Path) -> dict[str, Any]:
-    file = folder / "two_parts.py"
-    file.write_text(THREE_PARTS.replace("rest[30:60], task.ask", "None, task.ask"))
-    return {"kind": str(file), "length": 4}
-
-
-def three_parts(folder: Path) -> dict[str, Any]:
-    file = folder / "three_parts.py"
-    file.write_text(THREE_PARTS)
-    return {"kind": str(file), "length": 4}
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-
-
-def weights(folder: Path, step: int) -> dict[str, Any]:
-    (file,) = checkpoint.folder_of(folder / "checkpoints", step).glob("*.safetensors")
-    return load_file(file)
-
-
-def assert_ended_with_the_best(folder: Path) -> int:
-    """The last checkpoint is the first at which patience was at its end, and holds the best one's weights; its step."""
-    lines, saved = records(folder), checkpoint.steps(folder / "checkpoints")
-    end = saved[-1]
-    validation = choices(lines)
-    assert end == max(record["step"] for record in validation) < 60
-    assert checkpoint.settled(validation, 2)
-    assert not checkpoint.settled(validation[:-1], 2)
-    best = best_of(RunDir(folder), saved)
-    assert best is not None
-    assert best < end
-    first, last = weights(folder, best), weights(folder, end)
-    assert all((first[name] == last[name]).all() for name in first)
-    return best
-
-
-def test_ends_early_with_the_best_weights_and_stays_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two parts: the score after training is that of the weights that are kept, and is not evaluated a second time."""
-    (folder,) = run_recipe(recipe(tmp_path, every=10, patience=2))
-    best = assert_ended_with_the_best(folder)
+def test_two_parts_are_evaluated_once_and_the_result_is_of_the_weights_that_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder,) = run_recipe(recipe(tmp_path, 2, every=1, patience=2))
+    assert_ended_with_the_best(folder)
     lines = records(folder)
-    assert {record["name"] for record in lines} == {"validation"}
-    *evaluated, after = lines
-    assert [record["step"] for record in evaluated] == list(range(0, after["step"] + 1, 10)), "each once"
-    assert after["weights"] == best
-    of_best = next(record for record in evaluated if record["step"] == best)
-    assert after["per_prompt"] == of_best["per_prompt"]
-    assert evaluate_run(str(folder), None, [])["per_prompt"] == after["per_prompt"]
-    assert "serve for both" in (folder / "report.html").read_text()
-    capsys.readouterr()
-    run_recipe(recipe(tmp_path, every=10, patience=2))
+    assert [(r["name"], r["step"], r["weights"]) for r in lines] == [
+        *(("validation", step, step) for step in range(END + 1)),
+        ("validation", END, BEST),
+    ]
+    assert [r["score"] for r in lines] == pytest.approx([s + 0.01 for s in (*SCORES[: END + 1], SCORES[BEST])])
+    assert lines[-1]["difference"] == pytest.approx(SCORES[BEST] - SCORES[0])
+    shown = capsys.readouterr().out
+    assert shown.count("evaluating on") == END + 1
+    assert f"step {END}  validation score 0.71" in shown
+    assert evaluate_run(str(folder), None, [])["per_prompt"] == lines[-1]["per_prompt"]
+    text = (folder / "report.html").read_text()
+    assert "its validation prompts serve for both" in text
+    assert f"weights of step {BEST}" in text
+    run_recipe(recipe(tmp_path, 2, every=1, patience=2))
     assert "finished before" in capsys.readouterr().out
     assert records(folder) == lines
 
 
-def test_choices_look_at_validation_and_the_result_is_of_test(tmp_path: Path) -> None:
-    (folder,) = run_recipe(recipe(tmp_path, three_parts(tmp_path), every=10, patience=2))
-    best = assert_ended_with_the_best(folder)
+def test_three_parts_choices_look_at_validation_and_the_result_is_of_test(tmp_path: Path) -> None:
+    (folder,) = run_recipe(recipe(tmp_path, 3, every=1, patience=2))
+    assert_ended_with_the_best(folder)
     lines = records(folder)
-    before, after = (record for record in lines if record["name"] == "test")
-    assert (before["step"], before["weights"]) == (0, 0)
-    assert after["weights"] == best
-    assert after["step"] == checkpoint.steps(folder / "checkpoints")[-1]
-    assert after["score"] - before["score"] == pytest.approx(after["difference"])
-    validation = {i for record in choices(lines) for i in record["ids"]}
-    assert validation.isdisjoint(after["ids"])
+    assert [(r["name"], r["step"], r["weights"]) for r in lines] == [
+        ("test", 0, 0),
+        *(("validation", step, step) for step in range(END + 1)),
+        ("test", END, BEST),
+    ]
+    before, after = lines[0], lines[-1]
+    assert after["difference"] == pytest.approx(SCORES[BEST] - SCORES[0])
+    assert after["ids"] == before["ids"] == list(range(5, 13))
+    assert all(r["ids"] == list(range(1, 5)) for r in choices(lines))
     assert evaluate_run(str(folder), None, [])["per_prompt"] == after["per_prompt"]
     on_validation = evaluate_run(str(folder), None, [], part="validation")
-    assert on_validation["per_prompt"] == next(r for r in choices(lines) if r["step"] == best)["per_prompt"]
-    text = (folder / "report.html").read_text()
-    assert "serve for both" not in text
-    assert f"weights of step {best}" in text
+    assert (on_validation["name"], on_validation["ids"]) == ("validation", list(range(1, 5)))
+    assert "serve for both" not in (folder / "report.html").read_text()
 
 
-def test_without_choices_nothing_is_spent_on_validation(tmp_path: Path) -> None:
-    changed = recipe(tmp_path, three_parts(tmp_path)).stages[0]
-    short = changed.model_copy(update={"sft": changed.sft.model_copy(update={"steps": 2})})
-    (folder,) = run_recipe(recipe(tmp_path).model_copy(update={"stages": (short,)}))
-    assert [(record["step"], record["name"]) for record in records(folder)] == [(0, "test"), (2, "test")]
+def test_num_prompts_is_of_either_part(tmp_path: Path) -> None:
+    (folder,) = run_recipe(recipe(tmp_path, 3, steps=1, every=1, num_prompts=3))
+    assert [(r["name"], r["ids"]) for r in records(folder)] == [
+        ("test", [5, 6, 7]), ("validation", [1, 2, 3]), ("test", [5, 6, 7]),
+    ]  # fmt: skip
+
+
+def test_without_a_choice_nothing_is_spent_on_validation(tmp_path: Path) -> None:
+    (folder,) = run_recipe(recipe(tmp_path, 3, steps=2))
+    assert [(r["name"], r["step"]) for r in records(folder)] == [("test", 0), ("test", 2)]
+    assert records(folder)[-1]["score"] == pytest.approx(SCORES[2] + 0.01)
+
+
+def test_the_best_checkpoint_stays_without_patience_and_the_last_weights_are_the_result(tmp_path: Path) -> None:
+    (folder,) = run_recipe(recipe(tmp_path, 3, steps=4, every=1))
+    assert checkpoint.steps(folder / "checkpoints") == [2, 3, 4]
+    assert number(folder, 4) == SCORES[4]
+    assert records(folder)[-1]["weights"] == 4
 
 
 class Killed(BaseException):
     """Stands for the end of the process, right there."""
 
 
-def stop(*arguments: object) -> None:
+def stop(*arguments: object) -> Any:
     raise Killed
 
 
-@pytest.mark.parametrize("parts", [two_parts, three_parts])
-@pytest.mark.parametrize("moment", ["save", "_end"])
-def test_killed_between_the_last_evaluation_and_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: Callable[[Path], dict[str, Any]], moment: str
-) -> None:
-    """The record that ends the stage is there, the checkpoint with the best weights is not: the stage goes on, and ends so again."""
-    task = parts(tmp_path)
-    (folder,) = run_recipe(recipe(tmp_path, task, every=10, patience=2))
-    expected, end = records(folder), checkpoint.steps(folder / "checkpoints")[-1]
-    expected_weights = weights(folder, end)
-
+def killed_at(moment: str, patch: pytest.MonkeyPatch) -> None:
     saved = checkpoint.save
 
     def save(root: Path, loop: Any, *rest: Any) -> Path:
-        return stop() if loop.step == end else saved(root, loop, *rest)  # type: ignore[return-value]
+        return stop() if loop.step == END else saved(root, loop, *rest)
 
-    with monkeypatch.context() as patch:
-        if moment == "save":
-            patch.setattr(checkpoint, "save", save)
-        else:
-            patch.setattr(course.Course, "_end", stop)
-        with pytest.raises(Killed):
-            run_recipe(recipe(tmp_path, task, every=10, patience=2), fresh=True)
-    assert max(record["step"] for record in records(folder)) == end > checkpoint.steps(folder / "checkpoints")[-1]
-    assert not finished(RunDir(folder), 60, 2)
-    run_recipe(recipe(tmp_path, task, every=10, patience=2))
-    assert finished(RunDir(folder), 60, 2)
+    if moment == "before the last checkpoint":
+        patch.setattr(checkpoint, "save", save)
+    else:
+        patch.setattr(course.Course, "_end", stop)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("moment", ["before the last checkpoint", "right after the last evaluation"])
+def test_killed_between_the_last_evaluation_and_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, moment: str
+) -> None:
+    """The record that ends the stage is there, the checkpoint with the best weights is not: the stage goes on, and ends so."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(moment, patch)
+        run_recipe(recipe(tmp_path, parts, every=1, patience=2))
+    folder = tmp_path / "runs" / "patient" / "1-stage_of_numbers"
+    assert max(record["step"] for record in records(folder)) == END > checkpoint.steps(folder / "checkpoints")[-1]
+    assert not finished(RunDir(folder), 7, 2)
+    run_recipe(recipe(tmp_path, parts, every=1, patience=2))
     assert_ended_with_the_best(folder)
-    assert records(folder) == expected
-    assert all((tensor == expected_weights[name]).all() for name, tensor in weights(folder, end).items())
+    resumed = records(folder)
+    run_recipe(recipe(tmp_path, parts, every=1, patience=2), fresh=True)
+    assert records(folder) == resumed
 
 
 def test_patience_needs_something_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(RelgradError, match=r"patience=2 .*evaluation\.every"):
-        recipe(tmp_path, patience=2)
-    empty = recipe(tmp_path, {"kind": "digits", "length": 4, "held_out_size": 0}, every=10, patience=2)
+        recipe(tmp_path, 3, patience=2)
     with pytest.raises(RelgradError, match="patience=2 looks at validation prompts, and the task has none"):
-        run_recipe(empty)
+        run_recipe(recipe(tmp_path, 3, size=0, every=1, patience=2))

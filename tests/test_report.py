@@ -14,7 +14,7 @@ import pytest
 
 from relgrad.monitor.report import write_report
 from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
-from relgrad.monitor.report.page import before_after, scores_of, number
+from relgrad.monitor.report.page import before_after, number, scores_of
 from relgrad.monitor.report.read import spread
 from written_run import EVIL, write_stage
 

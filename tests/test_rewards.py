@@ -15,12 +15,12 @@ import torch
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import RewardComponent
 from relgrad.core.types import Output, Prompt, Rollouts, Score
 from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.number import numbers
 from relgrad.runs.build import build_rewards
-from relgrad.core.settings import RewardComponent
 
 ASK = Prompt("2 + 2 =", {"answer": "4", "level": 1})
 CHAT = Prompt([{"role": "user", "content": "3 + 3 ="}], {"answer": "6", "level": 2})

@@ -11,8 +11,8 @@ import pytest
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.types import Prompt
 from relgrad.core.settings import Component, settings_of
+from relgrad.core.types import Prompt
 from relgrad.tasks import Task, dataset, digits, file, reasoning_gym
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k_train_2000.jsonl"

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.stages.kind import find
 
 Path = tuple[str, ...]
 Setting = tuple[Path, Any]
@@ -42,7 +42,7 @@ def translate(data: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises RelgradError, beginning with `source`, where a setting is given under two names, or beside a `stage` it is not for.
     """
     if isinstance(kind := data.get("stage"), str):
-        sections = registry.find("stages", kind).Settings.model_fields
+        sections = find(kind)[0].model_fields
         if lost := [name for name in data if name in NAMES and NAMES[name][0] not in sections]:
             place = ".".join(NAMES[lost[0]])
             raise RelgradError(

@@ -20,7 +20,7 @@ from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict, explain
 from relgrad.runs import aliases
-from relgrad.stages.kind import kind_of
+from relgrad.stages.kind import find, kind_of
 from relgrad.stages.settings import Stage
 
 
@@ -66,7 +66,8 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
             _assign(stage, key, value)
         merged.append(stage)
     kinds = [_kind(stage, place) for stage, place in zip(merged, places, strict=True)]
-    stages = [_stage(stage, kind, kinds, place) for stage, kind, place in zip(merged, kinds, places, strict=True)]
+    models = {kind: find(kind)[0] for kind in [*kinds, *registry.kinds("stages")]}
+    stages = [_stage(stage, kind, models, place) for stage, kind, place in zip(merged, kinds, places, strict=True)]
     _require_own_labels(stages, source)
     return Recipe(name=stages[0].name, stages=tuple(stages))
 
@@ -79,10 +80,9 @@ def _kind(stage: Mapping[str, Any], place: str) -> str:
     return kind
 
 
-def _stage(merged: Mapping[str, Any], kind: str, kinds: Sequence[str], place: str) -> Stage:
+def _stage(merged: Mapping[str, Any], kind: str, models: Mapping[str, type[Stage]], place: str) -> Stage:
     """The stage's own settings, once everything that is written was checked."""
-    model = stage_model(kind, [*kinds, *registry.kinds("stages")])
-    own: type[Stage] = registry.find("stages", kind).Settings
+    own, model = models[kind], stage_model(kind, models)
     try:
         checked = model.model_validate(merged)
         return own.model_validate({name: value for name, value in checked if name in own.model_fields})
@@ -90,23 +90,22 @@ def _stage(merged: Mapping[str, Any], kind: str, kinds: Sequence[str], place: st
         raise RelgradError(f"{place}:\n{explain(error, model)}") from None
 
 
-def stage_model(kind: str, others: Iterable[str]) -> type[Stage]:
-    """The settings of a kind of stage, with the sections of other kinds beside them.
+def stage_model(kind: str, models: Mapping[str, type[Stage]]) -> type[Stage]:
+    """The settings of a kind of stage, with the sections of the others in `models` beside them.
 
     Raises RelgradError where two kinds have a section of one name and mean different settings by it.
     """
-    own: type[Stage] = registry.find("stages", kind).Settings
+    own = models[kind]
+    fields = dict(own.model_fields)
     foreign: dict[str, Any] = {}
-    for other in dict.fromkeys(others):
-        for name, field in registry.find("stages", other).Settings.model_fields.items():
-            known = own.model_fields.get(name)
-            annotation = foreign[name][0] if name in foreign else known.annotation if known else field.annotation
-            if annotation != field.annotation:
+    for other, model in models.items():
+        for name, field in model.model_fields.items():
+            if fields.setdefault(name, field).annotation != field.annotation:
                 raise RelgradError(
                     f"stages: {other!r} has a section {name!r} with other settings than another kind of stage has under this "
                     "name; give the section of your own kind a name of its own"
                 )
-            if known is None:
+            if name not in own.model_fields:
                 foreign[name] = (field.annotation, None if field.is_required() else field)
     return create_model(own.__name__, __base__=own, **foreign)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from relgrad.core import registry
+from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Learner, Policy
 from relgrad.core.run_folder import RunDir
 from relgrad.core.settings import RewardComponent, settings_of
@@ -121,10 +122,22 @@ class Kind:
     components: Mapping[str, str] = field(default_factory=dict)
 
 
+def find(name: str) -> tuple[type[Stage], Kind]:
+    """(Settings, KIND) of the kind of stage that a recipe names. Raises RelgradError for a module that does not offer them."""
+    offered = vars(registry.find("stages", name))
+    settings, kind = offered.get("Settings"), offered.get("KIND")
+    if not (isinstance(settings, type) and issubclass(settings, Stage)):
+        raise RelgradError(f"stages: {name!r} offers no Settings built on relgrad.stages.settings.Stage")
+    if not isinstance(kind, Kind):
+        raise RelgradError(f"stages: {name!r} offers no KIND, a relgrad.stages.kind.Kind")
+    if kind.loop not in settings.model_fields:
+        raise RelgradError(f"stages: {name!r} has no section {kind.loop!r}, which its KIND names as the loop's")
+    return settings, kind
+
+
 def kind_of(stage: Stage) -> Kind:
-    """The kind of a stage. Raises RelgradError for one there is not."""
-    kind: Kind = registry.find("stages", stage.stage).KIND
-    return kind
+    """The kind of a stage."""
+    return find(stage.stage)[1]
 
 
 def loop_settings(stage: Stage) -> Any:

@@ -48,8 +48,8 @@ class Chart:
 def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Chart], list[Chart]]:
     """(the charts that have data, a chart for every figure that is in none of them)."""
     keys = _keys(records)
-    is_sft = recipe.get("stage") in ("sft", "judge")
-    charts = [*(() if is_sft else _reward_charts(records, keys)), *_plain_charts(records, keys, recipe, is_sft)]
+    rewarded = "reward" in keys
+    charts = [*(_reward_charts(records, keys) if rewarded else ()), *_plain_charts(records, keys, recipe, rewarded)]
     used = {key for spec in SPECS for key in spec.keys}
     rest = [
         key
@@ -242,7 +242,7 @@ def _reward_charts(records: Records, keys: Sequence[str]) -> list[Chart]:
     return charts
 
 
-def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, Any], is_sft: bool) -> list[Chart]:
+def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, Any], rewarded: bool) -> list[Chart]:
     charts: list[Chart] = []
     for spec in SPECS:
         own = [(key, name) for key, name in spec.keys.items() if key in keys]
@@ -252,10 +252,10 @@ def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, An
         if spec.id == "parity":
             note = (f"Nats between fresh and recorded log-probabilities; tolerance {parity_tolerance(recipe):g} "
                     f"for {policy_dtype(recipe)}.")  # fmt: skip
-        if spec.id == "loss" and is_sft:
+        if spec.id == "loss" and not rewarded:
             note = "Nats per target token."
         chart = _chart(spec.id, spec.title, note, series, percent=spec.percent, may_log=spec.log)
-        charts.insert(0, chart) if spec.id == "loss" and is_sft else charts.append(chart)
+        charts.insert(0, chart) if spec.id == "loss" and not rewarded else charts.append(chart)
     times = [key for key in keys if key.startswith("time/")]
     if times:
         series = [_series(records, key, key.removeprefix("time/")) for key in times]
