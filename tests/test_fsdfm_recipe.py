@@ -7,6 +7,7 @@ from pathlib import Path
 
 from commands import relgrad
 from relgrad.policies import flow
+from relgrad.policies.flow.settings import Lora
 from relgrad.runs.build import find_recipe, resolve
 from relgrad.runs.recipe import load_recipe
 
@@ -21,7 +22,7 @@ def test_its_settings_are_the_originals() -> None:
     """openbrowser-ai's FSDFM_MODEL_CONFIG, FSDFM_SFT_CONFIG and FLOW_GRPO_FSDFM_CONFIG, and the 10 steps of its plan."""
     sft, grpo = resolve(load_recipe(find_recipe("fsdfm-1.3b"))).stages
     policy = flow.Settings(**grpo.policy.options)
-    assert policy.lora == flow.Lora(r=16, alpha=32, target_modules=("qw", "kw", "vw", "attn_out"))
+    assert policy.lora == Lora(r=16, alpha=32, target_modules=("qw", "kw", "vw", "attn_out"))
     assert (policy.sampling_steps, policy.evaluation_steps, policy.temperature) == (10, 64, 1.0)
     assert (policy.network.dropout, policy.dtype, policy.symbols) == (0.1, "bfloat16", "gpt2")
     assert (policy.source, policy.scheduler, policy.exponent) == (None, None, None), "the checkpoint's own"

@@ -260,7 +260,7 @@ def stop(*arguments: object) -> Any:
     raise Killed
 
 
-def killed_at(moment: str, patch: pytest.MonkeyPatch) -> None:
+def stop_at(moment: str, patch: pytest.MonkeyPatch) -> None:
     saved = checkpoint.save
 
     def save(root: Path, loop: Any, *rest: Any) -> Path:
@@ -278,9 +278,10 @@ def test_killed_between_the_last_evaluation_and_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, moment: str
 ) -> None:
     """The record that ends the stage is there, the checkpoint with the best weights is not: the stage goes on, and ends so."""
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(moment, patch)
-        run_recipe(recipe(tmp_path, parts, every=1, patience=2))
+    with monkeypatch.context() as patch:
+        stop_at(moment, patch)
+        with pytest.raises(Killed):
+            run_recipe(recipe(tmp_path, parts, every=1, patience=2))
     folder = tmp_path / "runs" / "patient" / "1-stage_of_numbers"
     assert max(record["step"] for record in records(folder)) == END > checkpoint.steps(folder / "checkpoints")[-1]
     assert not finished(RunDir(folder), 7, 2)

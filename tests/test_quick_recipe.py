@@ -74,7 +74,7 @@ def test_report(finished: Path):
     for folder in (finished, finished / "2-grpo"):
         (folder / "report.html").unlink()
         assert str(folder / "report.html") in relgrad("report", folder)
-        assert "held-out" in (folder / "report.html").read_text()
+        assert 'data-testid="score"' in (folder / "report.html").read_text()
 
 
 def test_run_again_does_nothing(finished: Path):

@@ -165,7 +165,8 @@ def test_a_kind_of_ones_own_runs_like_the_others(own: Path, capsys: pytest.Captu
     folder = own / "runs" / "own" / "2-decay"
     assert json.loads((folder / "decay.json").read_text()) == {"validation": 10}
     assert [record["step"] for record in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4]
-    assert [record["step"] for record in lines(folder / "evaluations.jsonl")] == [0, 2, 4]
+    evaluated = [(record["name"], record["step"]) for record in lines(folder / "evaluations.jsonl")]
+    assert evaluated == [("test", 0), ("validation", 2), ("validation", 4), ("test", 4)]
     assert "complete, 4 steps" in (folder / "report.html").read_text()
     written = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert (written["stage"], written["decay"]["steps"]) == ("decay.py", 4)

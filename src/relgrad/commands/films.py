@@ -40,8 +40,8 @@ def shoot(
     """(`n` films per prompt, the file they were added to): of a run's trained policy or a recipe's untrained one.
 
     `options` are the command line's, by name. Prompts are the given ones, what an option asks to be written, or the first test
-    prompts, whose films also say what their texts are worth. Raises RelgradError for a policy that cannot be filmed, for an option that
-    it does not have, and for `save` without a run folder.
+    prompts, whose films also say what their texts are worth. Raises RelgradError for a policy that cannot be filmed, for an
+    option that it does not have, and for `save` without a run folder.
     """
     chosen = _options_of(open_source(source, overrides)[0].policy.kind, options)
     changed = [f"policy.{k}={v}" for option in chosen for k, v in option.settings(options[option.name]).items()]
