@@ -269,7 +269,7 @@ def check_round_trips(module: str, toys: dict[str, Callable[[], Toy]], folder: P
 
     One process for all toys of a module, since importing the libraries is what takes time.
     """
-    from relgrad.training.checkpoint import save_rollouts
+    from relgrad.training.kept_experience import save_rollouts
 
     scores: dict[str, Tensor] = {}
     for name, build in toys.items():

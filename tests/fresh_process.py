@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from relgrad.training.checkpoint import load_rollouts
+from relgrad.training.kept_experience import load_rollouts
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from relgrad.policies.flow import toy as flow_toy
 from relgrad.policies.flow.policy import FlowPolicy
 from relgrad.policies.flow.settings import Lora
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.training import checkpoint
+from relgrad.training import checkpoint, kept_experience
 from relgrad.training.grpo import Grpo, GrpoSettings, train
 from relgrad.training.sft import Sft, SftSettings
 from relgrad.trajectories import trained_steps
@@ -353,8 +353,8 @@ def test_the_loop_trains_some_steps_and_says_what_they_stand_for(tmp_path: Path)
     assert terms.stands_for == 5 / 2
     assert terms.mask_BT.sum(-1).tolist() == [2] * 12
     assert record.metrics["parity/max_abs"] <= 1e-5
-    checkpoint.save_rollouts(run.batch.parts[0], tmp_path)
-    assert checkpoint.load_rollouts(tmp_path).stands_for == 5 / 2
+    kept_experience.save_rollouts(run.batch.parts[0].rollouts, tmp_path)
+    assert kept_experience.load_rollouts(tmp_path).stands_for == 5 / 2
 
 
 @pytest.mark.parametrize("source", ["uniform", "mask"])

@@ -110,7 +110,7 @@ def test_chunk_size(name: str, off_policy: bool):
         metrics = made._accumulate(batch, rows)
         assert_same(gradient(trained), whole)
         assert metrics == pytest.approx(whole_metrics, rel=1e-5, abs=1e-6)
-    chunks = [len(trained.plan(batch.parts[0], rows, budget)) for budget in (1, 13, 40, 100_000)]
+    chunks = [len(trained.plan(batch.parts[0].rollouts, rows, budget)) for budget in (1, 13, 40, 100_000)]
     assert chunks[0] == len(rows)
     assert chunks[-1] == 1
     assert chunks == sorted(chunks, reverse=True)
@@ -128,8 +128,8 @@ def test_loss_gradient_is_that_of_plain_autograd(name: str):
     made._accumulate(batch, rows)
     two_passes = gradient(trained)
     terms, _ = made._terms(batch, rows, fresh=False)
-    cells_N2 = batch.parts[0].cells()
-    scores = trained.score(batch.parts[0], cells_N2, entropy=True, reference_kl=True)
+    cells_N2 = batch.parts[0].rollouts.cells()
+    scores = trained.score(batch.parts[0].rollouts, cells_N2, entropy=True, reference_kl=True)
 
     def spread(value_N: Tensor) -> Tensor:
         return torch.zeros(batch.mask_BT.shape, dtype=value_N.dtype).index_put(cells_N2.unbind(-1), value_N)

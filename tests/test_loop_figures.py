@@ -182,7 +182,7 @@ def test_what_they_mean(estimator: str, loss_type: str):
     before = torch.nn.utils.parameters_to_vector([p for _, p in made.policy.parameters()]).detach().clone()
     metrics = made.update().metrics
     assert made.batch is not None
-    (part,) = made.batch.parts
+    (part,) = (part.rollouts for part in made.batch.parts)
     torch.nn.utils.vector_to_parameters(before, [p for _, p in made.policy.parameters()])
     with torch.no_grad():
         scores = made.policy.score(part, part.cells(), entropy=True, reference_kl=True)

@@ -125,7 +125,7 @@ def test_groups_without_spread_are_replaced():
         first += part.rows
     assert batch.metrics["groups_resampled"] == replaced > 0
     assert len(batch.group_B[batch.keep_B].unique()) == 8
-    assert made.cursor == sum(len(part.prompts) for part in batch.parts)
+    assert made.cursor == sum(len(part.prompts) for part in (p.rollouts for p in batch.parts))
     kept_reward = torch.tensor(any_digit([o.text for o in batch.outputs]))[batch.keep_B]
     assert batch.metrics["reward"] == pytest.approx(float(kept_reward.mean()))
     for rows in batch.minibatches(1, generator(0)):
@@ -157,7 +157,7 @@ def test_inner_ratio_by_hand():
     made.update()
     batch = made.batch
     assert batch is not None
-    (part,) = batch.parts
+    (part,) = (part.rollouts for part in (p.rollouts for p in batch.parts))
     cells_N2 = part.cells()
     with torch.no_grad():
         now_N = made.policy.score(part, cells_N2).logp_N
@@ -208,7 +208,7 @@ def test_foreign_log_probs_are_corrected():
     assert batch.correction_BT is not None
     assert torch.allclose(batch.correction_BT, expected_BT, atol=1e-4)
     assert float(batch.correction_BT.max()) == 2.0
-    own_BT = batch.parts[0].behaviour_logp_BT - made.policy.shift
+    own_BT = batch.parts[0].rollouts.behaviour_logp_BT - made.policy.shift
     assert torch.allclose(batch.behaviour_logp_BT, own_BT, atol=1e-5)
     gap = -made.policy.shift[batch.mask_BT]
     assert batch.metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(float(gap.abs().mean()), abs=1e-4)
@@ -217,8 +217,8 @@ def test_foreign_log_probs_are_corrected():
     assert not torch.allclose(corrected, plain, atol=1e-4)
 
     # by hand, with autograd: mean over rows of the mean over decisions of -w A log pi
-    cells_N2 = batch.parts[0].cells()
-    logp_N = made.policy.score(batch.parts[0], cells_N2).logp_N
+    cells_N2 = batch.parts[0].rollouts.cells()
+    logp_N = made.policy.score(batch.parts[0].rollouts, cells_N2).logp_N
     share_N = (expected_BT * batch.advantage_B[:, None] / batch.mask_BT.sum(-1, keepdim=True))[cells_N2.unbind(-1)]
     (-(share_N * logp_N).sum() / len(batch.group_B)).backward()
     by_hand = torch.cat([p.grad.flatten() for _, p in made.policy.parameters() if p.grad is not None])
@@ -291,7 +291,7 @@ def test_k1_is_taken_from_the_reward():
     made = moved_policy()
     one = loop(made, beta=0.5, kl_estimator="k1")
     one.batch = one.generate()
-    (part,) = one.batch.parts
+    (part,) = (part.rollouts for part in one.batch.parts)
     with torch.no_grad(), made.reference():
         reference_N = made.score(part, part.cells()).logp_N
     gap_BT = torch.zeros_like(part.behaviour_logp_BT)
@@ -312,7 +312,7 @@ def test_logged_kl_by_hand(estimator: str):
     rollouts_before = weights(made)
     metrics = one.update().metrics
     assert one.batch is not None
-    (part,) = one.batch.parts
+    (part,) = (part.rollouts for part in one.batch.parts)
     torch.nn.utils.vector_to_parameters(rollouts_before, [p for _, p in made.parameters()])
     with torch.no_grad():
         scores = made.score(part, part.cells(), reference_kl=True)
@@ -336,7 +336,7 @@ def test_metrics_of_a_batch_by_hand():
     batch = made.batch
     assert batch is not None
     stop = [s == "length" for s in batch.stop]
-    lengths = batch.parts[0].mask_BT.sum(-1).double()
+    lengths = batch.parts[0].rollouts.mask_BT.sum(-1).double()
     ended = lengths[~torch.tensor(stop)]
     expected = {
         "reward": float(scored.mean()),

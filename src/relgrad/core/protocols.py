@@ -226,13 +226,19 @@ class Rewards(Protocol):
 class LossTerms:
     """Everything a loss may see. Log-probabilities in nats; never logits, models or configurations.
 
+    A loss is a sum over the rows given, divided by counts of the whole optimizer step (`rows`, `decisions`, `batch_decisions`), so
+    that the losses and gradients of parts add up to those of the whole.
+
     logp_BT            the current policy's, the leaf that is differentiated
     behaviour_logp_BT  the sampling policy's, recorded
     advantage_BT       [B, T] (broadcast from rows where credit is per row)
     mask_BT            bool, finished: True where a decision counts
+    group_B            int64 [B]: which rows are compared; None where the loss is told of no groups
     reference_logp_BT  the frozen start's, or None when beta is 0 or the KL is exact
     entropy_BT, kl_BT  leaves too, where the loss asked for them (`Loss.needs`)
-    correction_BT      truncated importance weights for decisions another engine sampled, or None
+    correction_BT      truncated importance weights for decisions that another than the current policy drew, or None
+    step_rows          rows of the optimizer step; None: those given are all
+    step_decisions     trained decisions of the optimizer step; None: those given are all
     batch_decisions    decisions per optimizer step, averaged over the generation batch (dapo's and cispo's divisor)
     max_decisions      longest possible row (dr_grpo's divisor)
     stands_for         decisions that each trained one stands for, where a policy trains a random part of each row
@@ -249,6 +255,20 @@ class LossTerms:
     kl_BT: Tensor | None = None
     correction_BT: Tensor | None = None
     stands_for: float = 1.0
+    group_B: Tensor | None = None
+    step_rows: int | None = None
+    step_decisions: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the optimizer step has."""
+        return self.logp_BT.shape[0] if self.step_rows is None else self.step_rows
+
+    @property
+    def decisions(self) -> float:
+        """How many trained decisions the optimizer step has; at least 1, being a divisor."""
+        count = float(self.mask_BT.sum()) if self.step_decisions is None else self.step_decisions
+        return max(count, 1.0)
 
 
 class Loss(Protocol):

@@ -7,7 +7,7 @@ Axes are part of every tensor's name: **B** rows (trajectories), **T** decisions
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -139,6 +139,7 @@ class RewardTable:
 
     A reward of weight 0 is a *monitor*: it is shown, and neither its scores nor their absence count for anything else.
     decision_BRT  float64 [B, R, T]: scores of single decisions, NaN where a reward gave none; None when none gave any
+    trace         the traceback of the first failure, for people; empty where nothing failed
     """
 
     names: tuple[str, ...]
@@ -147,11 +148,19 @@ class RewardTable:
     parts: tuple[Mapping[str, float], ...] = ()
     why: tuple[str, ...] = ()
     decision_BRT: Tensor | None = None
+    trace: str = ""
 
     @property
     def counted_R(self) -> Tensor:
         """bool [R]; False for monitors."""
         return self.weights_R != 0
+
+    def only(self, keep_B: Tensor) -> RewardTable:
+        """The same table in which all other rows are unscored."""
+        decision_BRT = self.decision_BRT
+        if decision_BRT is not None:
+            decision_BRT = decision_BRT.masked_fill(~keep_B[:, None, None], torch.nan)
+        return replace(self, value_BR=self.value_BR.masked_fill(~keep_B[:, None], torch.nan), decision_BRT=decision_BRT)
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,21 @@ def flat_groups(score_B: Tensor, group_B: Tensor) -> Tensor:
 
     Of scores [B, T] it is [G, T]: every decision by itself.
     """
-    groups = int(group_B.max()) + 1 if group_B.numel() else 0
-    unscored_B = score_B.isnan()
-    index_B = group_B.view(-1, *[1] * (score_B.dim() - 1)).expand_as(score_B)
-    high_G, low_G = (
-        score_B.new_full((groups, *score_B.shape[1:]), fill).scatter_reduce(
-            0, index_B, score_B.masked_fill(unscored_B, fill), side
-        )
-        for fill, side in ((-torch.inf, "amax"), (torch.inf, "amin"))
-    )
+    low_G, high_G = group_range(score_B, group_B)
     return ~(high_G > low_G)
+
+
+def group_range(score_B: Tensor, group_B: Tensor) -> tuple[Tensor, Tensor]:
+    """(lowest, highest) score of a group's scored rows, each [G], or [G, ...] of scores [B, ...]; inf and -inf where none is."""
+    groups = int(group_B.max()) + 1 if group_B.numel() else 0
+    index_B = group_B.view(-1, *[1] * (score_B.dim() - 1)).expand_as(score_B)
+    low_G, high_G = (
+        score_B.new_full((groups, *score_B.shape[1:]), fill).scatter_reduce(
+            0, index_B, score_B.masked_fill(score_B.isnan(), fill), side
+        )
+        for fill, side in ((torch.inf, "amin"), (-torch.inf, "amax"))
+    )
+    return low_G, high_G
 
 
 def decision_advantages(
@@ -143,26 +148,21 @@ def combine(
 
     "sum_then_normalize": weighted sum first, group-relative afterwards (GRPO). "normalize_then_sum": each reward made
     group-relative by itself, weighted sum, then standardised over the batch (GDPO, arXiv:2601.05242), so that a reward of
-    small scale is heard. A reward that is NaN for a row is left out of its sum; a row with no reward at all is unscored,
-    also where a monitor (a reward of weight 0) scored it.
-    `penalty_B` (nats, already times beta) is subtracted from the total reward: the k1 divergence *in the reward*
-    ("normalize_then_sum": from the sum of the normalised rewards, centred within its group).
+    small scale is heard. What a missing score does is said at `completed`; a row with no reward at all is unscored, also where a
+    monitor (a reward of weight 0) scored it.
+    `penalty_B` (nats, already times beta) is the k1 divergence *in the reward*: centred within its group, it is subtracted from
+    the advantage. It is divided by no spread, so its effect is linear in beta; which groups are flat, the rewards alone say.
     """
-    reward_B = total_reward(table)
+    reward_B = total_reward(table, group_B)
     unscored_B = reward_B.isnan()
-    if penalty_B is not None:
-        reward_B = reward_B - penalty_B.to(reward_B.dtype)
     if aggregation == "sum_then_normalize":
         advantage_B = group_advantages(reward_B, group_B, scale=scale, leave_one_out=leave_one_out)
+        flat_G = flat_groups(reward_B, group_B)
     elif aggregation == "normalize_then_sum":
-        columns = list(table.value_BR[:, table.counted_R].unbind(-1))
+        columns = table.value_BR[:, table.counted_R].unbind(-1)
         total_B = torch.zeros_like(reward_B)
         for column_B, weight in zip(columns, table.weights_R[table.counted_R], strict=True):
             total_B += weight * group_advantages(column_B, group_B, scale="group", leave_one_out=leave_one_out)
-        if penalty_B is not None:  # centred only: divided by its own spread, beta would cancel
-            columns.append(torch.where(unscored_B, torch.nan, -penalty_B.to(reward_B.dtype)))
-            total_B += group_advantages(columns[-1], group_B, scale="none", leave_one_out=leave_one_out)
-        total_B = torch.where(unscored_B, torch.nan, total_B)
         scored = total_B[~unscored_B]
         std = scored.std() if scored.numel() > 1 else scored.new_zeros(())
         advantage_B = torch.where(unscored_B, 0.0, (total_B - scored.mean()) / (std + EPSILON))
@@ -170,14 +170,31 @@ def combine(
         advantage_B = torch.where(flat_G[group_B], 0.0, advantage_B)
     else:
         raise ValueError(f"aggregation={aggregation!r}: must be 'sum_then_normalize' or 'normalize_then_sum'")
+    if penalty_B is not None:
+        charged_B = torch.where(unscored_B, torch.nan, penalty_B.to(reward_B.dtype))
+        advantage_B = advantage_B - group_advantages(charged_B, group_B, scale="none", leave_one_out=leave_one_out)
     _, _, std_G = group_stats(reward_B, group_B)
-    return Advantages(advantage_B.float(), reward_B, std_G, flat_groups(reward_B, group_B))
+    return Advantages(advantage_B.float(), reward_B, std_G, flat_G)
 
 
-def total_reward(table: RewardTable) -> Tensor:
-    """Weighted sum [B] of the rewards that scored a row; NaN where none of any weight did."""
+def completed(value: Tensor, group_B: Tensor) -> Tensor:
+    """Scores with the gaps filled that must not speak: a missing one becomes the mean of its reward over the row's group.
+
+    So a score that could not be computed neither raises nor lowers its row against its equals: 0 would praise it under a penalty
+    and punish it under a bonus. Where a reward is missing for a whole group it stays NaN, and is left out of that group (a data
+    set of several tasks, each with rewards of its own). `value` is [B, R] or, for scores of decisions, [B, R, T].
+    """
+    count_G, mean_G, _ = group_stats(value, group_B)
+    low_G, high_G = group_range(value, group_B)
+    # between the two, also where rounding would put the mean of equal scores beside them
+    mean_G = torch.where(count_G > 0, mean_G.clamp(low_G, high_G), torch.nan)
+    return torch.where(value.isnan(), mean_G[group_B], value)
+
+
+def total_reward(table: RewardTable, group_B: Tensor) -> Tensor:
+    """Weighted sum [B] of a row's rewards, missing ones `completed`; NaN for rows that no reward of any weight scored."""
     value_BR = table.value_BR[:, table.counted_R]
-    total_B = (value_BR * table.weights_R[table.counted_R]).nansum(-1)
+    total_B = (completed(value_BR, group_B) * table.weights_R[table.counted_R]).nansum(-1)
     return torch.where(value_BR.isnan().all(-1), torch.nan, total_B)
 
 
@@ -190,22 +207,25 @@ def combine_decisions(
     to each of them. Raises RelgradError where no reward of any weight scores decisions, or where rows of a group
     that are compared differ in their decisions (`mask_BT`).
     """
-    score_BT = total_decisions(table, mask_BT)
+    score_BT = total_decisions(table, mask_BT, group_B)
     scored_B = ~score_BT.isnan().all(-1)
     _require_aligned(mask_BT[scored_B], group_B[scored_B])
     advantage_BT = decision_advantages(score_BT, group_B, scale=scale, leave_one_out=leave_one_out)
     count_GT, _, std_GT = group_stats(score_BT, group_B)
     return Advantages(
         advantage_B=(advantage_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1)).float(),
-        reward_B=total_reward(table),
+        reward_B=total_reward(table, group_B),
         std_G=pooled_std(count_GT, std_GT),
         flat_G=flat_groups(score_BT, group_B).all(-1),
         advantage_BT=advantage_BT.float(),
     )
 
 
-def total_decisions(table: RewardTable, mask_BT: Tensor) -> Tensor:
-    """Weighted sum [B, T] of the rewards' scores of a decision; NaN where none of any weight has one, or is no decision."""
+def total_decisions(table: RewardTable, mask_BT: Tensor, group_B: Tensor) -> Tensor:
+    """Weighted sum [B, T] of the rewards' scores of a decision; NaN where none of any weight has one, or is no decision.
+
+    A score that is missing is `completed`: by the mean of that reward for the same decision of the group's other rows.
+    """
     value_BR1 = table.value_BR[:, table.counted_R, None]
     own_BRT = torch.full_like(value_BR1, torch.nan).expand(-1, -1, mask_BT.shape[1])
     if table.decision_BRT is not None:
@@ -219,7 +239,7 @@ def total_decisions(table: RewardTable, mask_BT: Tensor) -> Tensor:
             "completions only. Add one that does, or use credit: row"
         )
     score_BRT = torch.where(offers_BR[:, :, None], own_BRT, value_BR1).masked_fill(value_BR1.isnan(), torch.nan)
-    total_BT = (score_BRT * table.weights_R[table.counted_R, None]).nansum(1)
+    total_BT = (completed(score_BRT, group_B) * table.weights_R[table.counted_R, None]).nansum(1)
     return torch.where(mask_BT & ~score_BRT.isnan().all(1), total_BT, torch.nan)
 
 

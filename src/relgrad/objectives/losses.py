@@ -19,6 +19,9 @@ One loss = a *surrogate* per decision, an *aggregation* over decisions, and opti
 
 *) times `LossTerms.stands_for`, where only a random part of a row's decisions is trained; a mean over that part needs no factor.
 
+Rows and decisions that a sum is divided by are those of the whole optimizer step, whatever part of it is given: losses of parts add
+up. (`step_ratio_norm` alone takes statistics over the rows it is given, and wants all of them.)
+
 Definitions, defaults and edge cases follow TRL 1.16, so that the same rollouts give the same loss and gradient.
 """
 
@@ -90,14 +93,14 @@ def aggregate(cell_BT: Tensor, terms: LossTerms, loss_type: LossType) -> Tensor:
     mask_BT = terms.mask_BT.to(cell_BT.dtype)
     masked_BT = cell_BT * mask_BT
     if loss_type == "grpo":
-        return (masked_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1.0)).mean()
+        return (masked_BT.sum(-1) / mask_BT.sum(-1).clamp(min=1.0)).sum() / max(terms.rows, 1)
     if loss_type == "bnpo":
-        return masked_BT.sum() / mask_BT.sum().clamp(min=1.0)
+        return masked_BT.sum() / terms.decisions
     if loss_type == "dr_grpo":
-        return terms.stands_for * masked_BT.sum() / (mask_BT.shape[0] * terms.max_decisions)
+        return terms.stands_for * masked_BT.sum() / (max(terms.rows, 1) * terms.max_decisions)
     if loss_type in ("dapo", "cispo"):
         return masked_BT.sum() / max(terms.batch_decisions, 1.0)
-    return terms.stands_for * masked_BT.sum(-1).mean()
+    return terms.stands_for * masked_BT.sum() / max(terms.rows, 1)
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,8 @@ class PolicyLoss:
             metrics["mean_kl"] = terms.stands_for * mean_per_row(kl_BT, terms.mask_BT)
         if self.entropy_coef:
             assert terms.entropy_BT is not None
-            mask_BT = terms.mask_BT.to(loss.dtype)
-            loss = loss - self.entropy_coef * (terms.entropy_BT * mask_BT).sum() / mask_BT.sum().clamp(min=1.0)
+            entropy = (terms.entropy_BT * terms.mask_BT.to(loss.dtype)).sum() / terms.decisions
+            loss = loss - self.entropy_coef * entropy
         metrics["loss"] = float(loss.detach())
         return loss, metrics
 

@@ -1,8 +1,14 @@
 """The loops.
 
-grpo.py        sample, score, compare within the group, update
-batch.py       one generation batch: rows, credit, metrics
-sft.py         the supervised loop
-optimizer.py   AdamW, schedule, refusal of what is not finite
-checkpoint.py  save and continue
+grpo.py             credit and update: the learner
+experience.py       where a generation batch comes from: sampled from the policy and rewarded
+replay.py           the past mixed in
+batch.py            one generation batch: rows, credit, metrics
+credit.py           the credit that a recipe asks for
+tables.py           tables of several parts as one
+kept_experience.py  experience in files
+settings.py         a recipe's `grpo` section
+sft.py              the supervised loop
+optimizer.py        AdamW, schedule, refusal of what is not finite
+checkpoint.py       save and continue
 """

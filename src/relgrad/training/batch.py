@@ -1,35 +1,41 @@
-"""One generation batch on its way through the GRPO loop: its rows, their credit, and what is logged of them."""
+"""One generation batch on its way through the GRPO loop: its rows, their credit, and what is logged of them.
+
+Every process holds the same tables, of all rows; the traces of rows that another process wrote are with that process, which
+scores them (`local`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from relgrad.core.types import Output, Prompt, RewardTable, Rollouts, Stop
+from relgrad.core.types import Experience, Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.objectives.advantages import Advantages
+from relgrad.training.tables import stack
 
 
 @dataclass
 class Batch:
-    """Rows of one or several Rollouts (several where groups without spread were replaced), numbered through.
+    """Rows of one or several parts (of several processes, of groups that were written again, of the past), numbered through.
 
-    keep_B             False for rows of groups that were replaced
-    behaviour_logp_BT  what ratios are taken against: recorded when drawn, or this policy's own where another engine drew
+    keep_B             False for rows of groups that were replaced, and of the past that was not taken
+    behaviour_logp_BT  what ratios are taken against: recorded when drawn, or this policy's own where another proposal drew
     mask_BT            trainable decisions, after truncated or failed rows were dropped
+    policy_version     of the policy whose log-probs `behaviour_logp_BT` are
     advantage_BT       where credit was given per decision; `advantage_B` is then its mean over the row's decisions
     used               optimizer steps already taken on the batch
     """
 
-    parts: list[Rollouts]
+    parts: list[Experience]
     keep_B: Tensor
     group_B: Tensor
     behaviour_logp_BT: Tensor
     mask_BT: Tensor
+    policy_version: int
     advantage_B: Tensor
     reward_B: Tensor
     advantage_BT: Tensor | None = None
@@ -40,46 +46,69 @@ class Batch:
     samples: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
-    def of(parts: list[Rollouts], keep_B: Tensor, *, mask_truncated: bool) -> Batch:
+    def of(parts: list[Experience], keep_B: Tensor, *, mask_truncated: bool, policy_version: int) -> Batch:
         """The parts one below the other, padded to one width; no credit yet. Rows that failed are never trained on."""
-        group_B, first = [], 0
-        for part in parts:
-            group_B.append(part.group_B + first)
-            first += len(part.prompts)
         dropped = {"error", "length"} if mask_truncated else {"error"}
-        usable_B = torch.tensor([stop not in dropped for part in parts for stop in part.stop])
+        usable_B = torch.tensor([stop not in dropped for part in parts for stop in part.rollouts.stop])
         return Batch(
             parts=parts,
             keep_B=keep_B,
-            group_B=torch.cat(group_B),
-            behaviour_logp_BT=_stack([p.behaviour_logp_BT for p in parts]),
-            mask_BT=_stack([p.mask_BT for p in parts]) & usable_B[:, None],
+            group_B=torch.cat([part.group_B for part in parts]),
+            behaviour_logp_BT=stack([part.rollouts.behaviour_logp_BT for part in parts]),
+            mask_BT=stack([part.rollouts.mask_BT for part in parts]) & usable_B[:, None],
+            policy_version=policy_version,
             advantage_B=torch.zeros(len(keep_B)),
             reward_B=torch.zeros(len(keep_B)),
         )
 
     @property
-    def prompts(self) -> list[Prompt]:
-        """One per group."""
-        return [prompt for part in self.parts for prompt in part.prompts]
+    def prompts(self) -> dict[int, Prompt]:
+        """By number of group."""
+        return {
+            group: part.rollouts.prompts[own]
+            for part in reversed(self.parts)
+            for group, own in zip(part.group_B.tolist(), part.rollouts.group_B.tolist(), strict=True)
+        }
 
     @property
     def outputs(self) -> list[Output]:
-        return [output for part in self.parts for output in part.outputs]
+        return [output for part in self.parts for output in part.rollouts.outputs]
 
     @property
     def stop(self) -> list[Stop]:
-        return [stop for part in self.parts for stop in part.stop]
+        return [stop for part in self.parts for stop in part.rollouts.stop]
+
+    @property
+    def fresh_B(self) -> Tensor:
+        """bool [B]: kept rows that were written for this batch. Figures of what the policy writes are of these."""
+        return self.keep_B & (torch.cat([part.age_B for part in self.parts]) == 0)
 
     @property
     def length_B(self) -> Tensor:
         """Elementary choices (tokens) per row, trainable or not."""
-        return torch.cat([(p.size_BT * p.mask_BT).sum(-1) for p in self.parts])
+        return torch.cat([(p.rollouts.size_BT * p.rollouts.mask_BT).sum(-1) for p in self.parts])
 
     @property
     def drawn_BT(self) -> Tensor:
         """bool [B, T]: all decisions the policy made, also those of rows that were dropped since."""
-        return _stack([part.mask_BT for part in self.parts])
+        return stack([part.rollouts.mask_BT for part in self.parts])
+
+    @property
+    def stands_for(self) -> float:
+        return self.parts[0].rollouts.stands_for
+
+    def proposal_logp_BT(self) -> Tensor | None:
+        """Log-probs under which rows were drawn, where another than the current policy drew any; NaN where it drew itself."""
+        if all(part.proposal_logp_BT is None for part in self.parts):
+            return None
+        return stack(
+            [
+                torch.full_like(part.rollouts.behaviour_logp_BT, math.nan)
+                if part.proposal_logp_BT is None
+                else part.proposal_logp_BT
+                for part in self.parts
+            ]
+        )
 
     def credit(self, rows: Tensor) -> Tensor:
         """Advantages [n, T] of the given rows' decisions; one per row, spread over its decisions, where that is how they are."""
@@ -105,62 +134,71 @@ class Batch:
         ]
 
     def local(self, rows: Tensor) -> list[tuple[Rollouts, Tensor, int]]:
-        """(part, its own row numbers, number of its first row) for the parts that the given rows lie in."""
-        found, first = [], 0
+        """(rollouts, their own row numbers, number of their first row) for the parts of this process that the rows lie in."""
+        pieces, first = [], 0
         for part in self.parts:
-            own = rows[(rows >= first) & (rows < first + part.rows)] - first
-            if len(own):
-                found.append((part, own, first))
-            first += part.rows
-        return found
+            own = rows[(rows >= first) & (rows < first + part.rollouts.rows)] - first
+            if len(own) and part.here:
+                pieces.append((part.rollouts, own, first))
+            first += part.rollouts.rows
+        return pieces
 
     def describe(self, table: RewardTable, credit: Advantages) -> None:
         """Take over the credit; fill `metrics` (TRL's names) and `samples`."""
         self.advantage_B, self.reward_B, self.advantage_BT = credit.advantage_B, credit.reward_B, credit.advantage_BT
-        self.metrics |= reward_metrics(table, credit, self.group_B, self.keep_B) | self._length_metrics()
-        prompts, stop = self.prompts, self.stop
-        for row, output in enumerate(self.outputs):
+        fresh_B = self.fresh_B
+        self.metrics |= reward_metrics(table, credit, self.group_B, fresh_B) | self._length_metrics(fresh_B)
+        prompts, stop, outputs = self.prompts, self.stop, self.outputs
+        age_B = torch.cat([part.age_B for part in self.parts])
+        for row in (self.keep_B | (age_B == 0)).nonzero()[:, 0].tolist():
             values = dict(zip(table.names, table.value_BR[row].tolist(), strict=True))
             group = int(self.group_B[row])
             self.samples.append(
                 {
                     "group": group,
                     "prompt": prompts[group].text,
-                    "completion": output.text,
+                    "completion": outputs[row].text,
                     "reward": float(self.reward_B[row]),
                     "parts": values | dict(table.parts[row] if table.parts else {}),
                     "advantage": float(self.advantage_B[row]),
                     "stop": stop[row],
                     "why": table.why[row] if table.why else "",
                     "kept": bool(self.keep_B[row]),
+                    **({"age": int(age_B[row])} if age_B[row] else {}),
                 }
             )
 
-    def _length_metrics(self) -> dict[str, float]:
-        length_B = self.length_B[self.keep_B].double()
-        clipped_B = torch.tensor([stop == "length" for stop in self.stop])[self.keep_B]
+    def _length_metrics(self, fresh_B: Tensor) -> dict[str, float]:
+        length_B = self.length_B[fresh_B].double()
+        clipped_B = torch.tensor([stop == "length" for stop in self.stop])[fresh_B]
         metrics = {
             "completions/mean_length": float(length_B.mean()),
             "completions/min_length": float(length_B.min()),
             "completions/max_length": float(length_B.max()),
             "completions/clipped_ratio": float(clipped_B.double().mean()),
-            "completions/total_tokens": float(self.length_B.sum()),
+            "completions/total_tokens": float(self.written_tokens),
         }
         if not bool(clipped_B.all()):
             metrics["completions/mean_terminated_length"] = float(length_B[~clipped_B].mean())
         return metrics
 
+    @property
+    def written_tokens(self) -> int:
+        """Tokens written for this batch, those of replaced groups included."""
+        age_B = torch.cat([part.age_B for part in self.parts])
+        return int(self.length_B[age_B == 0].sum())
 
-def reward_metrics(table: RewardTable, credit: Advantages, group_B: Tensor, keep_B: Tensor) -> dict[str, float]:
-    """Mean, spread and failures of the rewards; groups without spread, all-best and all-worst told apart.
+
+def reward_metrics(table: RewardTable, credit: Advantages, group_B: Tensor, rows_B: Tensor) -> dict[str, float]:
+    """Mean, spread and failures of the rewards of `rows_B`; groups without spread, all-best and all-worst told apart.
 
     A group without spread counts as all-best (all-worst) when it sits at the batch's highest (lowest) total reward.
     """
-    reward_B = credit.reward_B[keep_B]
+    reward_B = credit.reward_B[rows_B]
     scored_B = reward_B[~reward_B.isnan()]
-    kept_G = group_B[keep_B].unique()
+    kept_G = group_B[rows_B].unique()
     flat_G = credit.flat_G[kept_G]
-    level_G = torch.stack([reward_B[group_B[keep_B] == g].nanmean() for g in kept_G])
+    level_G = torch.stack([reward_B[group_B[rows_B] == g].nanmean() for g in kept_G])
     high, low = (scored_B.max(), scored_B.min()) if len(scored_B) else (torch.nan, torch.nan)
     at_high, at_low = flat_G & (level_G >= high), flat_G & (level_G <= low)
     if len(scored_B) and bool(high == low):
@@ -174,16 +212,18 @@ def reward_metrics(table: RewardTable, credit: Advantages, group_B: Tensor, keep
         "rewards/unscored": float(reward_B.isnan().double().mean()),
     }
     for column, name in enumerate(table.names):
-        value_B = table.value_BR[keep_B, column]
+        value_B = table.value_BR[rows_B, column]
         value_B = value_B[~value_B.isnan()]
         metrics[f"rewards/{name}/mean"] = _mean(value_B)
         metrics[f"rewards/{name}/std"] = float(value_B.std()) if len(value_B) > 1 else 0.0
     return metrics
 
 
-def mismatch_metrics(own_BT: Tensor, engine_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
-    """TRL's sampling/*: how far another engine's log-probs are from the policy's own."""
-    gap = (own_BT - engine_BT)[mask_BT]
+def mismatch_metrics(own_BT: Tensor, proposal_BT: Tensor, mask_BT: Tensor) -> dict[str, float]:
+    """TRL's sampling/*: how far the log-probs of another proposal are from the policy's own. Nothing where no decision is left."""
+    gap = (own_BT - proposal_BT)[mask_BT]
+    if not len(gap):
+        return {}
     ratio = gap.exp()
     return {
         "sampling/sampling_logp_difference/mean": float(gap.abs().mean()),
@@ -194,35 +234,5 @@ def mismatch_metrics(own_BT: Tensor, engine_BT: Tensor, mask_BT: Tensor) -> dict
     }
 
 
-def merge_tables(tables: Sequence[RewardTable], decisions: int) -> RewardTable:
-    """The tables of several parts one below the other; scores per decision padded with NaN to so many decisions."""
-    return RewardTable(
-        tables[0].names,
-        tables[0].weights_R,
-        torch.cat([t.value_BR for t in tables]),
-        tuple(p for t in tables for p in t.parts),
-        tuple(w for t in tables for w in t.why),
-        _merge_decisions(tables, decisions),
-    )
-
-
-def _merge_decisions(tables: Sequence[RewardTable], decisions: int) -> Tensor | None:
-    if all(table.decision_BRT is None for table in tables):
-        return None
-    merged = []
-    for table in tables:
-        whole_BRT = table.value_BR.new_full((*table.value_BR.shape, decisions), math.nan)
-        if table.decision_BRT is not None:
-            whole_BRT[..., : table.decision_BRT.shape[-1]] = table.decision_BRT
-        merged.append(whole_BRT)
-    return torch.cat(merged)
-
-
 def _mean(value_B: Tensor) -> float:
     return float(value_B.mean()) if len(value_B) else math.nan
-
-
-def _stack(parts: Sequence[Tensor]) -> Tensor:
-    """[B_i, T_i] one below the other, padded with zeros on the right to the widest."""
-    width = max(p.shape[1] for p in parts)
-    return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1])) for p in parts])

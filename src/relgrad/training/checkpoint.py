@@ -10,7 +10,6 @@ bit for bit. Tensors are safetensors, the rest is JSON: nothing read from disk c
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -23,24 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import finite, write_json
-from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.training.batch import Batch
-from relgrad.training.optimizer import Optimizer
+from relgrad.training.grpo import Grpo, Loop
+from relgrad.training.kept_experience import load_parts, save_parts
 
-ROLLOUT_TENSORS = ("group_B", "behaviour_logp_BT", "mask_BT", "size_BT")
 BATCH_TENSORS = (
     "keep_B", "group_B", "behaviour_logp_BT", "mask_BT", "advantage_B", "reward_B", "advantage_BT", "reference_logp_BT",
     "correction_BT",
 )  # fmt: skip
-
-
-class Loop(Protocol):
-    """What is checkpointed of a loop: its counters by name, its optimizer and, in GRPO, the batch in use."""
-
-    COUNTERS: tuple[str, ...]
-    step: int
-    optimizer: Optimizer
 
 
 class Weights(Protocol):
@@ -67,26 +58,35 @@ def latest(root: Path) -> Path | None:
     return folder_of(root, found[-1]) if found else None
 
 
-def save(root: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights] | None = None) -> Path:
+def save(
+    root: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights] | None = None, ranks: Ranks = ALONE
+) -> Path:
     """Write the loop's checkpoint atomically. Raises RelgradError when it cannot; older checkpoints stay as they are.
 
-    `learners` are rewards that have weights of their own.
+    `learners` are rewards that have weights of their own. Every process calls it, and the first one writes.
     """
     target = folder_of(root, loop.step)
+    ranks.together(lambda: _save(root, target, loop, weights, learners or {}, ranks))
+    return target
+
+
+def _save(
+    root: Path, target: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights], ranks: Ranks
+) -> None:
     unfinished = root / f".unfinished_{target.name}"
+    trainer = unfinished / "trainer"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        trainer = unfinished / "trainer"
-        trainer.mkdir(parents=True)
+        if ranks.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            trainer.mkdir(parents=True)
+        _save_experience(loop, trainer, ranks)
+        if not ranks.first:
+            return
         weights.save(unfinished)
-        for name, learner in (learners or {}).items():
+        for name, learner in learners.items():
             learner.save(trainer / "rewards" / name)
         save_file(loop.optimizer.state(), trainer / "optimizer.safetensors")
-        batch: Batch | None = getattr(loop, "batch", None)
-        if batch is not None:
-            _save_batch(batch, trainer / "batch")
-        state = {"counters": {name: getattr(loop, name) for name in loop.COUNTERS}, "parameters": _shapes(loop)}
-        write_json(trainer / "state.json", state)
+        write_json(trainer / "state.json", {"counters": loop.counters(), "parameters": _shapes(loop)})
         for path in unfinished.rglob("*"):
             _flush(path)
         if target.exists():
@@ -94,17 +94,34 @@ def save(root: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weight
         os.rename(unfinished, target)
         _flush(root)
     except Exception as error:  # safetensors reports a full disk with an exception class of its own
-        shutil.rmtree(unfinished, ignore_errors=True)
-        kept = steps(root)
-        rest = f"the newest complete one is step {kept[-1]}" if kept else "there is no earlier one"
+        if ranks.first:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        saved = steps(root)
+        rest = f"the newest complete one is step {saved[-1]}" if saved else "there is no earlier one"
         raise RelgradError(
             f"checkpoint of step {loop.step} could not be written to {target}: {error}. {rest}. Free some space (or change "
             "`out`) and start the same command again"
         ) from error
-    return target
 
 
-def restore(folder: Path, loop: Any, weights: Weights, learners: Mapping[str, Weights] | None = None) -> None:
+def _save_experience(loop: Loop, trainer: Path, ranks: Ranks) -> None:
+    """The batch in use and what the source keeps, where the loop has them."""
+    if not isinstance(loop, Grpo):
+        return
+    loop.save(trainer / "source")
+    if loop.batch is not None:
+        save_parts(loop.batch.parts, trainer / "batch", ranks)
+        if ranks.first:
+            _save_batch(loop.batch, trainer / "batch")
+
+
+def restore(
+    folder: Path,
+    loop: Loop,
+    weights: Weights,
+    learners: Mapping[str, Weights] | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
     """Put the loop, its optimizer, batch and weights, and the rewards that learn, where the checkpoint left them.
 
     Raises RelgradError when the checkpoint belongs to another model, before anything is changed.
@@ -122,13 +139,11 @@ def restore(folder: Path, loop: Any, weights: Weights, learners: Mapping[str, We
     for name, learner in (learners or {}).items():
         learner.load(folder / "trainer" / "rewards" / name)
     loop.optimizer.restore(load_file(folder / "trainer" / "optimizer.safetensors"))
-    for name in loop.COUNTERS:
-        setattr(loop, name, state["counters"][name])
-    if hasattr(weights, "version"):
-        weights.version = loop.step
-    if hasattr(loop, "batch"):
+    loop.go_on_from(state["counters"])
+    if isinstance(loop, Grpo):
+        loop.load(folder / "trainer" / "source")
         batch = folder / "trainer" / "batch"
-        loop.batch = _load_batch(batch) if batch.is_dir() else None
+        loop.batch = _load_batch(batch, ranks) if batch.is_dir() else None
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:
@@ -152,58 +167,19 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------------- rollouts and batches
-
-
-def save_rollouts(rollouts: Rollouts, folder: Path) -> None:
-    """Write rollouts to a folder. Prompt columns that JSON cannot hold are written as text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(rollouts, name) for name in ROLLOUT_TENSORS}
-    tensors |= {f"trace.{name}": tensor for name, tensor in rollouts.trace.items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "rollouts.safetensors")
-    plain = {
-        "prompts": [dataclasses.asdict(p) for p in rollouts.prompts],
-        "outputs": [dataclasses.asdict(o) for o in rollouts.outputs],
-        "stop": rollouts.stop,
-        "policy_version": rollouts.policy_version,
-        "foreign": rollouts.foreign,
-        "stands_for": rollouts.stands_for,
-    }
-    (folder / "rollouts.json").write_text(json.dumps(plain, default=str, ensure_ascii=False), encoding="utf-8")
-
-
-def load_rollouts(folder: Path) -> Rollouts:
-    """Read what `save_rollouts` wrote."""
-    tensors = load_file(folder / "rollouts.safetensors")
-    plain = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
-    return Rollouts(
-        prompts=tuple(Prompt(**p) for p in plain["prompts"]),
-        outputs=tuple(Output(o["text"], tuple(o["ids"])) for o in plain["outputs"]),
-        stop=tuple(plain["stop"]),
-        policy_version=plain["policy_version"],
-        foreign=plain["foreign"],
-        stands_for=plain["stands_for"],
-        trace={k.removeprefix("trace."): v for k, v in tensors.items() if k.startswith("trace.")},
-        **{name: tensors[name] for name in ROLLOUT_TENSORS},
-    )
-
-
 def _save_batch(batch: Batch, folder: Path) -> None:
-    for number, part in enumerate(batch.parts):
-        save_rollouts(part, folder / f"part_{number:03d}")
-    tensors: dict[str, Tensor] = {
-        name: getattr(batch, name).contiguous() for name in BATCH_TENSORS if getattr(batch, name) is not None
-    }
+    columns = vars(batch)
+    tensors: dict[str, Tensor] = {n: columns[n].contiguous() for n in BATCH_TENSORS if columns[n] is not None}
     save_file(tensors, folder / "batch.safetensors")
-    (folder / "batch.json").write_text(json.dumps({"used": batch.used, "metrics": finite(batch.metrics)}))
+    plain = {"used": batch.used, "policy_version": batch.policy_version, "metrics": finite(batch.metrics)}
+    (folder / "batch.json").write_text(json.dumps(plain))
 
 
-def _load_batch(folder: Path) -> Batch:
+def _load_batch(folder: Path, ranks: Ranks) -> Batch:
     tensors = load_file(folder / "batch.safetensors")
-    plain = json.loads((folder / "batch.json").read_text())
-    parts = [load_rollouts(p) for p in sorted(folder.glob("part_*"))]
-    metrics = {k: torch.nan if v is None else v for k, v in plain["metrics"].items()}
-    return Batch(parts=parts, used=plain["used"], metrics=metrics, **tensors)  # type: ignore[arg-type]
+    plain: dict[str, Any] = json.loads((folder / "batch.json").read_text())
+    metrics = {name: torch.nan if value is None else value for name, value in plain.pop("metrics").items()}
+    return Batch(parts=load_parts(folder, ranks), metrics=metrics, **plain, **tensors)  # type: ignore[arg-type]
 
 
 def settled(records: Sequence[dict[str, Any]], patience: int | None) -> bool:

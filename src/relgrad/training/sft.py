@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import torch
 from pydantic import Field, model_validator
 
-from relgrad.core.protocols import Trainable
-from relgrad.core.randomness import draw_epochs, generator
+from relgrad.core.protocols import Averaged, Trainable
+from relgrad.core.randomness import Draws, draw_epochs, generator
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.types import Example, StepRecord
 from relgrad.training.optimizer import Optimizer, OptimizerSettings, require_finite
 
@@ -32,14 +34,31 @@ class SftSettings(OptimizerSettings):
 
 
 class Sft:
-    """The loop's state: `step` optimizer steps done. `update()` does one. Randomness depends on (seed, step) only."""
+    """The loop's state: `step` optimizer steps done. `update()` does one. Randomness depends on (seed, step, example) only.
 
-    COUNTERS = ("step", "tokens")
+    Of several processes each computes its share of every piece, and the gradients are added.
+    """
 
-    def __init__(self, model: Trainable, examples: Sequence[Example], settings: SftSettings, *, seed: int = 0) -> None:
-        self.model, self.examples, self.settings, self.seed = model, examples, settings, seed
+    def __init__(
+        self,
+        model: Trainable,
+        examples: Sequence[Example],
+        settings: SftSettings,
+        *,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.model, self.examples, self.settings, self.seed, self.ranks = model, examples, settings, seed, ranks
         self.optimizer = Optimizer(dict(model.parameters()), settings, settings.steps)
         self.step, self.tokens = 0, 0
+
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint keeps of the loop, beside its optimizer."""
+        return {"step": self.step, "tokens": self.tokens}
+
+    def go_on_from(self, counters: dict[str, int]) -> None:
+        """Take up what `counters` gave."""
+        self.step, self.tokens = counters["step"], counters["tokens"]
 
     def update(self) -> StepRecord:
         """One optimizer step. Raises NonFinite before a bad gradient is applied."""
@@ -47,21 +66,27 @@ class Sft:
         first = self.step * self.settings.batch_size
         examples = draw_epochs(self.examples, first, self.settings.batch_size, self.seed)
         size = len(examples) // self.settings.gradient_accumulation_steps
-        total, count = 0.0, 0
-        for piece in range(self.settings.gradient_accumulation_steps):
-            noise = generator(self.seed, "sft", self.step, piece)
-            loss, targets = self.model.supervised_loss(examples[piece * size : (piece + 1) * size], noise)
-            require_finite(loss.detach(), "the loss", self.step)
+        share = self.ranks.share(size)
+        total_and_count = torch.zeros(2, dtype=torch.float64)
+        for piece in range(self.settings.gradient_accumulation_steps if len(share) else 0):
+            draws = Draws.of(generator(self.seed, "sft", self.step, piece), size).part(share.start, len(share))
+            own = examples[piece * size + share.start : piece * size + share.stop]
+            loss, targets = self.model.supervised_loss(own, draws)
             loss.backward()
-            total, count = total + float(loss.detach()), count + targets
+            total_and_count += torch.tensor([float(loss.detach()), targets], dtype=torch.float64)
+        total, summed = self.ranks.sum(total_and_count).tolist()
+        require_finite(torch.tensor(total), "the loss", self.step)
+        count = max(int(summed), 1)
+        self.ranks.add_gradients(self.optimizer.parameters.values())
         # the pieces left the gradient of a sum; one division makes it that of the mean, whatever the pieces were
         for parameter in self.optimizer.parameters.values():
             if parameter.grad is not None:
-                parameter.grad /= max(count, 1)
-        metrics = {"loss": total / max(count, 1), "mean_nll": total / max(count, 1)}
+                parameter.grad /= count
+        metrics = {"loss": total / count, "mean_nll": total / count}
         metrics |= self.optimizer.step(self.step)
-        getattr(self.model, "after_update", lambda: None)()
-        self.step, self.tokens = self.step + 1, self.tokens + count
+        if isinstance(self.model, Averaged):
+            self.model.after_update()
+        self.step, self.tokens = self.step + 1, self.tokens + int(summed)
         seconds = time.perf_counter() - started
-        metrics |= {"num_tokens": float(self.tokens), "step_time": seconds, "tokens_per_second": count / seconds}
+        metrics |= {"num_tokens": float(self.tokens), "step_time": seconds, "tokens_per_second": summed / seconds}
         return StepRecord(self.step, metrics)

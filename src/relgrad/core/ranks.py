@@ -1,0 +1,159 @@
+"""The processes that run one job together, and the few things they tell each other.
+
+Every process holds the whole model and takes a share of the rows; small tables (rewards, log-probabilities) are gathered, so that
+every process comes to the same verdicts by itself, and gradients are added. Started by torchrun, which names rank, size and
+meeting place in environment variables; without them a job is alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from relgrad.core.errors import RelgradError
+
+Value = TypeVar("Value")
+BUCKET = 2**23
+"""Entries of gradients that are added in one message."""
+
+
+class Ranks:
+    """Process number `rank` of `size`. Every method must be called by all of them, in the same order."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    def share(self, count: int) -> range:
+        """Which of `count` items are this process's: neighbours, as many for each as for any other, give or take one."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Everybody's value, in the order of ranks. The process's own is the object itself."""
+        if self.alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        values[self.rank] = value
+        return values
+
+    def same(self, value: Value) -> Value:
+        """The first process's value."""
+        if self.alone:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's tensor, entry by entry, in place. Equal to the last bit in all processes."""
+        if not self.alone:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until everybody is here."""
+        if not self.alone:
+            torch.distributed.barrier()
+
+    def together(self, work: Callable[[], Value]) -> Value:
+        """The result of this process's own work, once everybody's has succeeded.
+
+        What one process raises, all raise, so that nobody waits for it for ever: itself the exception, the others a RelgradError
+        with its message.
+        """
+        if self.alone:
+            return work()
+        problem: Exception | None = None
+        result: Any = None
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+        messages = self.gather(None if problem is None else f"{_kind(problem)}{problem}")
+        if problem is not None:
+            raise problem
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise RelgradError(f"process {rank + 1} of {self.size}: {message}")
+        return result
+
+    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Add everybody's `.grad` of every parameter; a process where there is none counts as zeros.
+
+        A parameter without a gradient anywhere is left without one.
+        """
+        if self.alone:
+            return
+        owned = list(parameters)
+        present = torch.tensor([p.grad is not None for p in owned], dtype=torch.int64)
+        anywhere = self.sum(present.to(owned[0].device)).tolist()
+        bucket: list[torch.nn.Parameter] = []
+        entries = 0
+        for parameter, count in zip(owned, anywhere, strict=True):
+            if not count:
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if bucket and (entries + parameter.numel() > BUCKET or parameter.dtype != bucket[0].dtype):
+                self._add(bucket)
+                bucket, entries = [], 0
+            bucket.append(parameter)
+            entries += parameter.numel()
+        if bucket:
+            self._add(bucket)
+
+    def _add(self, bucket: list[torch.nn.Parameter]) -> None:
+        gradients = [p.grad for p in bucket if p.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+ALONE = Ranks()
+
+
+def _kind(problem: Exception) -> str:
+    return "" if isinstance(problem, RelgradError) else f"{type(problem).__name__}: "
+
+
+def start() -> Ranks:
+    """The ranks of this job: those that torchrun names, met over gloo and, where there is a GPU for each, nccl; else alone.
+
+    Raises RelgradError where there are more processes on this machine than GPUs.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if not torch.distributed.is_initialized():
+        backend = "gloo"
+        if torch.cuda.is_available():
+            local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            if here > torch.cuda.device_count():
+                raise RelgradError(
+                    f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start at most one process for a GPU, or "
+                    "hide the GPUs (CUDA_VISIBLE_DEVICES='') to run on the CPU"
+                )
+            torch.cuda.set_device(local)
+            backend = "cpu:gloo,cuda:nccl"
+        torch.distributed.init_process_group(backend)
+    return Ranks(torch.distributed.get_rank(), size)
+
+
+def end() -> None:
+    """Leave the other processes; nothing where the job was alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,156 @@
+"""Sources of experience: where a generation batch comes from. The learner (grpo.py) does not know which one it has.
+
+`Fresh` is the default: the policy writes, the rewards judge, and groups without spread may be written again. replay.py mixes the
+past in. A source of your own offers the same methods; Grpo takes it as `source`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Policy, Rewards
+from relgrad.core.randomness import Draws, draw_epochs, generator
+from relgrad.core.ranks import Ranks
+from relgrad.core.types import Experience, Prompt, RewardTable
+from relgrad.training.credit import give_credit
+from relgrad.training.settings import GrpoSettings
+from relgrad.training.tables import merge_tables, stack
+
+
+@dataclass
+class Collected:
+    """One generation batch before credit: its parts, which rows count (`keep_B`, over all parts), and figures to log."""
+
+    parts: list[Experience]
+    keep_B: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where generation batches come from. `save` and `load` keep what the next batches depend on beside the weights."""
+
+    def draw(self, number: int, prompts: int) -> Collected:
+        """Generation batch `number` with `prompts` prompts; equal in all processes but for the traces."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+class PromptStream:
+    """Training prompts in an endless row of epochs; `cursor` of them were taken."""
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
+        self.prompts, self.seed, self.cursor = prompts, seed, 0
+
+    def take(self, count: int) -> list[Prompt]:
+        taken = draw_epochs(self.prompts, self.cursor, count, self.seed)
+        self.cursor += count
+        return taken
+
+
+class Fresh:
+    """Sampling from the current policy and rewarding it; every process writes for its share of the prompts."""
+
+    def __init__(
+        self, policy: Policy, stream: PromptStream, rewards: Rewards, settings: GrpoSettings, seed: int, ranks: Ranks
+    ) -> None:
+        self.policy, self.stream, self.rewards = policy, stream, rewards
+        self.settings, self.seed, self.ranks = settings, seed, ranks
+
+    def draw(self, number: int, prompts: int) -> Collected:
+        """Sample and reward `prompts` groups; those without spread are replaced up to `max_resamples` times."""
+        parts: list[Experience] = []
+        keep: list[Tensor] = []
+        clock = {"sample": 0.0, "reward": 0.0}
+        wanted, resampled, groups = prompts, 0, 0
+        for attempt in range(self.settings.max_resamples + 1):
+            drawn = self._write(wanted, generator(self.seed, "sample", number, attempt), groups, clock)
+            parts += drawn
+            groups += wanted
+            flat_B = flat_rows(drawn, self.settings)
+            rows = len(flat_B)
+            spare = int(flat_B.sum()) // self.settings.num_generations
+            if not spare or attempt == self.settings.max_resamples:
+                keep.append(torch.ones(rows, dtype=torch.bool))
+                break
+            keep.append(~flat_B)
+            resampled += spare
+            wanted = spare
+        metrics = {f"time/{name}": seconds for name, seconds in clock.items()}
+        if self.settings.max_resamples:
+            metrics["groups_resampled"] = float(resampled)
+        return Collected(parts, torch.cat(keep), metrics)
+
+    def save(self, folder: Path) -> None:
+        """Nothing: the next batch depends on the loop's counters alone."""
+
+    def load(self, folder: Path) -> None:
+        """Nothing; see `save`."""
+
+    def _write(
+        self, count: int, randomness: torch.Generator, first_group: int, clock: dict[str, float]
+    ) -> list[Experience]:
+        """The groups of the next `count` prompts, one part for every process that wrote any."""
+        prompts = self.stream.take(count)
+        draws, share = Draws.of(randomness, count), self.ranks.share(count)
+        mine = prompts[share.start : share.stop]
+
+        def own() -> Experience | None:
+            if not mine:
+                return None
+            started = time.perf_counter()
+            rollouts = self.policy.sample(mine, self.settings.num_generations, draws.part(share.start, len(share)))
+            clock["sample"] += time.perf_counter() - started
+            started = time.perf_counter()
+            table = self.rewards(rollouts)
+            clock["reward"] += time.perf_counter() - started
+            return Experience(
+                rollouts, table, rollouts.group_B + first_group + share.start, "policy",
+                age_B=torch.zeros(rollouts.rows, dtype=torch.int64),
+                proposal_logp_BT=rollouts.behaviour_logp_BT if rollouts.foreign else None,
+            )  # fmt: skip
+
+        return everybodys(self.ranks.together(own), self.ranks)
+
+
+def everybodys(own: Experience | None, ranks: Ranks) -> list[Experience]:
+    """What every process has, in the order of ranks; that of the others without its trace."""
+    if ranks.alone:
+        return [own] if own is not None else []
+    tables = ranks.gather(own and elsewhere(own))
+    parts = [own if rank == ranks.rank else part for rank, part in enumerate(tables)]
+    return [part for part in parts if part is not None]
+
+
+def elsewhere(part: Experience) -> Experience:
+    """The part as other processes hold it: they know what was written and what it earned, and do not score it."""
+    return dataclasses.replace(part, rollouts=dataclasses.replace(part.rollouts, trace={}), here=False)
+
+
+def flat_rows(parts: Sequence[Experience], settings: GrpoSettings) -> Tensor:
+    """bool [B]: rows of groups without spread, over all the parts' rows."""
+    group_B = torch.cat([part.group_B for part in parts])
+    _, group_B = group_B.unique(return_inverse=True)
+    mask_BT = stack([part.rollouts.mask_BT for part in parts])
+    table = merge_tables([part.rewards for part in parts], mask_BT.shape[1])
+    return give_credit(settings, table, group_B, mask_BT).flat_G[group_B]
+
+
+def require_scored(tables: Sequence[RewardTable], what: str) -> None:
+    """Raise RelgradError where no reward of any weight scored anything: a mistake, and no bad luck."""
+    value_BR = torch.cat([table.value_BR[:, table.counted_R] for table in tables])
+    if len(value_BR) and bool(value_BR.isnan().all()):
+        reason = next((why for table in tables for why in table.why if why), "no reason given")
+        trace = next((f"\n{table.trace.rstrip()}" for table in tables if table.trace), "")
+        raise RelgradError(f"none of {len(value_BR)} completions {what} could be scored; the first: {reason}{trace}")

@@ -1,0 +1,133 @@
+"""A recipe's `grpo` section, idea by idea. Names, meanings and defaults are TRL's GRPOConfig's where it has them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from relgrad.core.settings import Strict
+from relgrad.objectives.advantages import Scale
+from relgrad.objectives.losses import KlEstimator, LossType
+from relgrad.training.optimizer import OptimizerSettings
+
+
+class ReplaySettings(Strict):
+    """Experience of the past, mixed into the batch; see replay.py. Ages are in generation batches."""
+
+    keep: Literal["groups", "solutions"] = Field(
+        "groups", description="whole groups, in place of fresh ones; or solutions, added to groups that found none"
+    )
+    share: float = Field(
+        0.25, gt=0, lt=1, description="largest share of a batch's groups that hold experience of the past"
+    )
+    max_age: int = Field(8, ge=1, description="generation batches after which experience is forgotten")
+    capacity: int = Field(1024, ge=1, description="groups or solutions kept")
+
+
+class SamplingSettings(Strict):
+    """What one generation batch is: `num_prompts` prompts x `num_generations` completions."""
+
+    num_prompts: int = Field(8, ge=1, description="prompts per generation batch")
+    num_generations: int = Field(8, description="completions per prompt (the group)")
+    max_resamples: int = Field(0, ge=0, description="rounds in which groups without spread are replaced (DAPO)")
+    replay: ReplaySettings | None = None
+
+    @model_validator(mode="after")
+    def _a_group_compares(self) -> SamplingSettings:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations={self.num_generations}: a group needs at least 2 completions to compare; 8 is usual"
+            )
+        if self.replay is not None and self.replay.keep == "groups" and round(self.replay.share * self.num_prompts) < 1:
+            raise ValueError(
+                f"replay.share={self.replay.share:g} of num_prompts={self.num_prompts} is less than one group: raise one of them"
+            )
+        return self
+
+
+class CreditSettings(Strict):
+    """How rewards become advantages."""
+
+    scale_rewards: Scale = "group"
+    leave_one_out: bool = False
+    credit: Literal["row", "decision"] = "row"
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    mask_truncated_completions: bool = False
+    importance_sampling_cap: float = Field(
+        2.0, gt=0, description="cap of the weights for log-probs of another proposal"
+    )
+
+    @model_validator(mode="after")
+    def _decisions_are_added(self) -> CreditSettings:
+        if self.credit == "decision" and self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"credit='decision' with multi_objective_aggregation={self.multi_objective_aggregation!r}: scores of decisions "
+                "are added before they are compared (sum_then_normalize); use that, or credit='row'"
+            )
+        return self
+
+
+class ObjectiveSettings(Strict):
+    """The loss: its surrogate, its divergence term, and the supervised term beside it."""
+
+    loss_type: LossType = "dapo"
+    loss: str | None = Field(None, description="a loss of your own in place of `loss_type`: .py file or module")
+    epsilon: float = Field(0.2, gt=0)
+    epsilon_high: float | None = Field(None, gt=0)
+    delta: float | None = None
+    importance_sampling_level: Literal["token", "sequence"] = "token"
+    beta: float = Field(0.0, ge=0)
+    kl_estimator: KlEstimator = "k3"
+    use_bias_correction_kl: bool = True
+    step_ratio_norm: bool = False
+    entropy_coef: float = 0.0
+    sft_coef: float = Field(0.0, ge=0, description="weight of the cross-entropy of the prompts' own targets")
+    sft_column: str = "completion"
+
+    @model_validator(mode="after")
+    def _terms_fit(self) -> ObjectiveSettings:
+        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
+        if self.delta is not None and self.delta <= upper:
+            raise ValueError(
+                f"delta={self.delta} must exceed 1 + epsilon_high = {upper}: below it the ordinary clip acts first"
+            )
+        if self.loss is not None and "loss_type" in self.model_fields_set and self.loss_type != "dapo":
+            raise ValueError(f"loss={self.loss!r} and loss_type={self.loss_type!r} exclude each other; keep one")
+        if self.kl_estimator != "k3" and not self.beta:
+            raise ValueError(f"kl_estimator={self.kl_estimator!r} has no effect with beta=0: set beta, or drop it")
+        if self.step_ratio_norm and (self.importance_sampling_level == "sequence" or self.loss_type == "reinforce"):
+            raise ValueError("step_ratio_norm needs importance_sampling_level='token' and a loss_type that has ratios")
+        return self
+
+
+class BudgetSettings(Strict):
+    """How much work is done, and how much of it at once."""
+
+    steps: int = Field(100, ge=1, description="optimizer steps")
+    num_iterations: int = Field(1, ge=1)
+    steps_per_generation: int = Field(1, ge=1)
+    micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
+    reward_timeout: float = Field(60.0, gt=0, description="seconds one group may take to be rewarded")
+
+
+class GrpoSettings(BudgetSettings, SamplingSettings, CreditSettings, ObjectiveSettings, OptimizerSettings):
+    """The whole section, and which of its parts exclude each other.
+
+    One generation batch serves `num_iterations` passes of `steps_per_generation` optimizer steps each.
+    """
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> GrpoSettings:
+        if self.num_prompts % self.steps_per_generation:
+            raise ValueError(
+                f"steps_per_generation={self.steps_per_generation} must divide num_prompts={self.num_prompts}: "
+                "an optimizer step takes whole groups"
+            )
+        if self.credit == "decision" and self.kl_estimator == "k1":
+            raise ValueError("credit='decision' with kl_estimator='k1', a penalty of whole rows: use exact, k2 or k3")
+        if self.credit == "decision" and self.replay is not None and self.replay.keep == "solutions":
+            raise ValueError(
+                "credit='decision' with replay.keep='solutions': use replay.keep='groups', or credit='row'"
+            )
+        return self
