@@ -136,14 +136,37 @@ def test_any_batch_equals_the_formula_group_by_group(cells: list[tuple[int, floa
         assert advantage_B[at].tolist() == pytest.approx(standardised([score[i] for i in at]), abs=1e-9)
 
 
-def test_combine_weights_and_skips_what_is_unscored():
+def test_combine_weights_and_completes_what_is_missing():
+    # row 2 has no first reward: it counts as the mean of the other rows' (0.5), so that only its second reward speaks
     result = combine(table([[1, 0, NAN, NAN], [2, 4, 6, NAN]], [1.0, 0.5]), groups(0, 0, 0, 0))
-    assert result.reward_B[:3].tolist() == [2, 2, 3]
+    assert result.reward_B[:3].tolist() == [2, 2, 3.5]
     assert math.isnan(result.reward_B[3])
-    assert result.advantage_B.tolist() == pytest.approx(standardised([2, 2, 3, NAN]), abs=1e-6)
+    assert result.advantage_B.tolist() == pytest.approx(standardised([2, 2, 3.5, NAN]), abs=1e-6)
     assert result.advantage_B.dtype == torch.float32
-    assert result.std_G.tolist() == pytest.approx([statistics.stdev([2, 2, 3])])
+    assert result.std_G.tolist() == pytest.approx([statistics.stdev([2, 2, 3.5])])
     assert result.flat_G.tolist() == [False]
+
+
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+@pytest.mark.parametrize("common", [1.0, 0.1])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_a_missing_score_neither_raises_nor_lowers_its_row_against_its_equals(aggregation, common, weight):
+    """As 0 it would cost 1.5 deviations beside a bonus, and earn them beside a penalty."""
+    rewards = table([[1, 1, 1, 1], [common, common, common, NAN]], [1.0, weight])
+    result = combine(rewards, groups(0, 0, 0, 0), aggregation=aggregation)
+    assert result.advantage_B.tolist() == [0, 0, 0, 0]
+    assert result.flat_G.tolist() == [True]
+    # beside rows that differ, the incomplete row stands where its other rewards put it
+    rewards = table([[0, 2, 1, 1], [5, 3, 4, NAN]], [1.0, weight])
+    advantage_B = combine(rewards, groups(0, 0, 0, 0), aggregation=aggregation).advantage_B
+    assert advantage_B[2].item() == pytest.approx(advantage_B[3].item(), abs=1e-6)
+
+
+def test_a_reward_that_a_whole_group_lacks_is_left_out_of_it():
+    """Several tasks in one data set, each with rewards of its own: the other group is as if the reward did not exist."""
+    mixed = combine(table([[1, 0, 3, 5], [2, 7, NAN, NAN]]), groups(0, 0, 1, 1), scale="none")
+    assert mixed.reward_B.tolist() == [3, 7, 3, 5]
+    assert mixed.advantage_B.tolist() == [-2, 2, -1, 1]
 
 
 @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
@@ -165,11 +188,20 @@ def test_where_everybody_watches_nobody_is_scored():
     assert result.advantage_B.tolist() == [0, 0]
 
 
-def test_combine_subtracts_the_penalty_from_the_reward():
-    result = combine(table([[1, 1, NAN]]), groups(0, 0, 0), penalty_B=torch.tensor([0.25, 0.0, 9.0]), scale="none")
-    assert result.reward_B[:2].tolist() == [0.75, 1]
-    assert math.isnan(result.reward_B[2])
-    assert result.advantage_B.tolist() == [-0.125, 0.125, 0]
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_the_penalty_is_linear_in_beta_and_leaves_flatness_alone(scale, aggregation):
+    rewards = table([[1, 1, NAN, 0, 2]])
+    group_B, nats_B = groups(0, 0, 0, 1, 1), torch.tensor([0.3, 0.1, 9.0, 0.2, 0.6])
+    plain = combine(rewards, group_B, scale=scale, aggregation=aggregation)
+    assert plain.flat_G.tolist() == [True, False]
+    for beta in (1e-4, 1e-2, 1.0):
+        charged = combine(rewards, group_B, scale=scale, aggregation=aggregation, penalty_B=beta * nats_B)
+        assert charged.flat_G.tolist() == plain.flat_G.tolist()
+        assert torch.equal(charged.reward_B.nan_to_num(), plain.reward_B.nan_to_num())
+        effect = (charged.advantage_B - plain.advantage_B) / beta
+        # centred within the group, unscored rows apart; 2e-3 is float32 rounding of an advantage of 1, divided by 1e-4
+        assert effect.tolist() == pytest.approx([-0.1, 0.1, 0, 0.2, -0.2], abs=2e-3)
 
 
 def test_normalize_then_sum_hears_a_reward_of_small_scale():
@@ -195,17 +227,6 @@ def test_normalize_then_sum_with_unscored_and_flat():
         0.0,
     ]  # the second column has one scored row in group 0 and is flat in group 1
     assert result.advantage_B[:2].tolist() == pytest.approx(standardised(total)[:2], abs=1e-6)
-
-
-def test_normalize_then_sum_takes_the_penalty_as_it_is():
-    # beta is inside the penalty: divided by its own spread, a tenfold beta would give the same credit
-    rewards, nats = [1.0, 0.0, 1.0, 0.0], [0.3, 0.1, 0.2, 0.2]
-    for beta in (0.1, 1.0):
-        penalty_B = beta * torch.tensor(nats)
-        result = combine(table([rewards]), groups(0, 0, 1, 1), aggregation="normalize_then_sum", penalty_B=penalty_B)
-        parts = standardised(rewards[:2]) + standardised(rewards[2:])
-        total = [a - beta * (n - 0.2) for a, n in zip(parts, nats, strict=True)]
-        assert result.advantage_B.tolist() == pytest.approx(standardised(total), abs=1e-6)
 
 
 def test_an_unknown_aggregation_is_named():

@@ -16,6 +16,7 @@ import torch
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import RewardComponent
+from relgrad.core.tables import require_scored
 from relgrad.core.types import Output, Prompt, Rollouts, Score
 from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet
@@ -446,8 +447,9 @@ def test_nothing_scored_at_all_stops_with_the_first_reason_and_traceback():
     def broken(completions):
         return 1 / 0
 
+    table = reward_with(broken, lambda completions: [None] * len(completions))
     with pytest.raises(RelgradError) as caught:
-        reward_with(broken, lambda completions: [None] * len(completions))
+        require_scored([table])
     message = str(caught.value)
     assert message.startswith(
         "none of 2 completions could be scored; the first: r0: ZeroDivisionError: division by zero (test_re"
@@ -468,8 +470,10 @@ def test_a_monitor_is_logged_and_keeps_no_batch_alive():
     assert watched.counted_R.tolist() == [True, False]
     assert watched.value_BR[:, 0].tolist() == [1, 1]
     assert watched.why == ("watches: returned None",) * 2
+    unscored = RewardSet([NamedReward("counts", lost), NamedReward("watches", sure, 0.0)], 5.0)(batch)
     with pytest.raises(RelgradError, match="none of 2 completions could be scored; the first: counts: returned None"):
-        RewardSet([NamedReward("counts", lost), NamedReward("watches", sure, 0.0)], 5.0)(batch)
+        require_scored([unscored])
+    require_scored([unscored, watched])  # a failing part of a batch is bad luck; all of it is a mistake
     with pytest.raises(RelgradError, match=r"every reward has weight 0 \(a, b\); give one that counts a weight"):
         RewardSet([NamedReward("a", sure, 0.0), NamedReward("b", sure, 0.0)], 5.0)
 

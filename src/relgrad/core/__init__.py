@@ -2,10 +2,12 @@
 
 errors.py      RelgradError; no torch
 types.py       what travels: Prompt, Rollouts, Experience, Score, RewardTable
-protocols.py   what the loops know of policies, rewards, losses and trackers
+protocols.py   what the loops know of policies, rewards, losses and trackers; what only some can do
 options.py     options of `relgrad sample` that only some kinds of policy have; no torch
+tables.py      tables of several parts as one
+ranks.py       the processes that run one job together
 settings.py    the base of all settings: unknown keys are errors
-randomness.py  random numbers as a function of seed and purpose
+randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
 run_folder.py  the files of a run; no torch
 """

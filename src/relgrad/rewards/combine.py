@@ -4,7 +4,7 @@
   the table, the reason in `why`. So do None, NaN and infinities, completion by completion.
 - A mistake in the recipe or in the reward's shape (a column that is not there, the wrong number of values, a value
   that is no number) raises RelgradError: it would not go away by itself.
-- A batch in which no reward of any weight scored anything raises RelgradError with the first reason.
+- Whether a batch in which nothing was scored is a mistake is for the caller to judge, who knows all of it (core/tables.py).
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class RewardSet:
         self._hung: set[str] = set()
 
     def __call__(self, rollouts: Rollouts) -> RewardTable:
-        """Reward every row. Raises RelgradError for wrong shapes, missing columns, or a batch without any score."""
+        """Reward every row. Raises RelgradError for wrong shapes and missing columns."""
         batch = _Batch()
         calls = self._calls(rollouts)
         started = [(call, self._async_worker.start(call.run)) for call in calls if self._callers[call.reward].is_async]
@@ -171,10 +171,8 @@ class RewardSet:
         value_BR = torch.tensor(values, dtype=torch.float64).reshape(rollouts.rows, len(self.names))
         parts = tuple(self._parts(row, batch) for row in range(rollouts.rows))
         why = tuple(self._why(row, batch) for row in range(rollouts.rows))
-        if rollouts.rows and bool(value_BR[:, self._weights_R != 0].isnan().all()):
-            trace = f"\n{batch.trace.rstrip()}" if batch.trace else ""
-            raise RelgradError(f"none of {rollouts.rows} completions could be scored; the first: {why[0]}{trace}")
-        return RewardTable(self.names, self._weights_R, value_BR, parts, why, self._decisions(rollouts, batch))
+        decision_BRT = self._decisions(rollouts, batch)
+        return RewardTable(self.names, self._weights_R, value_BR, parts, why, decision_BRT, batch.trace)
 
     def _decisions(self, rollouts: Rollouts, batch: _Batch) -> Tensor | None:
         """Scores of single decisions [B, R, T], each at its decision's place; None where no reward gave any, or T is 0."""

@@ -5,7 +5,6 @@ experience.py       where a generation batch comes from: sampled from the policy
 replay.py           the past mixed in
 batch.py            one generation batch: rows, credit, metrics
 credit.py           the credit that a recipe asks for
-tables.py           tables of several parts as one
 kept_experience.py  experience in files
 settings.py         a recipe's `grpo` section
 sft.py              the supervised loop

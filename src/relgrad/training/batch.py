@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relgrad.core.tables import stack
 from relgrad.core.types import Experience, Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.objectives.advantages import Advantages
-from relgrad.training.tables import stack
 
 
 @dataclass

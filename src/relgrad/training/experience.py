@@ -16,14 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Policy, Rewards
 from relgrad.core.randomness import Draws, draw_epochs, generator
 from relgrad.core.ranks import Ranks
-from relgrad.core.types import Experience, Prompt, RewardTable
+from relgrad.core.tables import merge_tables, stack
+from relgrad.core.types import Experience, Prompt
 from relgrad.training.credit import give_credit
 from relgrad.training.settings import GrpoSettings
-from relgrad.training.tables import merge_tables, stack
 
 
 @dataclass
@@ -145,12 +144,3 @@ def flat_rows(parts: Sequence[Experience], settings: GrpoSettings) -> Tensor:
     mask_BT = stack([part.rollouts.mask_BT for part in parts])
     table = merge_tables([part.rewards for part in parts], mask_BT.shape[1])
     return give_credit(settings, table, group_B, mask_BT).flat_G[group_B]
-
-
-def require_scored(tables: Sequence[RewardTable], what: str) -> None:
-    """Raise RelgradError where no reward of any weight scored anything: a mistake, and no bad luck."""
-    value_BR = torch.cat([table.value_BR[:, table.counted_R] for table in tables])
-    if len(value_BR) and bool(value_BR.isnan().all()):
-        reason = next((why for table in tables for why in table.why if why), "no reason given")
-        trace = next((f"\n{table.trace.rstrip()}" for table in tables if table.trace), "")
-        raise RelgradError(f"none of {len(value_BR)} completions {what} could be scored; the first: {reason}{trace}")

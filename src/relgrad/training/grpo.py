@@ -31,16 +31,16 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Averaged, CostlyEntropy, Loss, LossTerms, Policy, Rewards, Supervised
 from relgrad.core.randomness import Draws, generator
 from relgrad.core.ranks import ALONE, Ranks
+from relgrad.core.tables import merge_tables, require_scored
 from relgrad.core.types import CellScores, Example, Prompt, Rollouts, StepRecord
 from relgrad.objectives.divergences import k1
 from relgrad.objectives.losses import mean_per_row, truncated_importance_weights
 from relgrad.training.batch import Batch, mismatch_metrics
 from relgrad.training.credit import give_credit
-from relgrad.training.experience import Collected, Fresh, PromptStream, Source, require_scored
+from relgrad.training.experience import Collected, Fresh, PromptStream, Source
 from relgrad.training.optimizer import Optimizer, require_finite
 from relgrad.training.replay import Replay
 from relgrad.training.settings import GrpoSettings
-from relgrad.training.tables import merge_tables
 
 __all__ = ["Grpo", "GrpoSettings", "Loop", "train"]
 
@@ -265,7 +265,7 @@ class Grpo:
         """Put the parts together, add correction and reference terms, and give credit."""
         settings, keep_B = self.settings, collected.keep_B
         tables = [part.rewards for part in collected.parts]
-        require_scored(tables, "of a generation batch")
+        require_scored(tables)
         batch = Batch.of(
             collected.parts, keep_B,
             mask_truncated=settings.mask_truncated_completions, policy_version=self.policy.version,

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from relgrad.core.randomness import generator
+from relgrad.core.tables import merge_tables, stack
 from relgrad.core.types import Experience
 from relgrad.training.credit import give_credit
 from relgrad.training.experience import Collected, Fresh
 from relgrad.training.kept_experience import load_parts, save_parts
 from relgrad.training.settings import GrpoSettings, ReplaySettings
-from relgrad.training.tables import merge_tables, stack
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tables of several parts put one below the other."""
+"""Tables of several parts put one below the other, and whether anything in them was scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.types import RewardTable
 
 
@@ -40,3 +41,12 @@ def _merge_decisions(tables: Sequence[RewardTable], decisions: int) -> Tensor | 
             whole_BRT[..., : table.decision_BRT.shape[-1]] = table.decision_BRT
         merged.append(whole_BRT)
     return torch.cat(merged)
+
+
+def require_scored(tables: Sequence[RewardTable]) -> None:
+    """Raise RelgradError where no reward of any weight scored anything: a mistake, and no bad luck."""
+    value_BR = torch.cat([table.value_BR[:, table.counted_R] for table in tables])
+    if len(value_BR) and bool(value_BR.isnan().all()):
+        reason = next((why for table in tables for why in table.why if why), "no reason given")
+        trace = next((f"\n{table.trace.rstrip()}" for table in tables if table.trace), "")
+        raise RelgradError(f"none of {len(value_BR)} completions could be scored; the first: {reason}{trace}")
