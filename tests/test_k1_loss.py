@@ -145,7 +145,7 @@ def test_with_nothing_to_gain_it_leaves_its_start_and_ours_stays(name: str, stay
     flat = RewardSet([NamedReward("flat", lambda completions: [1.0 for _ in completions])], 60)
     sharper = fill_prompts.policy(temperature=0.5, scoring="untempered" if name == "k1_loss" else "law")
     like = loop(name, steps=60, learning_rate=1e-3)
-    made = Grpo(sharper, like.prompts, flat, like.loss, like.settings, seed=1)
+    made = Grpo(sharper, like.stream.prompts, flat, like.loss, like.settings, seed=1)
     for _ in range(60):
         made.update()
     rollouts = sharper.sample(fill_prompts.PROMPTS, 4, generator(9))

@@ -114,7 +114,7 @@ def test_groups_without_spread_are_replaced():
     assert len(batch.parts) > 1, "nothing was replaced, so nothing is tested"
     # by hand: a group is replaced in every round but the last unless its rewards differ
     replaced, first = 0, 0
-    for number, part in enumerate(batch.parts):
+    for number, part in enumerate(part.rollouts for part in batch.parts):
         rows = slice(first, first + part.rows)
         scores_GK = torch.tensor(any_digit([o.text for o in part.outputs])).view(len(part.prompts), 4)
         flat_G = scores_GK.amax(1) == scores_GK.amin(1)
@@ -397,7 +397,7 @@ def test_prompts_come_in_epochs():
     for _ in range(5):
         made.update()
         assert made.batch is not None
-        seen += [prompt.id for prompt in made.batch.prompts]
+        seen += [prompt.id for _, prompt in sorted(made.batch.prompts.items())]
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
     assert seen[:10] != seen[10:20]
 

@@ -202,7 +202,9 @@ def test_advantages(scale, aggregation, unscored: bool, seed: int):
     reward_BR = torch.randn(groups * num_generations, 3, generator=generator)
     reward_BR[:num_generations] = 0.5  # a group without spread
     if unscored:
-        reward_BR[torch.rand(reward_BR.shape, generator=generator) < 0.2] = torch.nan
+        if aggregation == "normalize_then_sum":  # summed first, TRL counts a missing score as 0; relgrad does not
+            reward_BR[torch.rand(reward_BR.shape, generator=generator) < 0.2] = torch.nan
+        reward_BR[num_generations : 2 * num_generations, 0] = torch.nan  # of another task, without the first reward
         reward_BR[-3:] = torch.nan  # a group with a single scored row
         reward_BR[num_generations] = torch.nan  # a row without any reward
     weights_R = torch.tensor([1.0, 0.5, 2.0])

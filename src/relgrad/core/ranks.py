@@ -8,7 +8,8 @@ meeting place in environment variables; without them a job is alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,19 @@ from relgrad.core.errors import RelgradError
 Value = TypeVar("Value")
 BUCKET = 2**23
 """Entries of gradients that are added in one message."""
+
+
+class Lost(RelgradError):
+    """Another process of the job is gone, so this one ends too. Whoever started them knows which, and why."""
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around every message between processes: what the library raises when one of them is gone becomes Lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost("another process of this job ended") from error
 
 
 class Ranks:
@@ -46,7 +60,8 @@ class Ranks:
         if self.alone:
             return [value]
         values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        with talking():
+            torch.distributed.all_gather_object(values, value)
         values[self.rank] = value
         return values
 
@@ -55,19 +70,22 @@ class Ranks:
         if self.alone:
             return value
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
+        with talking():
+            torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of everybody's tensor, entry by entry, in place. Equal to the last bit in all processes."""
         if not self.alone:
-            torch.distributed.all_reduce(tensor)
+            with talking():
+                torch.distributed.all_reduce(tensor)
         return tensor
 
     def wait(self) -> None:
         """Until everybody is here."""
         if not self.alone:
-            torch.distributed.barrier()
+            with talking():
+                torch.distributed.barrier()
 
     def together(self, work: Callable[[], Value]) -> Value:
         """The result of this process's own work, once everybody's has succeeded.
@@ -81,6 +99,8 @@ class Ranks:
         result: Any = None
         try:
             result = work()
+        except Lost:
+            raise
         except Exception as error:
             problem = error
         messages = self.gather(None if problem is None else f"{_kind(problem)}{problem}")
