@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -293,3 +294,38 @@ def test_float32_in_float32_out():
     (gradient_BT,) = torch.autograd.grad(PolicyLoss()(single)[0], single.logp_BT)
     assert gradient_BT.dtype == torch.float32
     torch.testing.assert_close(gradient_BT.double(), expected_BT, atol=1e-6, rtol=1e-5)
+
+
+PARTS = {
+    **{name: PolicyLoss(name) for name in LOSS_TYPES},
+    "two-sided": PolicyLoss("dr_grpo", delta=1.5),
+    "sequence": PolicyLoss("grpo", importance_sampling_level="sequence", epsilon=0.05),
+    "k2": PolicyLoss("bnpo", beta=0.3, kl_estimator="k2"),
+    "k3-entropy": PolicyLoss("grpo", beta=0.3, entropy_coef=0.2),
+    "exact-entropy": PolicyLoss("dapo", beta=0.3, kl_estimator="exact", entropy_coef=0.2),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_losses_and_gradients_of_parts_add_up(name: str):
+    """Every average is a sum over the part's rows, divided by counts of the whole step."""
+    whole = terms(step_rows=3, step_decisions=float(torch.tensor(MASK).sum()))
+    leaves = [whole.logp_BT, whole.entropy_BT, whole.kl_BT]
+    loss, _ = PARTS[name](whole)
+    slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    total, added = 0.0, [torch.zeros_like(slope) for slope in slopes]
+    for rows in ([0], [1, 2]):
+        own_rows = {n: v[rows].detach() for n, v in vars(whole).items() if isinstance(v, torch.Tensor)}
+        for leaf in ("logp_BT", "entropy_BT", "kl_BT"):
+            own_rows[leaf].requires_grad_()
+        part = replace(whole, **own_rows)
+        part_loss, _ = PARTS[name](part)
+        total += float(part_loss.detach())
+        own = torch.autograd.grad(
+            part_loss, [part.logp_BT, part.entropy_BT, part.kl_BT], allow_unused=True, materialize_grads=True
+        )
+        for sum_BT, slope in zip(added, own, strict=True):
+            sum_BT[rows] += slope
+    assert total == pytest.approx(float(loss.detach()), rel=1e-12)
+    for sum_BT, slope in zip(added, slopes, strict=True):
+        torch.testing.assert_close(sum_BT, slope, rtol=1e-12, atol=1e-15)

@@ -157,7 +157,7 @@ def test_inner_ratio_by_hand():
     made.update()
     batch = made.batch
     assert batch is not None
-    (part,) = (part.rollouts for part in (p.rollouts for p in batch.parts))
+    (part,) = (part.rollouts for part in batch.parts)
     cells_N2 = part.cells()
     with torch.no_grad():
         now_N = made.policy.score(part, cells_N2).logp_N
@@ -287,7 +287,7 @@ def test_beta_zero_needs_no_reference():
 
 
 def test_k1_is_taken_from_the_reward():
-    """A_i is the group-relative r_i - beta sum_t (log pi - log pi_ref); the loss has no divergence term of its own."""
+    """A_i is that of the rewards, minus the centred beta sum_t (log pi - log pi_ref); the loss has no divergence term of its own."""
     made = moved_policy()
     one = loop(made, beta=0.5, kl_estimator="k1")
     one.batch = one.generate()
@@ -297,10 +297,10 @@ def test_k1_is_taken_from_the_reward():
     gap_BT = torch.zeros_like(part.behaviour_logp_BT)
     gap_BT[part.mask_BT] = part.behaviour_logp_BT[part.mask_BT] - reference_N
     reward_GK = torch.tensor(code_points([o.text for o in part.outputs]), dtype=torch.float64).view(4, 4)
-    total_GK = reward_GK - 0.5 * gap_BT.sum(-1).double().view(4, 4)
-    advantage_GK = (total_GK - total_GK.mean(1, keepdim=True)) / (total_GK.std(1, keepdim=True) + 1e-4)
-    assert torch.allclose(one.batch.advantage_B.double(), advantage_GK.flatten(), atol=1e-4)
+    penalty_GK = 0.5 * gap_BT.sum(-1).double().view(4, 4)
     plain_GK = (reward_GK - reward_GK.mean(1, keepdim=True)) / (reward_GK.std(1, keepdim=True) + 1e-4)
+    advantage_GK = plain_GK - (penalty_GK - penalty_GK.mean(1, keepdim=True))
+    assert torch.allclose(one.batch.advantage_B.double(), advantage_GK.flatten(), atol=1e-4)
     assert not torch.allclose(advantage_GK, plain_GK, atol=1e-2)
     assert one.batch.metrics["kl"] == pytest.approx(float(gap_BT.sum() / part.mask_BT.sum()), rel=1e-4)
 

@@ -147,7 +147,9 @@ def gradients(together: Ranks) -> dict[str, Tensor]:
     return found
 
 
-def loop(build: Callable[[], tuple[Any, Sequence[Prompt]]], settings: dict[str, Any], loss: Any, together: Ranks) -> Grpo:
+def loop(
+    build: Callable[[], tuple[Any, Sequence[Prompt]]], settings: dict[str, Any], loss: Any, together: Ranks
+) -> Grpo:
     policy, prompts = build()
     chosen = GrpoSettings(**{"num_prompts": 5, "num_generations": 3, "micro_batch_tokens": 200, **settings})
     own = PolicyLoss(**{name: getattr(chosen, name) for name in PolicyLoss.__dataclass_fields__})
