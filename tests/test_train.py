@@ -287,7 +287,7 @@ def test_beta_zero_needs_no_reference():
 
 
 def test_k1_is_taken_from_the_reward():
-    """A_i is that of the rewards, minus the centred beta sum_t (log pi - log pi_ref); the loss has no divergence term of its own."""
+    """A_i is that of the rewards minus beta sum_t (log pi - log pi_ref), centred; the loss has no divergence term of its own."""
     made = moved_policy()
     one = loop(made, beta=0.5, kl_estimator="k1")
     one.batch = one.generate()
