@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run a|b|c|d|fill|flow|all [--quick]`: measure, print a table, keep the figures in benchmarks/results/."""
+"""`python -m benchmarks.run a|b|c|d|fill|flow|replay|all [--quick]`: measure, print a table, keep the figures in benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks import harness, parity
 from relgrad.core.errors import RelgradError
 
-MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning", "fill": "fill", "flow": "flow"}
+MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning", "fill": "fill", "flow": "flow", "replay": "replay"}
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -55,6 +55,7 @@ for _name, _title in {
     "d": "learning curves of both systems from one warm start",
     "fill": "a whole GRPO step of the fill-in diffusion GPT, against one that copies every prompt",
     "flow": "a Flow-GRPO update of a small FS-DFM network, against step by step; on a CUDA device also the 1.3B network",
+    "replay": "learning from the past, at equal numbers of sampled completions",
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")
