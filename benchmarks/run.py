@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run a|b|c|d|fill|flow|replay|all [--quick]`: measure, print a table, keep the figures in benchmarks/results/."""
+"""`python -m benchmarks.run a|b|c|d|fill|flow|replay|all [--quick]`: measure, print a table, keep the figures in results/."""
 
 from __future__ import annotations
 
