@@ -221,7 +221,7 @@ def test_the_gradient_credits_every_position_by_itself():
     made._accumulate(batch, torch.arange(16))
     found = gradient(made)
     # by hand: position by position, 1 where the character is the true one, minus the group's share of true ones
-    (part,) = (part.rollouts for part in (p.rollouts for p in batch.parts))
+    (part,) = (part.rollouts for part in batch.parts)
     total = torch.zeros(())
     for row, t in part.cells().tolist():
         g = int(part.group_B[row])
@@ -244,7 +244,7 @@ def test_replaced_groups_and_parts_of_different_width():
     widths, replaced = set(), 0
     for _ in range(12):
         batch = made.generate()
-        widths |= {len({part.mask_BT.shape[1] for part in batch.parts})}
+        widths |= {len({part.rollouts.mask_BT.shape[1] for part in batch.parts})}
         replaced += int((~batch.keep_B).sum())
         assert batch.advantage_BT.shape == batch.mask_BT.shape
         assert not batch.advantage_BT[~batch.keep_B].any()

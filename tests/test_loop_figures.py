@@ -124,7 +124,7 @@ def test_dropout_of_the_supervised_term_follows_the_seed_and_the_step():
 def test_it_holds_the_model_to_the_truth():
     """With rewards that are all equal the supervised term acts alone, and the cross-entropy falls."""
     made = fill_in(sft_coef=1.0, learning_rate=0.01, steps=20)
-    made.rewards = RewardSet([NamedReward("flat", lambda completions: [1.0 for _ in completions])], 60)
+    made.source.rewards = RewardSet([NamedReward("flat", lambda completions: [1.0 for _ in completions])], 60)
     losses = [made.update().metrics["sft_loss"] for _ in range(20)]
     assert losses[-1] < 0.6 * losses[0]
 

@@ -67,7 +67,7 @@ class Grpo:
         ranks: Ranks = ALONE,
         source: Callable[[Fresh], Source] | None = None,
     ) -> None:
-        self.policy, self.rewards, self.loss = policy, rewards, loss
+        self.policy, self.loss = policy, loss
         self.settings, self.seed, self.ranks = settings, seed, ranks
         if settings.sft_coef and not isinstance(policy, Supervised):
             raise RelgradError(
