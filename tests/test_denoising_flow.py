@@ -217,7 +217,7 @@ def test_an_update_follows_the_originals_loss() -> None:
     metrics = loop.update().metrics
     batch = loop.batch
     assert batch is not None
-    (rollouts,) = batch.parts
+    (rollouts,) = (part.rollouts for part in batch.parts)
     rows = rollouts.cells()[:, 0].tolist()
     hand = [(batch.advantage_B[row], *by_hand(policy, rollouts, row)) for row in rows]
     value = torch.stack([a * gkl + BETA * kl for a, gkl, kl in hand]).sum() / rollouts.rows

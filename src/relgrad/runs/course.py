@@ -1,0 +1,103 @@
+"""The course of a stage between its steps: log, warn, evaluate, end, save."""
+
+from __future__ import annotations
+
+from relgrad.core.protocols import Filmed, Tracker
+from relgrad.core.randomness import generator
+from relgrad.core.run_folder import RunDir
+from relgrad.core.types import StepRecord
+from relgrad.evaluation.held_out import film
+from relgrad.monitor.console import Console
+from relgrad.monitor.diagnose import diagnose
+from relgrad.runs.evaluations import Evaluations
+from relgrad.stages.kind import StageParts, loop_settings
+from relgrad.stages.settings import Stage
+from relgrad.tasks import Task
+from relgrad.training import checkpoint
+
+FILMED = 4
+"""Test prompts whose filling in is kept for the report, before and after."""
+
+
+class Course:
+    """What happens before the first step (`begin`) and after every step (`after`)."""
+
+    def __init__(
+        self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, trackers: Tracker, console: Console
+    ) -> None:
+        self.stage, self.task, self.parts, self.folder = stage, task, parts, folder
+        self.trackers, self.console = trackers, console
+        self.total: int = loop_settings(stage).steps
+        self.evaluations = Evaluations(stage, task, parts, folder, console)
+        self.records = folder.lines("metrics.jsonl")
+        self.warned = {warning["name"] for warning in folder.lines("warnings.jsonl")}
+
+    def begin(self, first: int) -> None:
+        """Evaluate before the first step, or read what was found then; `first` steps are done already."""
+        if self.evaluations.begin(first):
+            self._film(0)
+
+    def after(self, record: StepRecord) -> bool:
+        """Log, evaluate, save; whether this was the last step."""
+        step = record.step
+        self.parts.after_step(record)
+        self._log(record)
+        last = step == self.total
+        evaluated = self.evaluations.during(step, last)
+        if evaluated and not last and self.evaluations.settled():
+            self.console.note(f"validation score stopped improving: the stage ends after step {step} of {self.total}")
+            last = True
+        if last:
+            self._end(step)
+        every = self.stage.checkpoint.every
+        if last or evaluated or (every and step % every == 0):
+            self._save()
+        return last
+
+    def _log(self, record: StepRecord) -> None:
+        step = record.step
+        self.trackers.log(step, record.metrics)
+        self.console.log(step, record.metrics)
+        self.records.append({"step": step, **record.metrics})
+        if samples := [{"step": step, **sample} for sample in self.parts.samples()]:
+            self.folder.write_samples(step, samples)
+            self.console.samples(step, samples)
+        for warning in diagnose(self.records, self.stage.used):
+            if warning.name not in self.warned:
+                self.warned.add(warning.name)
+                self.folder.append("warnings.jsonl", {**vars(warning), "step": step})
+                self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
+
+    def _end(self, step: int) -> None:
+        """Put the weights in place that are kept, then say how good they are."""
+        kept = self._take_best(step)
+        self.evaluations.end(step, kept)
+        self.parts.finish(self.folder, self.console)
+        if self.evaluations.scores(self.evaluations.final):
+            self._film(step)
+
+    def _take_best(self, step: int) -> int:
+        """The step whose weights are kept: with patience, that of the best evaluation, whose weights are loaded."""
+        if self.stage.evaluation.patience is None:
+            return step
+        best = self.evaluations.best([*checkpoint.steps(self.folder.checkpoints), step])
+        if best is None or best == step:
+            return step
+        self.parts.trained.load(checkpoint.folder_of(self.folder.checkpoints, best))
+        self.console.note(f"the weights of step {best} scored best and are kept as the result")
+        return best
+
+    def _film(self, step: int) -> None:
+        """Policies that write in several steps are filmed doing so, on the same prompts and random numbers every time."""
+        policy, rewards = self.parts.policy, self.parts.filmed_by
+        if rewards is None or not isinstance(policy, Filmed):
+            return
+        draw = generator(self.stage.seed, "film")
+        with rewards.fixed():
+            for one in film(policy, self.task.test[:FILMED], 1, draw, rewards):
+                self.folder.append("films.jsonl", {"step": step, **one})
+
+    def _save(self) -> None:
+        root = self.folder.checkpoints
+        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners)
+        checkpoint.prune(root, self.stage.checkpoint.keep, self.evaluations.best(checkpoint.steps(root)))

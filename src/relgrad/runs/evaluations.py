@@ -1,0 +1,164 @@
+"""The evaluations of one stage: which part of the task is looked at when, what it is compared with, what is decided by it.
+
+    before the first step   test prompts; validation prompts too where `patience` compares with them
+    every `every` steps     validation prompts: patience and the best checkpoint are decided by these alone
+    after the last step     test prompts, by the weights that the stage ends with
+
+A task of two parts has no test prompts of its own. Its validation prompts then serve for both and are evaluated once; the records
+say "validation". Every record tells the step whose weights it is about: `weights`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import RunDir
+from relgrad.core.types import Prompt
+from relgrad.evaluation.held_out import Evaluation, evaluate
+from relgrad.monitor.console import Console, number
+from relgrad.stages.kind import StageParts
+from relgrad.stages.settings import Stage
+from relgrad.tasks import Task
+from relgrad.training import checkpoint
+
+Part = Literal["validation", "test"]
+FILE = "evaluations.jsonl"
+CHOICES = ("validation", "held-out")
+"""Names of the records that choices are made by; "held-out" is what run folders of relgrad 0.1 say."""
+
+
+class Evaluations:
+    """Evaluates a stage's policy, keeps the records, and answers what follows from them."""
+
+    def __init__(self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, console: Console) -> None:
+        self.settings, self.parts, self.folder, self.console = stage.evaluation, parts, folder, console
+        count = stage.evaluation.num_prompts
+        self.final: Part = "validation" if task.two_parts else "test"
+        self.prompts: dict[Part, Sequence[Prompt]] = {"validation": task.validation[:count], "test": task.test[:count]}
+        if self.settings.patience is not None and not self.scores("validation"):
+            raise RelgradError(
+                f"evaluation.patience={self.settings.patience} looks at validation prompts, and the task has none: give it some, "
+                "or leave patience out"
+            )
+        self.start: dict[Part, Evaluation] = {}
+
+    def scores(self, part: Part) -> bool:
+        """Whether there is something to evaluate in this part, and something to judge it by."""
+        return self.parts.judged_by is not None and len(self.prompts[part]) > 0
+
+    def begin(self, first: int) -> bool:
+        """The evaluations before the first step, which later ones are compared with; whether they were made now.
+
+        A run that goes on after step `first` reads those that were made then.
+        """
+        needed: list[Part] = [self.final]
+        if self.settings.patience is not None and self.final != "validation":
+            needed.append("validation")
+        needed = [part for part in needed if self.scores(part)]
+        for part in needed:
+            if (record := self._recorded(part, 0)) is not None:
+                self.start[part] = Evaluation.from_record(record)
+            elif first == 0:
+                self._evaluate(part, 0, 0)
+        return first == 0 and bool(needed)
+
+    def during(self, step: int, last: bool) -> bool:
+        """The evaluation after a step, where one is due; whether it was."""
+        every = self.settings.every
+        chooses = every > 0 and (last or step % every == 0)
+        due = self.scores("validation") and (chooses or (last and self.final == "validation"))
+        if due:
+            self._evaluate("validation", step, step)
+        return due
+
+    def end(self, step: int, kept: int) -> None:
+        """The score after training, by the weights of step `kept`, which are in place."""
+        if not self.scores(self.final):
+            return
+        if self.final == "test":
+            self._evaluate("test", step, kept)
+        elif kept != step and (record := self._recorded("validation", kept)) is not None:
+            self.folder.append(FILE, {**record, "step": step})  # these prompts by these weights: known already
+            self.console.evaluation({**record, "step": step})
+
+    def _evaluate(self, part: Part, step: int, weights: int) -> None:
+        rewards, settings, prompts = self.parts.judged_by, self.settings, self.prompts[part]
+        assert rewards is not None
+        self.console.note(f"evaluating on {len(prompts)} {part} prompts x {settings.num_generations} completions ...")
+        with rewards.fixed():
+            evaluation = evaluate(
+                self.parts.policy,
+                prompts,
+                rewards,
+                num_generations=settings.num_generations,
+                seed=settings.seed,
+                progress=lambda done, total: self.console.busy("evaluating", done, total),
+                divergence=self.parts.divergence,
+            )
+        start = self.start.setdefault(part, evaluation)
+        record = evaluation.to_record(step, part, None if start is evaluation else start, weights=weights)
+        self.folder.append(FILE, record)
+        self._say(record, evaluation)
+
+    def _say(self, record: Mapping[str, Any], evaluation: Evaluation) -> None:
+        self.console.evaluation(record)
+        for name, (difference, low, high) in record.get("reward_differences", {}).items():
+            mean = number(record["rewards"][name])
+            self.console.note(f"  {name} {mean}, {number(difference)} [{number(low)}, {number(high)}] from the start")
+        if math.isnan(evaluation.kl):
+            return
+        bound = self.settings.kl_bound
+        self.console.note(
+            f"  KL to the start {number(evaluation.kl)} nats per decision" + (f", bound {bound:g}" if bound else "")
+        )
+        if bound and evaluation.kl > bound:
+            self.console.warn(f"the KL exceeds evaluation.kl_bound={bound:g}: lower the learning rate or raise beta")
+
+    def _recorded(self, part: Part, step: int) -> dict[str, Any] | None:
+        """The record of an evaluation of these prompts by the weights of this step."""
+        names, ids = CHOICES if part == self.final == "validation" else (part,), [p.id for p in self.prompts[part]]
+        for record in self.folder.lines(FILE):
+            if record["step"] == step and record["name"] in names and record["ids"] == ids:
+                return record
+        return None
+
+    # ------------------------------------------------------------------ what follows
+
+    def settled(self) -> bool:
+        """Whether patience is at its end."""
+        return checkpoint.settled(choices(self.folder.lines(FILE)), self.settings.patience)
+
+    def best(self, steps: Sequence[int]) -> int | None:
+        """The step of the best evaluation among these; None where none of them was evaluated."""
+        return best_of(self.folder, steps)
+
+
+def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list[dict[str, Any]]:
+    """The records that choices are made by, up to step `until`: of validation prompts, each by the weights of its own step."""
+    return [
+        record
+        for record in records
+        if record["name"] in CHOICES
+        and record.get("weights", record["step"]) == record["step"]
+        and (until is None or record["step"] <= until)
+    ]
+
+
+def best_of(folder: RunDir, steps: Sequence[int]) -> int | None:
+    """The step, among these, whose weights had the best validation score; None where none of them was evaluated."""
+    return checkpoint.best_step(choices(folder.lines(FILE)), steps)
+
+
+def finished(folder: RunDir, total: int, patience: int | None) -> bool:
+    """Whether a stage ended: its newest checkpoint is of the last step, or of the step at which patience ended.
+
+    Only what was recorded up to that checkpoint counts. The last checkpoint is written when everything else was done, so an
+    evaluation after it belongs to a process that was stopped before it could keep the best weights.
+    """
+    saved = checkpoint.steps(folder.checkpoints)
+    if not saved:
+        return False
+    return saved[-1] >= total or checkpoint.settled(choices(folder.lines(FILE), saved[-1]), patience)

@@ -1,0 +1,55 @@
+"""Whether a run folder holds a run of this recipe: only then is it gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from relgrad.core.errors import RelgradError
+from relgrad.runs.build import resolve_stage
+from relgrad.runs.recipe import parse_recipe
+from relgrad.stages.kind import kind_of, loop_settings
+from relgrad.stages.settings import Stage
+from relgrad.training import checkpoint
+
+
+def require_same_recipe(folder: Path, stage: Stage) -> None:
+    """Raise RelgradError when the folder was made by another recipe.
+
+    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them. A setting
+    that the folder's recipe does not have, because it is newer, has its default there. A folder without a checkpoint is no run
+    yet: whoever mends a recipe that failed at its start just starts again.
+    """
+    file = folder / "recipe.yaml"
+    if not file.is_file() or not checkpoint.steps(folder / "checkpoints"):
+        return
+    free = {"out", "trackers"}
+    if loop_settings(stage).lr_scheduler_type == "constant":
+        free.add(f"{kind_of(stage).loop}.steps")
+    here, there = _flat(stage.used), _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+    if here.keys() - there.keys():
+        there = _flat(_with_defaults(file))
+    differing = sorted(key for key in {*here, *there} - free if here.get(key) != there.get(key))
+    if differing:
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:5])
+        raise RelgradError(
+            f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over "
+            "with --fresh"
+        )
+
+
+def _with_defaults(file: Path) -> dict[str, Any]:
+    """The settings of a stage's recipe.yaml, with the defaults of those it does not have; as written where it is legal no more."""
+    written: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        return resolve_stage(parse_recipe(written, source=str(file)).stages[0]).used
+    except RelgradError:
+        return written
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+    return {path: value}
