@@ -98,7 +98,7 @@ class Judge:
         """
         a, b = self.calibration
         logits = a * self.logits(refilled.ids_BL, refilled.valid_BL, refilled.mark_BL) + b
-        mark_BL, right_BL = refilled.mark_BL.to(logits.device), refilled.right_BL.to(logits.device).float()
+        mark_BL, right_BL = refilled.mark_BL.to(logits.device), refilled.right_BL.to(logits)
         if self.by_position:
             loss = functional.binary_cross_entropy_with_logits(logits[mark_BL], right_BL[mark_BL], reduction="sum")
             return loss, int(mark_BL.sum())

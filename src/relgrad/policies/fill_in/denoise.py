@@ -118,7 +118,7 @@ def draw(logits_MV: Tensor, law: Truncation, uniform_M: Tensor) -> tuple[Tensor,
     """(tokens int64 [M], their probabilities float32 [M]) on the CPU, as single-step sampling draws them."""
     prob_MV = categorical.log_probs(logits_MV, law).exp()
     token_M = categorical.invert(prob_MV, uniform_M.to(prob_MV.device))
-    return token_M.cpu(), prob_MV.gather(-1, token_M[:, None])[:, 0].cpu()
+    return token_M.cpu(), prob_MV.gather(-1, token_M[:, None])[:, 0].float().cpu()
 
 
 def _doubt(
