@@ -126,7 +126,7 @@ def test_without_a_terminal_every_step_is_one_plain_line(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--remask", "random"], "policy kind 'flow' masks nothing again and fills in nothing: leave --remask out"),
+        (["--remask", "random"], "policy kind 'flow' has no such option: leave --remask out; it has --steps"),
         (["--length", "4", "--schedule", "linear"], "leave --schedule, --length out"),
         (["--steps", "0"], "Invalid value for '--steps'"),
         (["--steps", "2", "policy.max_completion_length=30"], "leaves 15 editable positions of the network's 20"),
@@ -160,7 +160,7 @@ def test_any_policy_that_has_film_can_be_filmed(tmp_path: Path) -> None:
     recipe.write_text(json.dumps({**RECIPE, "policy": policy}))
     result = sample(recipe, "--steps", 3)
     assert result.exit_code == 2
-    assert "does not say which of its settings --steps is: set it itself" in result.output
+    assert "has no such option: leave --steps out; change its settings by policy.KEY=VALUE" in result.output
     films = printed(recipe, "--prompt", "12", "policy.evaluation_steps=3", "-n", 2)
     assert len(films) == 2
     result = sample(recipe, "--prompt", "12", "policy.evaluation_steps=3", "-n", 1, "--animate")

@@ -75,8 +75,8 @@ def _options_of(kind: str, options: Mapping[str, Any]) -> list[SampleOption]:
         )
     own = {option.name: option for option in module.SAMPLE_OPTIONS}
     if foreign := [name for name in options if name not in own]:
-        there = f"it has {_shown(own)}" if own else "it has none; change its settings by policy.KEY=VALUE"
-        raise RelgradError(f"policy kind {kind!r} has no such option, {there}: leave {_shown(foreign)} out")
+        there = f"it has {_shown(own)}" if own else "change its settings by policy.KEY=VALUE"
+        raise RelgradError(f"policy kind {kind!r} has no such option: leave {_shown(foreign)} out; {there}")
     return [option for name, option in own.items() if name in options]
 
 

@@ -59,28 +59,28 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
 
     Averaged weights, where a folder has them, are taken as the weights. Raises RelgradError.
     """
-    named = None if settings.model in SIZES else Path(settings.model).expanduser()
-    source = named if start is None else Path(start)
+    given = None if settings.model in SIZES else Path(settings.model).expanduser()
+    source = given if start is None else Path(start)
     source = None if source is None else newest(source)
-    said = {} if source is None else configuration(source)
-    symbols = _symbols(settings, source, said)
-    scheduler = _scheduler(settings, source, said)
+    saved = {} if source is None else configuration(source)
+    symbols = _symbols(settings, source, saved)
+    scheduler = _scheduler(settings, source, saved)
     adapter = source if source is not None and (source / ADAPTER).is_file() else None
-    base = str(said["base"]) if adapter is not None else str(source or settings.model)
-    base_seed = int(said.get("seed", seed))
+    base = str(saved["base"]) if adapter is not None else str(source or settings.model)
+    base_seed = int(saved.get("seed", seed))
     model = _network(settings, base_seed, symbols, base)
     if adapter is None and source is not None:
         take_average(model, source)
     if settings.few_step is not None and not model.config.step_conditioned:
         model = model.student()
-    finest = _finest(settings, said, symbols) if model.config.step_conditioned else None
+    finest = _finest(settings, saved, symbols) if model.config.step_conditioned else None
     model.checkpointing = settings.gradient_checkpointing
     model.to(device.choose(settings.device))
     adapted = _adapted(settings, seed, model, adapter)
     return Opened(model, symbols, scheduler, adapted, base, base_seed, finest)
 
 
-def _finest(settings: Settings, said: Mapping[str, Any], symbols: Symbols) -> int:
+def _finest(settings: Settings, saved: Mapping[str, Any], symbols: Symbols) -> int:
     """The finest step of a student, as its training or its folder says. Raises RelgradError for steps that it was not told."""
     if settings.few_step is not None:
         if symbols.masked and settings.few_step.teacher == "rk4":
@@ -88,7 +88,7 @@ def _finest(settings: Settings, said: Mapping[str, Any], symbols: Symbols) -> in
                 "few_step.teacher='rk4' needs a uniform source, and this network's is the mask: use half_steps"
             )
         return settings.few_step.finest
-    finest = int(said.get("finest", PUBLISHED_FINEST))
+    finest = int(saved.get("finest", PUBLISHED_FINEST))
     for steps in (settings.sampling_steps, settings.evaluation_steps or settings.sampling_steps):
         FewStep(finest=finest).require_steps(steps)
     return finest
@@ -125,39 +125,39 @@ def _mapping(path: Path) -> dict[str, Any]:
     return read
 
 
-def _symbols(settings: Settings, source: Path | None, said: Mapping[str, Any]) -> Symbols:
-    if settings.source is not None and settings.source != said.get("source", settings.source):
+def _symbols(settings: Settings, source: Path | None, saved: Mapping[str, Any]) -> Symbols:
+    if settings.source is not None and settings.source != saved.get("source", settings.source):
         raise RelgradError(
-            f"{source} was trained from the source {said['source']!r}, but the recipe says source: {settings.source}. Leave it "
+            f"{source} was trained from the source {saved['source']!r}, but the recipe says source: {settings.source}. Leave it "
             "out, or name a checkpoint of that source"
         )
-    masked = (settings.source or said.get("source", "uniform")) == "mask"
-    wanted = None
-    if settings.symbols is not None or not said or source is None or not (source / FILE).is_file():
-        wanted = make_symbols(settings.symbols or "ascii", settings.text, settings.end_token, masked=masked)
+    masked = (settings.source or saved.get("source", "uniform")) == "mask"
+    of_recipe = None
+    if settings.symbols is not None or not saved or source is None or not (source / FILE).is_file():
+        of_recipe = make_symbols(settings.symbols or "ascii", settings.text, settings.end_token, masked=masked)
     if source is None or not (source / FILE).is_file():
-        assert wanted is not None
-        return wanted
-    found = Symbols(Vocabulary.load(source), int(said["end_id"]), masked)
-    if wanted is not None:
-        found.vocabulary.require(wanted.vocabulary.fingerprint, "the vocabulary of the recipe (policy.symbols)")
-    return found
+        assert of_recipe is not None
+        return of_recipe
+    symbols = Symbols(Vocabulary.load(source), int(saved["end_id"]), masked)
+    if of_recipe is not None:
+        symbols.vocabulary.require(of_recipe.vocabulary.fingerprint, "the vocabulary of the recipe (policy.symbols)")
+    return symbols
 
 
-def _scheduler(settings: Settings, source: Path | None, said: Mapping[str, Any]) -> Scheduler:
-    trained = Scheduler.from_config(said) if said else Scheduler()
+def _scheduler(settings: Settings, source: Path | None, saved: Mapping[str, Any]) -> Scheduler:
+    trained = Scheduler.from_config(saved) if saved else Scheduler()
     kind = settings.scheduler or trained.kind
     exponent = settings.exponent
     if exponent is None:
         exponent = trained.exponent if kind == trained.kind else 1.0
-    asked = Scheduler(kind, exponent)
-    if said and asked != trained:
+    scheduler = Scheduler(kind, exponent)
+    if saved and scheduler != trained:
         raise RelgradError(
-            f"{source} was trained with the scheduler {trained}, but the recipe says {asked}: at a given time the network would "
-            "see texts that are noisier or cleaner than it knows. Leave policy.scheduler and policy.exponent out"
+            f"{source} was trained with the scheduler {trained}, but the recipe says {scheduler}: at a given time the network "
+            "would see texts that are noisier or cleaner than it knows. Leave policy.scheduler and policy.exponent out"
             + ("" if source is None or source.is_dir() else ", or put the file's own config.yaml beside it")
         )
-    return asked
+    return scheduler
 
 
 def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
@@ -179,7 +179,8 @@ def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
         )
     given = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
     model = published_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
-    other = [f"{k}={v} (there {getattr(model.config, k)})" for k, v in own.items() if getattr(model.config, k) != v]
+    there = model.config.model_dump()
+    other = [f"{name}={size} (there {there[name]})" for name, size in own.items() if there[name] != size]
     if other:
         raise RelgradError(f"{base} holds a network of other sizes than policy.network says: {', '.join(other)}")
     return model

@@ -76,8 +76,7 @@ class Settings(Strict):
     def _legal(self) -> Settings:
         if self.scheduler == "cosine" and self.exponent is not None:
             raise ValueError(f"exponent={self.exponent:g} is the polynomial's; leave it out with scheduler='cosine'")
-        for name in ("train_steps", "branch_steps"):
-            count = getattr(self, name)
+        for name, count in (("train_steps", self.train_steps), ("branch_steps", self.branch_steps)):
             if count is not None and count > self.sampling_steps:
                 raise ValueError(f"{name}={count}: a trajectory has only sampling_steps={self.sampling_steps} steps")
         if self.train_steps is not None and self.branch_steps is not None:

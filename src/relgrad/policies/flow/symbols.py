@@ -68,14 +68,14 @@ class Symbols:
     def ids(self, text: str, what: str) -> list[int]:
         """Ids of a text. Raises RelgradError naming `what` where a character is not in the vocabulary."""
         try:
-            found = self.vocabulary.encode(text)
+            encoded = self.vocabulary.encode(text)
         except RelgradError as error:
             raise RelgradError(f"{what}: {error}") from None
-        if any(i >= self.vocabulary.base for i in found):
+        if any(i >= self.vocabulary.base for i in encoded):
             raise RelgradError(
                 f"{what} holds █, which shows masks to people and is no character to read: {text[:60]!r}"
             )
-        return found
+        return encoded
 
     def text(self, ids: Sequence[int]) -> tuple[str, tuple[int, ...], bool]:
         """(text up to the end of sequence, its ids, whether there was an end)."""

@@ -1,6 +1,6 @@
 r"""The supervised loss of discrete flow matching: E_{t, x_t} sum_i l(p(. | x_t)_i, x_1^i, x_t^i) over the editable positions.
 
-t is uniform, x_t drawn as path.py says, l the cross-entropy or the generalised KL.
+t is uniform, x_t drawn as noise_path.py says, l the cross-entropy or the generalised KL.
 """
 
 from __future__ import annotations
