@@ -103,7 +103,7 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("rewards.0.kind=exakt", r"rewards: unknown kind 'exakt'\. Known: .*Did you mean 'exact'\?"),
         ("rewards.0.weight=0", r"rewards: every one has weight 0, so nothing would be scored; give one that counts"),
         ("rewards=[]", r"rewards is empty: a grpo stage needs at least one, for example `rewards: \[\{kind: exact\}\]`"),
-        ("task.length=1", r"train_size \+ held_out_size = 50, but there are only 10 strings of 1 digits"),
+        ("task.length=1", r"train_size \+ held_out_size \+ test_size = 50, but there are only 10 strings of 1 digits"),
         ("policy.model=./nowhere", r"model: no folder './nowhere' \(working directory /"),
         ("policy.model=/no/where.gguf", r"model: no GGUF file '/no/where\.gguf'"),
         ("policy.model=tiny:33x1", r"model 'tiny:33x1': write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32"),
@@ -234,8 +234,10 @@ def test_no_held_out_prompts(recipe: Path):
     finished(recipe)
     (folder,) = recipe.parent.glob("out/r/*")
     assert not (folder / "evaluations.jsonl").exists()
-    assert "no prompts to evaluate on; give the task a held-out split" in refused("evaluate", folder)
-    assert "the task holds out no prompts to sample for; give your own with --prompt" in refused("sample", folder)
+    assert "no prompts to evaluate on; give the task at least one validation or test prompt" in refused(
+        "evaluate", folder
+    )
+    assert "the task has no test prompts to sample for; give your own with --prompt" in refused("sample", folder)
 
 
 # ---------------------------------------------------------------------- rewards that fail
@@ -440,7 +442,7 @@ def test_wrong_prompt_of_ones_own(fill: Path, prompt: str, message: str):
         (("--remask", "critic"), r"remask=critic, but this network has no critic head\. Train one with policy\.critic_weight"),
         (("--remask", "best"), r"remask: Input should be 'confidence', 'critic' or 'random' \(received 'best'\)"),
         (("--schedule", "0.5,x"), r"--schedule 0\.5,x: give linear, or shares like 0\.8,0\.4,0\.1"),
-        (("--length", 4, "--prompt", "█"), r"--length is for text from nothing and --prompt for text to fill in: give one"),
+        (("--length", 4, "--prompt", "█"), r"--length and --prompt both say what is written for: give one of them"),
         (("--steps", 2, "--save"), r"r\.yaml is a recipe; films are kept in a run's folder"),
     ],
 )  # fmt: skip
@@ -454,7 +456,7 @@ def test_wrong_options_of_sample(fill: Path, options: tuple[object, ...], messag
 def test_several_steps_of_a_policy_that_writes_in_one_go(recipe: Path):
     message = refused("sample", recipe, "--steps", 4)
     assert re.search(
-        r"kind 'autoregressive' does not write in several steps; kinds that do: .*fill_in.*Leave --steps", message
+        r"kind 'autoregressive' does not write in several steps; kinds that do: .*fill_in.*Leave --animate", message
     )
 
 
@@ -571,7 +573,8 @@ def test_a_judge_stage_has_no_policy(fill: Path):
     stage = next(fill.parent.glob("out/r/*"))
     for command in ("sample", "evaluate"):
         assert re.search(
-            r"1-judge: a judge stage; a policy is in the stages of kind sft and grpo", refused(command, stage)
+            r"1-judge: a judge stage, which trains no policy; give the folder of a stage that does",
+            refused(command, stage),
         )
 
 

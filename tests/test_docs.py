@@ -461,21 +461,34 @@ def test_every_warning_is_documented() -> None:
 # ---------------------------------------------------------------------- README.md
 
 
+def contents(folder: Path) -> set[str]:
+    """What lies in a folder of src/relgrad, as its list names it: files, and folders with a slash."""
+    return {
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in folder.iterdir()
+        if path.name not in ("__pycache__", "__init__.py")
+    }
+
+
 def test_the_map_is_the_tree() -> None:
-    """Every file of src/relgrad but the recipes (one line) and `__init__.py` files that hold a docstring alone."""
+    """One line for every folder of src/relgrad."""
     (tree,) = (content for language, _, content in blocks(README) if language == "text")
     lines = [line.split(maxsplit=1) for line in tree.splitlines()]
     assert all(len(line) == 2 for line in lines)
-    files = {
-        p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    }
-    empty = {
-        f
-        for f in files
-        if f.endswith("__init__.py") and len(ast.parse((SOURCE / f).read_text()).body) <= 1 and f != "__init__.py"
-    }
-    recipes = {f for f in files if f.startswith("recipes/")}
-    assert sorted(name for name, _ in lines) == sorted((files - empty - recipes) | {"recipes/*.yaml"})
+    folders = {name for name in contents(SOURCE) if name.endswith("/")}
+    assert sorted(name for name, _ in lines) == sorted(folders)
+
+
+@pytest.mark.parametrize(
+    "package", sorted(p.parent.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*/__init__.py"))
+)
+def test_a_folder_begins_with_the_list_of_its_files(package: str) -> None:
+    """Every Python file and folder is in the docstring of the folder's __init__.py, and nothing that is not there."""
+    folder = SOURCE / package
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    listed = set(re.findall(r"^(\w+(?:\.py|/))", text, re.MULTILINE)) | set(re.findall(r", (\w+\.py) ", text))
+    there = {name for name in contents(folder) if name.endswith((".py", "/")) and not name.startswith("_")}
+    assert listed == there
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -1,1 +1,5 @@
-"""How others do it: kept to be compared with, never a default."""
+"""How others do it: kept to be compared with, never a default.
+
+k1_loss.py         the loss of the original diffusion-GPT trainer
+denoising_flow.py  advantage times denoising loss, FS-DFM's first trainer
+"""

@@ -1,1 +1,4 @@
-"""Worlds in which an output does something; one folder each."""
+"""Worlds in which an output does something; one folder each.
+
+forms/  generated web forms, plans that fill them in, and two executors of plans
+"""

@@ -1,1 +1,5 @@
-"""Judges: what a `judge` stage trains. One file per kind; `build(settings, seed, policy)` gives a trainable judge."""
+"""Judges: what a `judge` stage trains. One file a kind; `build(settings, seed, policy, start)` gives a trainable judge.
+
+refill.py   a judge of text that a fill-in policy refilled: training and audit
+network.py  its network: logits, calibrated scores, its folder
+"""

@@ -1,1 +1,7 @@
-"""Neural networks, one folder a family; weights/ has what they share: devices, frozen starts, averages, folders."""
+"""Neural networks, one folder a family, and what they share.
+
+causal/         Hugging Face causal language models
+diffusion_gpt/  the diffusion GPT: language model, token classifier, sequence scorer
+fsdfm/          FS-DFM's diffusion transformer
+weights/        devices, frozen starts, averages, folders
+"""

@@ -1,1 +1,6 @@
-"""policies"""
+"""Text generators, one folder a kind: a network, its law, an estimator and a keeper of weights, put together.
+
+autoregressive/  causal language models; one decision is one token
+fill_in/         masked text, filled in at once; one decision is one masked position
+flow/            discrete flow matching; one decision is one step
+"""

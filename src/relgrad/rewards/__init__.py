@@ -1,1 +1,19 @@
-"""Rewards: what an output is worth. One file per kind; `build(settings)` gives a reward, `combine` calls them all."""
+"""Rewards: what an output is worth. One file a kind; `build(settings)` gives a reward, `combine` calls them all.
+
+combine.py         all rewards of a recipe as one; failures are NaN with a reason
+function.py        your own function
+exact.py           the expected text, whole or by character
+number.py          the expected number
+regex.py           a pattern
+hidden.py          what was hidden under the masks
+words.py           words of a lexicon
+judge.py           what trained judges say; they must have passed their audit
+language_model.py  how likely a language model finds the text
+classifier.py      any sequence classifier as a judge
+math_verify.py     the expected mathematical answer
+reasoning_gym.py   the task's own verifier
+forms.py           what a plan for a web form is worth
+overlong.py        soft punishment near the length limit
+
+Files whose name begins with _ are what they share: how functions are called, deadlines, columns, masked positions.
+"""

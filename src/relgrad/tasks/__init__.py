@@ -1,4 +1,14 @@
-"""Tasks: where prompts come from. One file per kind; `load(settings, seed)` gives a Task."""
+"""Tasks: where prompts come from. One file a kind; `load(settings, seed)` gives a Task.
+
+file.py           JSONL, JSON, CSV, Parquet
+dataset.py        Hugging Face datasets
+reasoning_gym.py  generated tasks of reasoning-gym
+digits.py         digit strings to reverse, copy or sort
+next_number.py    which number comes next?
+forms.py          web forms to fill in
+masked_text.py    a text with holes, made in process
+masked_stream.py  the same from a folder of files
+"""
 
 from __future__ import annotations
 

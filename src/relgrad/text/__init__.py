@@ -1,1 +1,10 @@
-"""Masked text: vocabularies, corpora, masks and files of masked samples. Policies, tasks and rewards share it."""
+"""Masked text. Policies, tasks and rewards share it.
+
+vocabulary.py   text to ids and back: characters, bytes, a tokenizer; mask, padding and summary ids
+corpus.py       a text to learn from and, apart from it, texts to judge by; windows of it
+masking.py      random, sticky, span and line masks
+sample_file.py  one safetensors file of masked samples
+stream.py       a folder of them: a producer and any number of consumers
+show.py         what masks look like
+ngram.py        an n-gram model of characters
+"""
