@@ -86,8 +86,6 @@ class Settings(RewardedStage):
 
 
 class Loop:
-    COUNTERS = ("step",)
-
     def __init__(self, policy, settings):
         self.policy, self.settings, self.step = policy, settings, 0
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)

@@ -106,8 +106,6 @@ class Settings(RewardedStage):
 class Decay:
     '''Draws every weight towards 0.'''
 
-    COUNTERS = ("step",)
-
     def __init__(self, policy, settings):
         self.policy, self.settings, self.step = policy, settings, 0
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
