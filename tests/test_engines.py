@@ -15,9 +15,9 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.laws import tiled
-from relgrad.networks.causal import decode
 from relgrad.networks.causal import lean_decoder as lean
 from relgrad.networks.causal import load as causal
+from relgrad.networks.causal.grid import Grid
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
 from relgrad.policies.autoregressive import toy as _toys
@@ -204,13 +204,13 @@ def test_the_lean_decoder_takes_only_what_it_computes(name: str):
 
 def test_rows_that_end_early_leave_the_grid(monkeypatch: pytest.MonkeyPatch):
     seen = []
-    keep = decode._Grid.keep
+    keep = Grid.keep
 
-    def spy(grid: Any, groups: Tensor, slots: Tensor, per_group: int) -> None:
-        seen.append(len(slots))
-        keep(grid, groups, slots, per_group)
+    def spy(grid: Any, groups: Tensor, slots: Tensor) -> None:
+        seen.append(slots.numel())
+        keep(grid, groups, slots)
 
-    monkeypatch.setattr(decode._Grid, "keep", spy)
+    monkeypatch.setattr(Grid, "keep", spy)
     drawn(policy_of(network("mistral-window")))
     drawn(policy_of(network("llama")))
     assert min(seen) < len(PROMPTS) * GROUP / 2

@@ -90,12 +90,17 @@ class Support(NamedTuple):
     entry_M: Tensor
 
     @staticmethod
-    def pack(support_NV: Tensor) -> Support:
-        """From a boolean [N, V]."""
+    def pack(support_NV: Tensor, entries: int | None = None) -> Support:
+        """From a boolean [N, V]. Where the number of its entries is known, a GPU is not asked for it."""
         counts_N = support_NV.sum(-1)
         offset_N1 = torch.zeros(len(counts_N) + 1, dtype=torch.int64, device=counts_N.device)
         torch.cumsum(counts_N, 0, out=offset_N1[1:])
-        return Support(offset_N1, support_NV.nonzero()[:, 1].to(torch.int32))
+        where = support_NV.nonzero() if entries is None else torch.nonzero_static(support_NV, size=entries)
+        return Support(offset_N1, where[:, 1].to(torch.int32))
+
+    def to(self, device: torch.device | str) -> Support:
+        """The same on another device."""
+        return Support(self.offset_N1.to(device), self.entry_M.to(device))
 
     @staticmethod
     def concatenate(parts: Sequence[Support]) -> Support:

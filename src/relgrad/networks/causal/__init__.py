@@ -3,6 +3,8 @@
 load.py           from a folder, the hub, GGUF or a wheel; LoRA
 shared_prompt.py  one forward pass for a group: the prompt once
 decode.py         generation on the shared prompt
-lean_decoder.py   one decoding step in few, large operations
+grid.py           attention while generating: the prompts' keys once, every row's own in a cache
+llama.py          the parts of a Llama-shaped decoder
+lean_decoder.py   a Llama-shaped decoder for one generation, in few, large operations
 tiny.py           a tiny model with random weights
 """

@@ -1,8 +1,10 @@
-"""Generation on the shared prompt: one prefill per prompt, one static cache, rows retired as they finish.
+"""Generation on the shared prompt: one prefill per prompt, one cache of fixed size, rows retired as they finish.
 
 A batch of G prompts x K completions is a grid of slots [G, K]. A prompt's keys and values are computed and stored once;
-in every step the K rows of a group meet them in one matrix product. Once enough rows have ended, the grid is compacted:
-finished groups go, and every group keeps as many slots as the fullest one still needs.
+in every step the K rows of a group meet them in one matrix product (grid.py). A row that has ended goes on drawing until the
+grid is looked at, and what it drew after its end is cut off: only a look asks the device for an answer, so that a GPU never
+waits for the host in between. Once enough rows have ended, a look compacts the grid: finished groups go, and every group
+keeps as many slots as the fullest one still needs.
 """
 
 from __future__ import annotations
@@ -11,17 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from relgrad.laws import categorical, tiled
+from relgrad.networks.causal.grid import Grid, Prefill
 from relgrad.networks.causal.lean_decoder import LeanDecoder
-from relgrad.networks.causal.shared_prompt import Ragged, _additive, _repeat_heads, hidden_states
+from relgrad.networks.causal.shared_prompt import Ragged, hidden_states
 
 COMPACT_BELOW = 0.75
 """The grid is compacted when it can shrink to this share of its slots; copying the cache costs about one step."""
-BLOCK = 64
-"""The completion cache grows by this many tokens at a time."""
+LOOK_EVERY = {"cpu": 1}
+"""Steps between two looks at which rows have ended, by device. On a CPU a look costs nothing, and rows that have ended are
+work until they go."""
+LOOK_EVERY_ELSEWHERE = 16
+"""An answer of an accelerator takes as long as several small operations, and stops it from working ahead; a row that
+has ended costs at most this many tokens more."""
 
 
 @dataclass
@@ -38,167 +44,82 @@ class Generated:
     ended_B: Tensor
     support: tiled.Support | None
 
+    @staticmethod
+    def cut(token_BT: Tensor, logp_BT: Tensor, eos_ids: Tensor, support: tiled.Support | None = None) -> Generated:
+        """Rows as they were drawn, each cut off after its first end-of-sequence token; 0 beyond that."""
+        is_end_BT = _is_end(token_BT, eos_ids)
+        ended_B = is_end_BT.any(1)
+        length_B = torch.where(ended_B, is_end_BT.to(torch.int8).argmax(1) + 1, token_BT.shape[1])
+        beyond_BT = torch.arange(token_BT.shape[1], device=token_BT.device) >= length_B[:, None]
+        logp_BT = logp_BT.float().masked_fill(beyond_BT, 0.0)
+        return Generated(token_BT.masked_fill(beyond_BT, 0), logp_BT, length_B, ended_B, support)
+
     def ordinary(self) -> Generated:
         """The same on the CPU, in tensors that a backward pass may keep (those of inference mode it may not)."""
 
         def copy(t: Tensor) -> Tensor:
-            return t.cpu().clone()
+            return t.clone() if t.device.type == "cpu" else t.to("cpu")
 
-        support = self.support and tiled.Support(copy(self.support.offset_N1), copy(self.support.entry_M))
-        return Generated(copy(self.token_BT), copy(self.logp_BT), copy(self.length_B), copy(self.ended_B), support)
-
-
-class _Prefill:
-    """Layout of all prompts end to end; keeps their keys and values, padded, per layer."""
-
-    def __init__(self, prompts: Ragged) -> None:
-        self.prompts = prompts
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
-    ) -> Tensor:
-        repeats = query.shape[1] // key.shape[1]
-        mask = self.prompts.causal(window, query)
-        k, v = self.prompts.pad(key[0]), self.prompts.pad(value[0])
-        self.keys.append(k.contiguous())
-        self.values.append(v.contiguous())
-        out = F.scaled_dot_product_attention(
-            self.prompts.pad(query[0]),
-            _repeat_heads(k, repeats),
-            _repeat_heads(v, repeats),
-            attn_mask=mask,
-            is_causal=mask is None,
-            scale=scale,
-        )
-        return self.prompts.flatten(out)[None]
-
-
-class _Grid:
-    """Layout of one decoding step: slots [G, K], the shared prompt cache and every slot's own static cache."""
-
-    def __init__(self, prefill: _Prefill, groups: int, per_group: int, limit: int) -> None:
-        self.groups, self.per_group, self.limit = groups, per_group, limit
-        self.prompt_keys = [k.transpose(-1, -2).contiguous() for k in prefill.keys]
-        self.prompt_values = prefill.values
-        self.inside = prefill.prompts.inside
-        self.length_G1 = self.inside.sum(-1, keepdim=True)
-        self.furthest = prefill.prompts.width
-        self.hidden = None if prefill.prompts.uniform else self._unseen(self.inside)
-        self.own_keys: list[Tensor] = []
-        self.own_values: list[Tensor] = []
-        self.step = 0
-
-    def _unseen(self, seen_GP: Tensor) -> Tensor:
-        """The additive mask [G, 1, 1, P] of the prompts' keys."""
-        return _additive(seen_GP[:, None, None, :], self.prompt_values[0])
-
-    def _mask(self, window: int | None) -> Tensor | None:
-        """The prompts' mask at this step: their padding, and what a sliding window has left behind."""
-        if window is None or self.furthest + self.step < window:
-            return self.hidden
-        behind = self.length_G1 + self.step - window
-        return self._unseen(self.inside & (torch.arange(self.inside.shape[1], device=behind.device) > behind))
-
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
-    ) -> Tensor:
-        _, heads, slots, size = query.shape
-        kv_heads = key.shape[1]
-        repeats = heads // kv_heads
-        own_k, own_v = self._store(layer, key[0], value[0])
-        if window is not None:
-            own_k, own_v = own_k[:, :, -window:], own_v[:, :, -window:]
-        # [1, heads, slots, D] -> rows of a group together against its prompt: [G, kv_heads, K * repeats, D]
-        q = (query[0] * scale).view(kv_heads, repeats, self.groups, self.per_group, size)
-        by_group = q.permute(2, 0, 3, 1, 4).reshape(self.groups, kv_heads, self.per_group * repeats, size)
-        prompt_scores = by_group @ self.prompt_keys[layer]
-        hidden = self._mask(window)
-        if hidden is not None:
-            prompt_scores = prompt_scores + hidden
-        by_slot = by_group.view(self.groups, kv_heads, self.per_group, repeats, size).transpose(1, 2)
-        own_scores = by_slot.reshape(slots, kv_heads, repeats, size) @ own_k.transpose(-1, -2)
-        width = prompt_scores.shape[-1]
-        scores = torch.cat(
-            [
-                prompt_scores.view(self.groups, kv_heads, self.per_group, repeats, width).transpose(1, 2).flatten(0, 1),
-                own_scores,
-            ],
-            -1,
-        )
-        attention = torch.softmax(scores, -1)
-        to_prompt = attention[..., :width].unflatten(0, (self.groups, self.per_group)).transpose(1, 2)
-        from_prompt = (
-            to_prompt.reshape(self.groups, kv_heads, self.per_group * repeats, width) @ self.prompt_values[layer]
-        )
-        out = (attention[..., width:] @ own_v).unflatten(0, (self.groups, self.per_group))
-        out = out + from_prompt.view(self.groups, kv_heads, self.per_group, repeats, -1).transpose(1, 2)
-        return out.reshape(1, slots, heads, value.shape[-1])
-
-    def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write this step's key and value [kv_heads, slots, D]; return the slots' caches up to and including it."""
-        if layer == len(self.own_keys):
-            room = (key.shape[1], key.shape[0], min(BLOCK, self.limit))
-            self.own_keys.append(key.new_empty(*room, key.shape[2]))
-            self.own_values.append(value.new_empty(*room, value.shape[2]))
-        elif self.step >= self.own_keys[layer].shape[2]:
-            more = min(self.own_keys[layer].shape[2] * 2, self.limit) - self.own_keys[layer].shape[2]
-            self.own_keys[layer] = F.pad(self.own_keys[layer], (0, 0, 0, more))
-            self.own_values[layer] = F.pad(self.own_values[layer], (0, 0, 0, more))
-        self.own_keys[layer][:, :, self.step] = key.transpose(0, 1)
-        self.own_values[layer][:, :, self.step] = value.transpose(0, 1)
-        return self.own_keys[layer][:, :, : self.step + 1], self.own_values[layer][:, :, : self.step + 1]
-
-    def keep(self, groups: Tensor, slots: Tensor, per_group: int) -> None:
-        """Shrink to the given groups and slots (`slots` are old slot numbers, group by group)."""
-        if len(groups) < self.groups:
-            self.prompt_keys = [k[groups] for k in self.prompt_keys]
-            self.prompt_values = [v[groups] for v in self.prompt_values]
-            self.inside, self.length_G1 = self.inside[groups], self.length_G1[groups]
-            self.hidden = self.hidden[groups] if self.hidden is not None else None
-        self.own_keys = [k[slots] for k in self.own_keys]
-        self.own_values = [v[slots] for v in self.own_values]
-        self.groups, self.per_group = len(groups), per_group
+        with torch.inference_mode(False):
+            support = self.support and tiled.Support(copy(self.support.offset_N1), copy(self.support.entry_M))
+            return Generated(copy(self.token_BT), copy(self.logp_BT), copy(self.length_B), copy(self.ended_B), support)
 
 
 class _Record:
-    """What has been drawn so far, row by row."""
+    """What has been drawn so far, row by row; `looked` is the first step that no look has seen."""
 
-    def __init__(self, rows: int, limit: int, device: torch.device) -> None:
-        self.limit = limit
-        self.token_BT = torch.zeros(rows, limit, dtype=torch.int64, device=device)
-        self.logp_BT = torch.zeros(rows, limit, dtype=torch.float32, device=device)
-        self.length_B = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.supports: list[tuple[Tensor, tiled.Support]] = []
+    def __init__(self, rows: int, limit: int, eos_ids: Tensor) -> None:
+        self.eos_ids, self.looked, self.steps = eos_ids, 0, 0
+        self.token_TB = torch.zeros(limit, rows, dtype=torch.int64, device=eos_ids.device)
+        self.logp_TB = torch.zeros(limit, rows, dtype=torch.float32, device=eos_ids.device)
+        self._waiting: list[Tensor] = []
+        self._packed: list[tuple[Tensor, tiled.Support]] = []
 
-    def add(
-        self,
-        step: int,
-        row_of_slot: Tensor,
-        alive: Tensor,
-        drawn: tuple[Tensor, Tensor, Tensor | None],
-        ended: Tensor,
-    ) -> None:
-        """Keep the (token, log-prob, support) that the living slots drew in this step, and which of them ended."""
-        token, logp, support = drawn
-        live = slice(None) if bool(alive.all()) else alive  # most steps retire nobody: no copies then
-        rows = row_of_slot[live]
-        self.token_BT[rows, step] = token[live]
-        self.logp_BT[rows, step] = logp[live]
-        self.length_B[rows] = step + 1
-        if support is not None:
-            self.supports.append((rows * self.limit + step, tiled.Support.pack(support[live])))
-        if bool(ended.any()):
-            self.ended_B[row_of_slot[ended]] = True
+    def add(self, row_N: Tensor, token_N: Tensor, logp_N: Tensor, support_NV: Tensor | None) -> None:
+        """Keep what the slots drew in this step."""
+        self.token_TB[self.steps].index_copy_(0, row_N, token_N)
+        self.logp_TB[self.steps].index_copy_(0, row_N, logp_N)
+        if support_NV is not None:
+            self._waiting.append(support_NV)
+        self.steps += 1
 
-    def finish(self) -> Generated:
-        support = None
-        if self.supports:
-            cell_N = torch.cat([cells for cells, _ in self.supports])
-            support = tiled.Support.concatenate([s for _, s in self.supports]).take(cell_N.argsort())
-        return Generated(self.token_BT, self.logp_BT, self.length_B, self.ended_B, support)
+    def look(self, row_N: Tensor, alive_N: Tensor) -> tuple[Tensor, list[int]]:
+        """Which of the slots are still alive, given which were at the last look: as a tensor, and as numbers for the host."""
+        new_TN = self.token_TB[self.looked : self.steps].index_select(1, row_N)
+        alive_N = alive_N & ~_is_end(new_TN, self.eos_ids).any(0)
+        *numbers, entries = torch.cat([alive_N.long(), self._entries().long()]).tolist()
+        self._pack(row_N, entries)
+        return alive_N, numbers
+
+    def _entries(self) -> Tensor:
+        """[1]: how many entries the supports that wait have together."""
+        counts = [support_NV.sum() for support_NV in self._waiting]
+        return torch.stack(counts).sum()[None] if counts else self.eos_ids.new_zeros(1)
+
+    def _pack(self, row_N: Tensor, entries: int) -> None:
+        """Keep the supports drawn since the last look, when the slots were the same, as lists of their entries."""
+        if self._waiting:
+            step_T1 = torch.arange(self.looked, self.steps, device=row_N.device)[:, None]
+            cell_N = (row_N * len(self.token_TB) + step_T1).flatten()
+            self._packed.append((cell_N, tiled.Support.pack(torch.cat(self._waiting), entries)))
+            self._waiting = []
+        self.looked = self.steps
+
+    def finish(self, row_N: Tensor) -> Generated:
+        """Everything drawn; `row_N` are the rows of the last step's slots."""
+        if self._waiting:
+            self._pack(row_N, int(self._entries()))
+        out = Generated.cut(self.token_TB.T, self.logp_TB.T, self.eos_ids)
+        if self._packed:
+            # cells row by row and step by step, without those that a row drew after its end
+            place_M = torch.empty(out.token_BT.numel(), dtype=torch.int64)
+            cell_N = torch.cat([cells for cells, _ in self._packed]).cpu()
+            place_M[cell_N] = torch.arange(len(cell_N))
+            inside_BT = torch.arange(out.token_BT.shape[1]) < out.length_B.cpu()[:, None]
+            out.support = (
+                tiled.Support.concatenate([s for _, s in self._packed]).to("cpu").take(place_M[inside_BT.flatten()])
+            )
+        return out
 
 
 def generate(
@@ -211,59 +132,82 @@ def generate(
     limit: int,
     eos_ids: Tensor,
     uniform_BT: Tensor,
+    look_every: int | None = None,
 ) -> Generated:
     """Draw `per_prompt` completions for each prompt (int64 token ids) of at most `limit` tokens, with their log-probs.
 
     uniform_BT  [B, limit] uniform numbers: decision (b, t) uses entry (b, t), whatever else is in the batch
     eos_ids     every id that ends a row; drawing one is a decision of its own
+    look_every  steps between two looks at which rows have ended; None is the device's own number
     """
-    device = prompts[0].device
-    if device.type == "cpu":  # a CPU multiplies in float32 (laws/tiled.py): converted once, not in every step
-        exact = torch.promote_types(head.weight_VH.dtype, torch.float32)
-        head = head._replace(weight_VH=head.weight_VH.detach().to(exact))
+    device, rows = prompts[0].device, len(prompts) * per_prompt
+    look_every = look_every or LOOK_EVERY.get(device.type, LOOK_EVERY_ELSEWHERE)
     ragged = Ragged([len(p) for p in prompts], device)
-    prefill = _Prefill(ragged)
-    hidden = hidden_states(decoder, torch.cat(list(prompts)), ragged.position, prefill)
-    length_G = torch.tensor(ragged.lengths, device=device)
-    last = hidden[length_G.cumsum(0) - 1]
+    furthest = ragged.width + limit
+    lean = LeanDecoder.of(decoder, limit - 1, furthest)
+    head = _ready(head, copy=lean is not None)
 
-    rows = len(prompts) * per_prompt
-    record = _Record(rows, limit, device)
-    grid = _Grid(prefill, len(prompts), per_prompt, limit)
-    row_of_slot = torch.arange(rows, device=device)
-    alive = torch.ones(rows, dtype=torch.bool, device=device)
-    logits = tiled.logits(last, head).repeat_interleave(per_prompt, 0)
-    position = length_G.repeat_interleave(per_prompt)
-    lean = LeanDecoder.of(decoder, limit - 1)
-    for step in range(limit):
-        token, logp, support = categorical.sample(logits, law, uniform_N=uniform_BT[row_of_slot, step])
-        ended = torch.isin(token, eos_ids) & alive
-        record.add(step, row_of_slot, alive, (token, logp, support), ended)
-        alive = alive & ~ended
-        if step + 1 == limit or not bool(alive.any()):
-            break
-        kept = _compaction(alive.view(grid.groups, grid.per_group))
-        if kept is not None:
-            groups, slots, per_group = kept
-            grid.keep(groups, slots, per_group)
-            alive, token, position, row_of_slot = alive[slots], token[slots], position[slots], row_of_slot[slots]
-        grid.step = step
+    def run(token_N: Tensor, position_N: Tensor, layout: Prefill | Grid) -> Tensor:
         if lean is not None:
-            hidden = lean.step(token, position + step, grid)
-        else:
-            hidden = hidden_states(decoder, token, position + step, grid)
-        logits = tiled.logits(hidden, head)
-    return record.finish()
+            return lean.step(token_N, position_N, layout)
+        return hidden_states(decoder, token_N, position_N, layout)
+
+    prefill = Prefill(ragged)
+    hidden = run(torch.cat(list(prompts)), ragged.position.to(device), prefill)
+    length_G = torch.tensor(ragged.lengths, device=device)
+    logits = tiled.logits(hidden[length_G.cumsum(0) - 1], head).repeat_interleave(per_prompt, 0)
+
+    record = _Record(rows, limit, eos_ids)
+    grid = Grid(prefill, len(prompts), per_prompt, limit)
+    position_N = length_G.repeat_interleave(per_prompt)
+    row_N = torch.arange(rows, device=device)
+    alive_N = torch.ones(rows, dtype=torch.bool, device=device)
+    uniform_TB = uniform_BT.T.contiguous()
+    for step in range(limit):
+        uniform_N = uniform_TB[step].index_select(0, row_N)
+        token_N, logp_N, support_NV = categorical.sample(logits, law, uniform_N=uniform_N)
+        record.add(row_N, token_N, logp_N, support_NV)
+        if step + 1 == limit:
+            break
+        if (step + 1) % look_every == 0:
+            alive_N, numbers = record.look(row_N, alive_N)
+            if not any(numbers):
+                break
+            kept = _compaction(numbers, grid.per_group)
+            if kept is not None:
+                group_G, slot_GK = (torch.tensor(chosen, device=device) for chosen in kept)
+                slot_N = (group_G[:, None] * grid.per_group + slot_GK).flatten()
+                grid.keep(group_G, slot_GK)
+                alive_N, token_N, position_N, row_N = (t[slot_N] for t in (alive_N, token_N, position_N, row_N))
+        grid.step = step
+        logits = tiled.logits(run(token_N, position_N + step, grid), head)
+    return record.finish(row_N)
 
 
-def _compaction(alive_GK: Tensor) -> tuple[Tensor, Tensor, int] | None:
-    """(groups, slots, slots per group) to keep when that shrinks the grid enough, else None."""
-    count_G = alive_GK.sum(1)
-    groups = count_G.nonzero()[:, 0]
-    per_group = int(count_G.max())
-    if len(groups) * per_group > COMPACT_BELOW * alive_GK.numel():
+def _ready(head: tiled.Head, *, copy: bool) -> tiled.Head:
+    """On a CPU: in float32, in which it multiplies (laws/tiled.py), and, where a copy may be made, stored column by column, which
+    products of few rows read half as fast again. Once, not in every step."""
+    weight_VH = head.weight_VH.detach()
+    if weight_VH.device.type == "cpu":
+        weight_VH = weight_VH.to(torch.promote_types(weight_VH.dtype, torch.float32))
+        weight_VH = weight_VH.T.contiguous().T if copy else weight_VH
+    return head._replace(weight_VH=weight_VH)
+
+
+def _is_end(token: Tensor, eos_ids: Tensor) -> Tensor:
+    return (token[..., None] == eos_ids).any(-1)
+
+
+def _compaction(alive: Sequence[int], per_group: int) -> tuple[list[int], list[list[int]]] | None:
+    """(groups, their slots, numbered within the group) to keep when that shrinks the grid enough, else None.
+
+    `alive` has an entry for every slot, group by group. Living slots come first, in their old order; dead ones fill groups that
+    have fewer than the fullest.
+    """
+    rows = [alive[first : first + per_group] for first in range(0, len(alive), per_group)]
+    groups = [number for number, row in enumerate(rows) if any(row)]
+    fullest = max(sum(row) for row in rows)
+    if len(groups) * fullest > COMPACT_BELOW * len(alive):
         return None
-    # living slots first, in their old order; dead ones fill groups that have fewer than the fullest
-    order = torch.argsort((~alive_GK[groups]).to(torch.int8), dim=1, stable=True)[:, :per_group]
-    slots = (groups[:, None] * alive_GK.shape[1] + order).flatten()
-    return groups, slots, per_group
+    living_first = [sorted(range(per_group), key=[not alive for alive in rows[group]].__getitem__) for group in groups]
+    return groups, [order[:fullest] for order in living_first]

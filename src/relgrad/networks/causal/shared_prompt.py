@@ -111,7 +111,7 @@ class Ragged:
         if window is None or window >= self.width:
             return None
         seen = torch.ones(self.width, self.width, dtype=torch.bool, device=like.device).tril()
-        return _additive(seen & ~seen.tril(-window), like)
+        return additive(seen & ~seen.tril(-window), like)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """[rows, heads, width, D] -> [total, heads, D]."""
@@ -178,7 +178,7 @@ class PackedLayout:
         """The mask of the completions as an additive one in the model's dtype, made once per forward and window."""
         window = None if window is None or window > self._furthest else window
         if (window, like.dtype) not in self._biases:
-            self._biases[window, like.dtype] = _additive(self._visible(window), like)
+            self._biases[window, like.dtype] = additive(self._visible(window), like)
         return self._biases[window, like.dtype]
 
     def _visible(self, window: int | None) -> Tensor:
@@ -207,8 +207,8 @@ class PackedLayout:
         # prompts are padded on the right, so the causal mask alone keeps padding out of every real query
         prompt_out = F.scaled_dot_product_attention(
             self.prompts.pad(q[:, :border]),
-            _repeat_heads(prompt_k, repeats),
-            _repeat_heads(prompt_v, repeats),
+            repeat_heads(prompt_k, repeats),
+            repeat_heads(prompt_v, repeats),
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
@@ -218,8 +218,8 @@ class PackedLayout:
             own_k, own_v = self.completions.pad(k[:, border:]), self.completions.pad(v[:, border:])
             own_out = F.scaled_dot_product_attention(
                 self.completions.pad(q[:, border:]),
-                _repeat_heads(torch.cat([self._per_row(prompt_k), own_k], 2), repeats),
-                _repeat_heads(torch.cat([self._per_row(prompt_v), own_v], 2), repeats),
+                repeat_heads(torch.cat([self._per_row(prompt_k), own_k], 2), repeats),
+                repeat_heads(torch.cat([self._per_row(prompt_v), own_v], 2), repeats),
                 attn_mask=self.bias(window, q),
                 scale=scale,
             )
@@ -233,15 +233,24 @@ class PackedLayout:
         return prompt.index_select(0, self.row_prompt)
 
 
-def _additive(visible: Tensor, like: Tensor) -> Tensor:
+def additive(visible: Tensor, like: Tensor) -> Tensor:
     """0 where `visible`, the lowest number of the dtype elsewhere."""
     zero = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
     return zero.masked_fill(~visible, torch.finfo(like.dtype).min)
 
 
-def _repeat_heads(x: Tensor, repeats: int) -> Tensor:
+def repeat_heads(x: Tensor, repeats: int) -> Tensor:
     """[rows, kv_heads, width, D] -> [rows, kv_heads * repeats, width, D] (grouped-query attention)."""
     if repeats == 1:
         return x
     rows, heads, width, size = x.shape
     return x[:, :, None].expand(-1, -1, repeats, -1, -1).reshape(rows, heads * repeats, width, size)
+
+
+def scaled_scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """scale * query [B, M, D] @ key [B, D, N], accumulated and returned in float32 at least."""
+    if query.dtype in (torch.float32, torch.float64):
+        return torch.bmm(query * scale, key)
+    if query.is_cuda:
+        return torch.bmm(query, key, out_dtype=torch.float32).mul_(scale)
+    return torch.bmm(query.float() * scale, key.float())
