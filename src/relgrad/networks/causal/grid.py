@@ -92,7 +92,7 @@ class Grid:
         hidden = self._mask(window)
         if hidden is not None:
             prompt_scores.unflatten(0, (groups, kv_heads)).add_(hidden)
-        own_scores = scaled_scores(q.view(-1, repeats, size), own_k.transpose(-1, -2), scale)
+        own_scores = scaled_scores(q.reshape(-1, repeats, size), own_k.transpose(-1, -2), scale)
         width, slots = prompt_scores.shape[-1], groups * kv_heads * per_group
         scores = torch.cat([prompt_scores.view(slots, repeats, width), own_scores], -1)
         attention = torch.softmax(scores, -1).to(value.dtype)
