@@ -93,11 +93,15 @@ def run(
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Share the work among so many processes on this machine.")] = 1,
 ) -> None:
     """Train what a recipe describes; a run that was stopped continues where it was.
 
     Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
+
+    Several machines: [bold]torchrun --nnodes 2 ... -m relgrad run RECIPE[/bold]
     """
+    from relgrad.commands.processes import joined, launch
     from relgrad.runs.build import find_recipe, resolve
     from relgrad.runs.recipe import load_recipe
     from relgrad.runs.run import run_recipe
@@ -106,8 +110,11 @@ def run(
     if dry_run:
         _explain(resolved, fresh)
         return
-    for folder in run_recipe(resolved, fresh=fresh):
-        print(f"done: {folder}")
+    if processes > 1:
+        raise typer.Exit(launch(["run", recipe, *(overrides or ()), *(["--fresh"] if fresh else [])], processes))
+    with joined() as ranks:
+        for folder in run_recipe(resolved, fresh=fresh, ranks=ranks):
+            print(f"done: {folder}")
 
 
 def sample(

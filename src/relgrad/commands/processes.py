@@ -1,7 +1,7 @@
-"""`relgrad run --processes N`: the same command in N processes on this machine, by torch's own launcher.
+"""`relgrad run` in several processes: starting them on this machine, and what each of them says.
 
-It is what `torchrun --nproc-per-node N -m relgrad run ...` does, with one difference: when a process is lost, one message says
-which one and how, in place of a traceback.
+`relgrad run RECIPE --processes N` is what `torchrun --nproc-per-node N -m relgrad run RECIPE` does, by the same library. The one
+difference: when a process is lost, one message says which one and how, in place of a traceback.
 """
 
 from __future__ import annotations
@@ -10,26 +10,41 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING
+
+import typer
 
 from relgrad.core.errors import RelgradError
-from relgrad.runs.environment import cores
+
+if TYPE_CHECKING:
+    from relgrad.core.ranks import Ranks
 
 LOST = 75
 """Exit code of a process that ends because another one did (EX_TEMPFAIL: start the same command again)."""
+COURTESY = 3.0
+"""Seconds for which a process lets the one speak first whose error it shares, or whose end it noticed."""
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m relgrad ARGUMENTS` in so many processes; the exit code of the first that failed, or 0.
 
-    Without OMP_NUM_THREADS every process gets its share of the processors. Raises RelgradError where a process was lost, and for
-    a number of processes that is not positive.
+    Without OMP_NUM_THREADS every process gets its share of the processors. Raises RelgradError where a process was lost, and inside
+    a job of several processes.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if processes < 1:
-        raise RelgradError(f"--processes {processes}: give the number of processes, 1 or more")
+    from relgrad.runs.environment import cores
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RelgradError(
+            f"--processes {processes} in a job of WORLD_SIZE={os.environ['WORLD_SIZE']} processes: leave it out, torchrun has started "
+            "them already"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says of its children is said below
     config = LaunchConfig(
@@ -44,6 +59,10 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     )
     try:
         elastic_launch(config, entrypoint=sys.executable)("-m", "relgrad", *arguments)
+    except SignalException as error:
+        if error.sigval != signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0 and failure.exitcode != LOST:
@@ -59,3 +78,33 @@ def _ending(exitcode: int) -> str:
     if exitcode == LOST:
         return "lost its connection to another one"
     return f"was killed by {signal.Signals(-exitcode).name}"
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """The processes of this job, this one among them; alone where nobody started several.
+
+    Only the first one speaks. An error that all have is told by the first, and the others are ended before they tell it again; one
+    that this process has alone, it tells.
+    """
+    from relgrad.core import ranks
+
+    met = ranks.start()
+    if met.alone:
+        yield met
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if met.first else nowhere):
+        try:
+            yield met
+        except ranks.Lost:
+            time.sleep(COURTESY)
+            raise typer.Exit(LOST) from None
+        except KeyboardInterrupt:
+            if met.first:
+                raise
+            raise typer.Exit(130) from None
+        except Exception:
+            if not met.first:
+                time.sleep(COURTESY)
+            raise
+    ranks.end()

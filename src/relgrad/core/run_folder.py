@@ -70,10 +70,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class RunDir:
-    """One stage's folder. Creating the object creates nothing; the first write does."""
+    """One stage's folder. Creating the object creates nothing; the first write does.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    writes  False where another process writes the same folder: then all that would change it does nothing
+    """
+
+    def __init__(self, root: str | Path, *, writes: bool = True) -> None:
+        self.root, self.writes = Path(root), writes
 
     @property
     def checkpoints(self) -> Path:
@@ -81,14 +84,26 @@ class RunDir:
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
         """Add one line to `name` (for example "metrics.jsonl") and flush it to the system."""
+        if not self.writes:
+            return
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole file."""
+        if self.writes:
+            write_atomic(self.root / name, text)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a whole file; non-finite floats become null."""
+        if self.writes:
+            write_json(self.root / name, value)
+
     def write_samples(self, step: int, records: list[dict[str, Any]]) -> None:
         """Write all completions of one step."""
         lines = "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in records)
-        write_atomic(self.samples_path(step), lines)
+        self.write_text(str(self.samples_path(step).relative_to(self.root)), lines)
 
     def samples_path(self, step: int) -> Path:
         return self.root / "samples" / f"step_{step:06d}.jsonl"
@@ -104,6 +119,8 @@ class RunDir:
 
     def rewind(self, step: int) -> None:
         """Forget what was written after `step` or only in part, as if the process had stopped right there."""
+        if not self.writes:
+            return
         for name in LINES_BY_STEP:
             path = self.root / name
             if path.exists():
@@ -117,4 +134,5 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove the folder with everything in it."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.root, ignore_errors=True)

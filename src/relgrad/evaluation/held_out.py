@@ -16,6 +16,9 @@ import torch
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Filmed, JudgedDifferently, Policy, Rewards
+from relgrad.core.randomness import Draws
+from relgrad.core.ranks import ALONE, Ranks
+from relgrad.core.tables import require_scored
 from relgrad.core.types import Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.evaluation.statistics import Interval, bootstrap_mean, paired_difference, pass_at_k
 from relgrad.objectives.advantages import combine
@@ -129,28 +132,40 @@ def evaluate(
     batch_prompts: int = 16,
     progress: Callable[[int, int], None] | None = None,
     divergence: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Draw `num_generations` completions per prompt, `batch_prompts` prompts at a time, and score them all.
 
     `progress(done, total)` is called after every batch, in prompts. `divergence` also measures the exact KL to the policy's
-    reference, and the entropy, at one more pass over the completions. Raises RelgradError when there are no prompts, or
-    where divergence is asked of a policy without a reference.
+    reference, and the entropy, at one more pass over the completions. Every process of `ranks` takes its share of the prompts. Raises
+    RelgradError when there are no prompts, when nothing at all was scored, or where divergence is asked of a policy without a
+    reference.
     """
     if not prompts:
         raise RelgradError("evaluate: no prompts to evaluate on; give the task at least one validation or test prompt")
-    generator = torch.Generator().manual_seed(seed)
-    batches: list[tuple[Rollouts, RewardTable]] = []
+    draws, share = Draws.of(torch.Generator().manual_seed(seed), len(prompts)), ranks.share(len(prompts))
     measured = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad(), as_judged(policy):
-        for start in range(0, len(prompts), batch_prompts):
-            rollouts = policy.sample(prompts[start : start + batch_prompts], num_generations, generator)
+
+    def own() -> list[tuple[Rollouts, RewardTable]]:
+        batches = []
+        for first in range(share.start, share.stop, batch_prompts):
+            count = min(batch_prompts, share.stop - first)
+            rollouts = policy.sample(prompts[first : first + count], num_generations, draws.part(first, count))
             batches.append((rollouts, rewards(rollouts)))
             if divergence:
-                measured += spread_and_distance(policy, rollouts)
+                measured.add_(spread_and_distance(policy, rollouts))
             if progress is not None:
-                progress(min(start + batch_prompts, len(prompts)), len(prompts))
+                progress((first + count - share.start) * ranks.size, len(prompts))
+        return batches
+
+    with torch.no_grad(), as_judged(policy):
+        written = ranks.together(own)
+    everybodys = ranks.gather([(replace(rollouts, trace={}), table) for rollouts, table in written])
+    batches = [batch for of_one in everybodys for batch in of_one]
+    require_scored([table for _, table in batches])
     if not divergence:
         return summarise(batches)
+    ranks.sum(measured)
     kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
     return replace(summarise(batches), kl=kl, entropy=entropy)
 

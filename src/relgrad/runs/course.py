@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from relgrad.core.protocols import Filmed, Tracker
 from relgrad.core.randomness import generator
+from relgrad.core.ranks import Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.core.types import StepRecord
 from relgrad.evaluation.held_out import film
@@ -20,15 +21,15 @@ FILMED = 4
 
 
 class Course:
-    """What happens before the first step (`begin`) and after every step (`after`)."""
+    """What happens before the first step (`begin`) and after every step (`after`), in all processes; the first one writes."""
 
     def __init__(
-        self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, trackers: Tracker, console: Console
+        self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, voices: tuple[Tracker, Console], ranks: Ranks
     ) -> None:
-        self.stage, self.task, self.parts, self.folder = stage, task, parts, folder
-        self.trackers, self.console = trackers, console
+        self.stage, self.task, self.parts, self.folder, self.ranks = stage, task, parts, folder, ranks
+        self.trackers, self.console = voices
         self.total: int = loop_settings(stage).steps
-        self.evaluations = Evaluations(stage, task, parts, folder, console)
+        self.evaluations = Evaluations(stage, task, parts, folder, self.console, ranks)
         self.records = folder.lines("metrics.jsonl")
         self.warned = {warning["name"] for warning in folder.lines("warnings.jsonl")}
 
@@ -90,7 +91,7 @@ class Course:
     def _film(self, step: int) -> None:
         """Policies that write in several steps are filmed doing so, on the same prompts and random numbers every time."""
         policy, rewards = self.parts.policy, self.parts.filmed_by
-        if rewards is None or not isinstance(policy, Filmed):
+        if rewards is None or not isinstance(policy, Filmed) or not self.ranks.first:
             return
         draw = generator(self.stage.seed, "film")
         with rewards.fixed():
@@ -99,5 +100,7 @@ class Course:
 
     def _save(self) -> None:
         root = self.folder.checkpoints
-        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners)
-        checkpoint.prune(root, self.stage.checkpoint.keep, self.evaluations.best(checkpoint.steps(root)))
+        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners, self.ranks)
+        best = self.evaluations.best(checkpoint.steps(root))
+        if self.ranks.first:
+            checkpoint.prune(root, self.stage.checkpoint.keep, best)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.ranks import Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import Evaluation, evaluate
@@ -33,8 +34,11 @@ CHOICES = ("validation", "held-out")
 class Evaluations:
     """Evaluates a stage's policy, keeps the records, and answers what follows from them."""
 
-    def __init__(self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, console: Console) -> None:
+    def __init__(
+        self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, console: Console, ranks: Ranks
+    ) -> None:
         self.settings, self.parts, self.folder, self.console = stage.evaluation, parts, folder, console
+        self.ranks = ranks
         count = stage.evaluation.num_prompts
         self.final: Part = "validation" if task.two_parts else "test"
         self.prompts: dict[Part, Sequence[Prompt]] = {"validation": task.validation[:count], "test": task.test[:count]}
@@ -97,6 +101,7 @@ class Evaluations:
                 seed=settings.seed,
                 progress=lambda done, total: self.console.busy("evaluating", done, total),
                 divergence=self.parts.divergence,
+                ranks=self.ranks,
             )
         start = self.start.setdefault(part, evaluation)
         record = evaluation.to_record(step, part, None if start is evaluation else start, weights=weights)
@@ -129,11 +134,11 @@ class Evaluations:
 
     def settled(self) -> bool:
         """Whether patience is at its end."""
-        return checkpoint.settled(choices(self.folder.lines(FILE)), self.settings.patience)
+        return self.ranks.same(checkpoint.settled(choices(self.folder.lines(FILE)), self.settings.patience))
 
     def best(self, steps: Sequence[int]) -> int | None:
         """The step of the best evaluation among these; None where none of them was evaluated."""
-        return best_of(self.folder, steps)
+        return self.ranks.same(best_of(self.folder, steps))
 
 
 def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list[dict[str, Any]]:

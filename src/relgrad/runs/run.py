@@ -10,7 +10,8 @@ import yaml
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Noted
-from relgrad.core.run_folder import RunDir, write_atomic, write_json
+from relgrad.core.ranks import ALONE, Ranks
+from relgrad.core.run_folder import RunDir
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
 from relgrad.runs.build import linked_rewards, load_task, resolve, stage_folders
@@ -32,21 +33,22 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 # ---------------------------------------------------------------------- running
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False) -> list[Path]:
+def run_recipe(recipe: Recipe, *, fresh: bool = False, ranks: Ranks = ALONE) -> list[Path]:
     """Run every stage of a recipe, each going on from the policy of the one before; finished stages are skipped, others resumed.
 
-    Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and `fresh` is False).
+    Every process of `ranks` calls it, and the first one writes. Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and `fresh` is False).
     """
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
     for folder, stage in zip(folders, recipe.stages, strict=True):
         if fresh:
-            RunDir(folder).clear()
+            RunDir(folder, writes=ranks.first).clear()
+        ranks.wait()
         require_same_recipe(folder, stage)
     for i, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         before = [folders[j] for j in range(i) if kind_of(recipe.stages[j]).trains_policy]
-        StageRun(stage, folder, start=before[-1] if before else None).run()
-    if len(folders) > 1:
+        StageRun(stage, folder, before[-1] if before else None, ranks).run()
+    if len(folders) > 1 and ranks.first:
         write_report(folders[0].parent)
     return folders
 
@@ -54,20 +56,19 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False) -> list[Path]:
 class StageRun:
     """One stage of whatever kind, from its settings and folder: builds, resumes, trains, evaluates, saves, reports."""
 
-    def __init__(self, stage: Stage, folder: Path, start: Path | None) -> None:
-        self.stage, self.run_dir, self.previous = stage, RunDir(folder), start
+    def __init__(self, stage: Stage, folder: Path, start: Path | None, ranks: Ranks = ALONE) -> None:
+        self.stage, self.previous, self.ranks = stage, start, ranks
+        self.run_dir = RunDir(folder, writes=ranks.first)
         self.total: int = loop_settings(stage).steps
         self.title = f"{stage.name}/{folder.name}"
 
     def run(self) -> None:
         """Train to the last step, unless that was done before. Raises RelgradError when the folder cannot be written."""
         try:
-            if finished(self.run_dir, self.total, self.stage.evaluation.patience):
+            if self.ranks.same(finished(self.run_dir, self.total, self.stage.evaluation.patience)):
                 print(f"{self.title}: finished before ({self.run_dir.root}); --fresh starts over")
-                if not (
-                    self.run_dir.root / "report.html"
-                ).is_file():  # killed between the last checkpoint and the report
-                    write_report(self.run_dir.root)
+                if not (self.run_dir.root / "report.html").is_file():  # killed after the last checkpoint
+                    self._report()
                 return
             self._run()
         except OSError as error:
@@ -82,27 +83,31 @@ class StageRun:
 
     def _run(self) -> None:
         print(f"{self.title}: loading the task and the policy ...", flush=True)
-        task, parts = self._build()
+        task, parts = self.ranks.together(self._build)
         newest = checkpoint.latest(self.run_dir.checkpoints)
         if newest is not None:
-            checkpoint.restore(newest, parts.loop, parts.trained, parts.learners)
+            checkpoint.restore(newest, parts.loop, parts.trained, parts.learners, self.ranks)
         first = parts.loop.step
         self.run_dir.rewind(first if newest is not None else -1)
         self._write_head()
-        trackers = open_trackers(
-            self.stage.trackers, self.run_dir, title=self.title, config=self.stage.used, first_step=first
-        )
+        mirrors = self.stage.trackers if self.ranks.first else ()
+        trackers = open_trackers(mirrors, self.run_dir, title=self.title, config=self.stage.used, first_step=first)
+        self.ranks.wait()  # from here on the folder holds what happened up to `first`, for everybody
         with trackers, Console(self.title, self.total, first_step=first, figures=parts.figures) as console:
             for note in parts.policy.notes if isinstance(parts.policy, Noted) else ():
                 console.note(note)
             if first:
                 console.note(f"resumed after step {first}")
-            course = Course(self.stage, task, parts, self.run_dir, trackers, console)
+            course = Course(self.stage, task, parts, self.run_dir, (trackers, console), self.ranks)
             course.begin(first)
             train(parts.loop, course.after)
         for rewards in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewards.close()
-        print(f"report: {write_report(self.run_dir.root)}")
+        self._report()
+
+    def _report(self) -> None:
+        if self.ranks.first:
+            print(f"report: {write_report(self.run_dir.root)}")
 
     def _build(self) -> tuple[Task, StageParts]:
         start = None
@@ -112,9 +117,9 @@ class StageRun:
                 raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
         task = load_task(self.stage)
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
-        return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards))
+        return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
 
     def _write_head(self) -> None:
         head = yaml.safe_dump(self.stage.used, sort_keys=False, allow_unicode=True)
-        write_atomic(self.run_dir.root / "recipe.yaml", head)
-        write_json(self.run_dir.root / "environment.json", capture())
+        self.run_dir.write_text("recipe.yaml", head)
+        self.run_dir.write_json("environment.json", capture() | {"processes": self.ranks.size})

@@ -38,7 +38,8 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     others = stage.evaluation.rewards
     judged_by = materials.rewards(others, stage.grpo.reward_timeout) if others else rewards
     policy: Policy = build_policy(stage, materials.start, reference=stage.grpo.beta > 0)
-    loop = Grpo(policy, materials.task.train, rewards, policy_loss(stage.grpo), stage.grpo, seed=stage.seed)
+    loss = policy_loss(stage.grpo)
+    loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)
 
     def after_step(record: StepRecord) -> None:
         refit(stage, rewards, policy, materials.task, loop, record)

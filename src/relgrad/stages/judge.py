@@ -48,7 +48,7 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     module = registry.find("judges", stage.judge.kind)
     judge = module.build(settings_of(stage.judge, module.Settings, "judge"), seed(stage), policy)
     judge.require(materials.task.validation)
-    loop = Sft(judge, Examples(materials.task, None), stage.sft, seed=seed(stage))
+    loop = Sft(judge, Examples(materials.task, None), stage.sft, seed=seed(stage), ranks=materials.ranks)
     return StageParts(loop=loop, trained=judge, policy=policy, finish=partial(finish, stage, judge, materials.task))
 
 
@@ -62,7 +62,7 @@ def finish(stage: Settings, judge: Audited, task: Task, folder: RunDir, display:
     display.note("auditing the judge on validation prompts ...")
     draw = generator(stage.evaluation.seed, "audit")
     figures = judge.audit(task.validation, draw, lambda done, total: display.busy("auditing", done, total))
-    write_json(folder.root / FILE, figures)
+    folder.write_json(FILE, figures)
     for line in notes(figures):
         display.note(line)
 

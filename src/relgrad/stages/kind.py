@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Learner, Policy
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import StepRecord
@@ -41,11 +42,13 @@ class Materials:
 
     start    the checkpoint whose policy it goes on from; None where it begins with the recipe's own
     rewards  makes the rewards of a section of the recipe, with so many seconds for one group
+    ranks    the processes that run it; a loop is given them, so that each takes its share
     """
 
     task: Task
     start: Path | None
     rewards: Callable[[Sequence[RewardComponent], float], RewardSet]
+    ranks: Ranks = ALONE
 
 
 def nothing_after_step(record: StepRecord) -> None:

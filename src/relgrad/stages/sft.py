@@ -19,7 +19,7 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     judged_by = materials.rewards(stage.judged_by, stage.evaluation.reward_timeout) if stage.judged_by else None
     examples = Examples(materials.task, stage.sft.completion_column)
     policy = build_policy(stage, materials.start)
-    loop = Sft(policy, examples, stage.sft, seed=stage.seed)
+    loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks)
     return StageParts(loop=loop, trained=policy, policy=policy, judged_by=judged_by)
 
 

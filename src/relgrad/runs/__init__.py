@@ -1,0 +1,10 @@
+"""Recipes become runs.
+
+recipe.py       YAML in, typed settings out
+aliases.py      setting names of the original trainers, and what they are called here
+build.py        every part found by its kind, checked, built
+run.py          stages run one after the other, continued where they were stopped
+use.py          what was trained, used: sample, evaluate, audit, demo
+tracking.py     metrics.jsonl, TensorBoard, Weights & Biases, trackio
+environment.py  what a run ran on
+"""
