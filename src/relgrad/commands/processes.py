@@ -42,8 +42,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RelgradError(
-            f"--processes {processes} in a job of WORLD_SIZE={os.environ['WORLD_SIZE']} processes: leave it out, torchrun has started "
-            "them already"
+            f"--processes {processes} in a job of WORLD_SIZE={os.environ['WORLD_SIZE']} processes: leave it out, they are started "
+            "already"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says of its children is said below

@@ -137,9 +137,9 @@ def evaluate(
     """Draw `num_generations` completions per prompt, `batch_prompts` prompts at a time, and score them all.
 
     `progress(done, total)` is called after every batch, in prompts. `divergence` also measures the exact KL to the policy's
-    reference, and the entropy, at one more pass over the completions. Every process of `ranks` takes its share of the prompts. Raises
-    RelgradError when there are no prompts, when nothing at all was scored, or where divergence is asked of a policy without a
-    reference.
+    reference, and the entropy, at one more pass over the completions. Every process of `ranks` takes its share of the prompts.
+    Raises RelgradError when there are no prompts, when nothing at all was scored, or where divergence is asked of a policy
+    without a reference.
     """
     if not prompts:
         raise RelgradError("evaluate: no prompts to evaluate on; give the task at least one validation or test prompt")

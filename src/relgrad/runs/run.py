@@ -36,7 +36,8 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 def run_recipe(recipe: Recipe, *, fresh: bool = False, ranks: Ranks = ALONE) -> list[Path]:
     """Run every stage of a recipe, each going on from the policy of the one before; finished stages are skipped, others resumed.
 
-    Every process of `ranks` calls it, and the first one writes. Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and `fresh` is False).
+    Every process of `ranks` calls it, and the first one writes. Returns the stage folders. Raises RelgradError when a folder holds
+    a run of another recipe (and `fresh` is False).
     """
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
