@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -44,42 +44,63 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 
 
 class Optimizer:
-    """AdamW over named parameters. `state()` and `restore()` speak in flat dictionaries of tensors, ready for safetensors."""
+    """AdamW over named parameters. `state()` and `restore()` speak in flat dictionaries of tensors, ready for safetensors.
+
+    Where all parameters are on CUDA devices the whole step is one fused kernel. A step asks the device twice: for the norm
+    of the gradients, which says whether all of them are finite, and for how far the weights moved.
+    """
 
     def __init__(self, parameters: Mapping[str, torch.nn.Parameter], settings: OptimizerSettings, steps: int) -> None:
         if not parameters:
             raise RelgradError("nothing to train: the policy has no trainable parameters")
         self.parameters, self.settings, self.steps = dict(parameters), settings, steps
+        self._fused = fuses(parameters.values())
         self._adam = torch.optim.AdamW(
             self.parameters.values(),
             lr=settings.learning_rate,
             betas=(settings.adam_beta1, settings.adam_beta2),
             eps=settings.adam_epsilon,
             weight_decay=settings.weight_decay,
+            fused=self._fused or None,
         )
         # a fixed sample of tensors says how far a step moved the weights, without copying the model
         largest = sorted(self.parameters, key=lambda n: -self.parameters[n].numel())
         self._watched = [n for n in largest if self.parameters[n].numel() <= 1_000_000][:8]
 
     def step(self, step: int) -> dict[str, float]:
-        """Clip, check and apply the accumulated gradients as optimizer step `step`; clears them. Raises NonFinite."""
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                require_finite(parameter.grad, f"the gradient of {name}", step)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.max_grad_norm)
+        """Check, clip and apply the accumulated gradients as optimizer step `step`; clears them. Raises NonFinite."""
+        norm = self._finite_norm(step)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.max_grad_norm, norm)
         rate = learning_rate(self.settings, step, self.steps)
         for group in self._adam.param_groups:
             group["lr"] = rate
         before = {n: self.parameters[n].detach().clone() for n in self._watched}
         self._adam.step()
         self.clear()
-        moved = sum(float((self.parameters[n].detach() - old).square().sum()) for n, old in before.items())
-        size = sum(float(old.square().sum()) for old in before.values())
         return {
             "grad_norm": float(norm),
             "learning_rate": rate,
-            "update/relative_norm": math.sqrt(moved / size) if size else 0.0,
+            "update/relative_norm": self._moved(before),
         }
+
+    def _finite_norm(self, step: int) -> Tensor:
+        """The norm of all gradients together. Raises NonFinite, naming the parameter to blame where there is one."""
+        gradients = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not math.isfinite(norm):
+            for name, gradient in gradients.items():
+                require_finite(gradient, f"the gradient of {name}", step)
+            require_finite(norm, "the norm of the gradients", step)
+        return norm
+
+    def _moved(self, before: Mapping[str, Tensor]) -> float:
+        """How far the watched weights are from what they were, relative to their norm then."""
+        if not before:
+            return 0.0
+        moved = torch.stack([(self.parameters[n].detach() - old).square().sum() for n, old in before.items()])
+        size = torch.stack([old.square().sum() for old in before.values()])
+        moved_size, old_size = torch.stack([moved, size]).double().sum(-1).tolist()
+        return math.sqrt(moved_size / old_size) if old_size else 0.0
 
     def clear(self) -> None:
         """Forget accumulated gradients."""
@@ -108,8 +129,15 @@ class Optimizer:
         for name, moments in by_name.items():
             parameter = self.parameters[name]
             self._adam.state[parameter] = {
-                k: v.clone() if k == "step" else v.clone().to(parameter.device) for k, v in moments.items()
+                k: v.to(parameter.device if self._fused or k != "step" else "cpu", copy=True)
+                for k, v in moments.items()
             }
+
+
+def fuses(parameters: Iterable[Tensor]) -> bool:
+    """Whether torch's fused AdamW takes all of them: floating-point tensors on CUDA devices. On a CPU it rounds in another order
+    than the plain one, for no gain, so that the plain one stays."""
+    return all(p.is_cuda and p.is_floating_point() for p in parameters)
 
 
 def require_finite(value: Tensor, name: str, step: int) -> None:
