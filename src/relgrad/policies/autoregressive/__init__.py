@@ -9,7 +9,7 @@ transformers_engine.py  the one for every other architecture
 choose.py               which of them runs a model
 packed.py               rollouts as one flat row of tokens
 encode.py               prompts and targets as token ids
-weights.py              what is trained, what it was at the start, saving and loading
+weights.py              loading a model's or an adapter's weights
 modes.py                dropout and recomputed activations
 toy.py                  tiny instances for the contract tests
 """

@@ -13,6 +13,7 @@ from relgrad.networks.weights import device
 from relgrad.policies.autoregressive.choose import choose_engine
 from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.policies.autoregressive.settings import Settings
+from relgrad.policies.autoregressive.weights import bare, check_adapter_acts
 
 
 def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> AutoregressivePolicy:
@@ -34,7 +35,7 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
     policy = compose(_model(settings, model_name, seed), tokenizer, settings)
     if adapter is not None:
         policy.load(adapter)
-        policy.weights.check_adapter_acts(adapter)
+        check_adapter_acts(policy.model, adapter)
     if reference:
         policy.freeze_reference()
     return policy
@@ -42,8 +43,7 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
 
 def compose(model: Any, tokenizer: Any, settings: Settings) -> AutoregressivePolicy:
     """A policy around a model (with or without an adapter of peft) and the engine that runs it. Raises RelgradError."""
-    causal_lm = model.get_base_model() if hasattr(model, "peft_config") else model
-    engine, note = choose_engine(causal_lm.eval(), settings.engine)
+    engine, note = choose_engine(bare(model).eval(), settings.engine)
     return AutoregressivePolicy(model, tokenizer, settings, engine, (note,))
 
 

@@ -3,7 +3,7 @@
     log pi(token_t | prompt, tokens before t) = log softmax(logits / temperature)[token_t]  over the recorded support
 
 It is composed: a law (`laws/categorical.py`), an engine that draws completions and scores them under it (`engine.py`), a keeper
-of the weights (`weights.py`), an encoder of texts (`encode.py`) and the modes of the model's layers (`modes.py`).
+of the weights (`networks/weights/keeper.py`), an encoder of texts (`encode.py`) and the modes of the model's layers (`modes.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, St
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.causal import load as causal
 from relgrad.networks.causal.decode import Generated
+from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.autoregressive.encode import Encoder
 from relgrad.policies.autoregressive.engine import Engine, arithmetic
 from relgrad.policies.autoregressive.modes import Modes
 from relgrad.policies.autoregressive.settings import Settings
-from relgrad.policies.autoregressive.weights import Weights
+from relgrad.policies.autoregressive.weights import bare, load
 
 
 class AutoregressivePolicy:
@@ -45,8 +46,8 @@ class AutoregressivePolicy:
         self.version = 0
         self.max_decisions = settings.max_completion_length
         self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
-        self.weights = Weights(model)
-        self.causal_lm = model.get_base_model() if self.weights.adapted else model
+        self.weights = Keeper(model)
+        self.causal_lm = bare(model)
         self.device = next(model.parameters()).device
         self.eos_ids = causal.eos_ids(self.causal_lm, tokenizer, settings.eos_token_ids)
         if not self.eos_ids:
@@ -153,12 +154,12 @@ class AutoregressivePolicy:
 
     def save(self, folder: Path) -> None:
         """A PEFT adapter folder or a full model folder, with the tokenizer; transformers and peft load it as it is."""
-        self.weights.save(folder)
+        self.model.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into this policy's weights. Raises RelgradError for another model's folder."""
-        self.weights.load(Path(folder))
+        load(self.model, Path(folder))
 
 
 def _unsampled(examples: Sequence[Example], encoded: Sequence[tuple[Tensor, Tensor]]) -> Rollouts:
