@@ -80,9 +80,8 @@ class RewardSet:
         if not any(reward.weight for reward in rewards):
             raise RelgradError(f"every reward has weight 0 ({', '.join(self.names)}); give one that counts a weight")
         self._weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
-        self.learners: dict[str, Learner] = {
-            r.name: r.function for r in rewards if isinstance(r.function, Learner) and r.function.learns
-        }
+        functions: list[tuple[str, object]] = [(reward.name, reward.function) for reward in rewards]
+        self.learners = {name: f for name, f in functions if isinstance(f, Learner) and f.learns}
         self._callers = [Caller(reward.name, reward.function) for reward in rewards]
         self._timeout = timeout
         self._worker = Worker()
