@@ -25,6 +25,7 @@ from benchmarks.fill_copies import Copies, ScoreRows
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
 from relgrad.core.randomness import draw_epochs
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.types import Output, Prompt
 from relgrad.judges.network import Judge, Refilled
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
@@ -124,14 +125,16 @@ def judged(job: Job) -> Rewarded:
 # ---------------------------------------------------------------------- two ways of one step
 
 
-def relgrad_loop(job: Job, reward: Reward, policy: fill_in.FillInPolicy | None = None, **options: Any) -> Grpo:
+def relgrad_loop(
+    job: Job, reward: Reward, policy: fill_in.FillInPolicy | None = None, *, ranks: Ranks = ALONE, **options: Any
+) -> Grpo:
     """relgrad's own loop, as a recipe would build it; `options` go to GrpoSettings."""
     options = {"beta": BETA, "kl_estimator": "exact", "learning_rate": LEARNING_RATE, "max_grad_norm": 1.0} | options
     settings = GrpoSettings(num_prompts=job.num_prompts, num_generations=job.num_generations, **options)
     shared_names = PolicyLoss.__dataclass_fields__.keys() & GrpoSettings.model_fields.keys()
     loss = PolicyLoss(**{name: getattr(settings, name) for name in shared_names})
     rewards = RewardSet([NamedReward("reward", reward)], settings.reward_timeout)
-    return Grpo(policy or job.policy(), job.prompts(), rewards, loss, settings, seed=0)
+    return Grpo(policy or job.policy(), job.prompts(), rewards, loss, settings, seed=0, ranks=ranks)
 
 
 def copies_step(job: Job, score: ScoreRows, *, beta: float = BETA, split: bool = False) -> Copies:

@@ -27,6 +27,7 @@ from benchmarks import tables as shared
 from benchmarks.flow_stepwise import MAX_GRAD_NORM, Step, Stepwise
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import draw_epochs
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.types import Output, Prompt
 from relgrad.laws.ctmc import Source
 from relgrad.laws.schedule import Scheduler
@@ -131,7 +132,7 @@ def cheap(ids: Sequence[int]) -> float:
 # ---------------------------------------------------------------------- two ways of one update
 
 
-def relgrad_loop(job: Job, policy: flow.FlowPolicy, updates: int = 1) -> Grpo:
+def relgrad_loop(job: Job, policy: flow.FlowPolicy, updates: int = 1, ranks: Ranks = ALONE) -> Grpo:
     """relgrad's own loop, as a recipe would build it."""
     settings = GrpoSettings(
         steps=updates,
@@ -150,7 +151,8 @@ def relgrad_loop(job: Job, policy: flow.FlowPolicy, updates: int = 1) -> Grpo:
     def reward(prompt: Prompt, outputs: Sequence[Output]) -> list[float]:
         return [cheap(output.ids) for output in outputs]
 
-    return Grpo(policy, job.prompts(), RewardSet([NamedReward("cheap", reward)], 60), loss, settings, seed=0)
+    rewards = RewardSet([NamedReward("cheap", reward)], 60)
+    return Grpo(policy, job.prompts(), rewards, loss, settings, seed=0, ranks=ranks)
 
 
 def stepwise(job: Job, policy: flow.FlowPolicy) -> Stepwise:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run a|b|c|d|fill|flow|replay|all [--quick]`: measure, print a table, keep the figures in results/."""
+"""`python -m benchmarks.run NAME [--quick]`: measure, print a table, keep the figures in results/. `--help` lists the names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from rich.console import Console
 from benchmarks import harness, parity
 from relgrad.core.errors import RelgradError
 
-MODULES = {"a": "tiny", "b": "lora", "c": "loss", "d": "learning", "fill": "fill", "flow": "flow", "replay": "replay"}
+MODULES = {
+    "a": "tiny",
+    "b": "lora",
+    "c": "loss",
+    "d": "learning",
+    "fill": "fill",
+    "flow": "flow",
+    "replay": "replay",
+    "processes": "processes",
+}
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -56,6 +65,7 @@ for _name, _title in {
     "fill": "a whole GRPO step of the fill-in diffusion GPT, against one that copies every prompt",
     "flow": "a Flow-GRPO update of a small FS-DFM network, against step by step; on a CUDA device also the 1.3B network",
     "replay": "learning from the past, at equal numbers of sampled completions",
+    "processes": "two processes that share a job, against two jobs side by side",
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")

@@ -10,6 +10,7 @@ from typing import Any
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import draw_epochs
+from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.types import Prompt
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies import autoregressive
@@ -45,7 +46,7 @@ class Job:
     trl_rows: int = 0
 
 
-def relgrad_loop(job: Job) -> Grpo:
+def relgrad_loop(job: Job, ranks: Ranks = ALONE) -> Grpo:
     """relgrad's own loop, as a recipe would build it."""
     settings = autoregressive.Settings(
         model=job.model,
@@ -66,7 +67,7 @@ def relgrad_loop(job: Job) -> Grpo:
         max_grad_norm=1.0,
     )
     rewards = RewardSet([NamedReward("reward", job.reward)], grpo.reward_timeout)
-    return Grpo(policy, job.prompts, rewards, PolicyLoss(loss_type="dapo"), grpo, seed=job.seed)
+    return Grpo(policy, job.prompts, rewards, PolicyLoss(loss_type="dapo"), grpo, seed=job.seed, ranks=ranks)
 
 
 def trl_trainer(job: Job, *, tuned: bool, callbacks: Sequence[Any] = ()) -> Any:
