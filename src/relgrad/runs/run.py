@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from relgrad.core.allocator import keep_freed_memory
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Noted
 from relgrad.core.ranks import ALONE, Ranks
@@ -39,6 +40,7 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, ranks: Ranks = ALONE) -> 
     Every process of `ranks` calls it, and the first one writes. Returns the stage folders. Raises RelgradError when a folder holds
     a run of another recipe (and `fresh` is False).
     """
+    keep_freed_memory()
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
     for folder, stage in zip(folders, recipe.stages, strict=True):
