@@ -1,12 +1,14 @@
-"""Who imports whom: the rooms of relgrad and the walls between them, read from the source with `ast`.
+"""Who may import whom: the rooms of relgrad and the walls between them, read from the source with `ast`.
 
-types <- protocols <- advantages, losses, divergences, laws, metrics.statistics    pure floor
-                   <- text <- models <- policies, rewards, tasks, judges, search   leaves
-                   <- forms <- rewards, tasks
-                   <- policies <- baselines
-                   <- train, sft, evaluate                                         loops
-                   <- run <- cli                                                   composition root
-rundir, diagnose <- report                                                         island without torch
+    core ← objectives ← laws                                     pure floor
+         ← text ← networks ← trajectories, estimators ← policies
+         ← environments ← rewards, tasks
+         ← judges ← rewards
+         ← training, evaluation ← stages ← runs ← commands
+    core ← monitor                                               files in, words and pictures out; no torch
+
+A room may use what stands left of it, and nothing else: not by itself, and not by way of what it uses (`reached`). No two files
+import each other, directly or around a circle. Imports inside functions count; those for type checking alone do not.
 """
 
 from __future__ import annotations
@@ -15,147 +17,228 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import relgrad
+from relgrad.core import registry
 
 SOURCE = Path(relgrad.__file__).parent
 
-FLOOR = ("types", "protocols", "advantages", "losses", "divergences", "laws", "metrics.statistics")
-FLOOR_LIBRARIES = {"torch", "numpy", "scipy"}
-PURE_STDLIB = {
-    "__future__", "abc", "bisect", "collections", "contextlib", "dataclasses", "enum", "fractions", "functools",
-    "itertools", "math", "operator", "typing", "warnings",
-}  # fmt: skip
-PATH_ONLY_IN_SIGNATURES = {"protocols"}
+FLOOR = ("core", "objectives", "laws")
+NETWORKS = (*FLOOR, "text", "networks")
+POLICIES = (*NETWORKS, "trajectories", "estimators", "policies")
+PURE_FIGURES = ("evaluation.statistics", "evaluation.calibration")
+"""Figures of numbers alone, which judges use too."""
+JUDGES = (*NETWORKS, "judges", *PURE_FIGURES)
+LOOPS = (*FLOOR, "training", "evaluation")
 
-SETTINGS = ("settings",)
-LEAVES = ("policies", "rewards", "tasks", "judges", "search", "models", "text", "forms", "baselines")
-MAY_ALSO_USE = {
-    "policies": ("models", "text"),
-    "judges": ("models", "text", "metrics"),
-    "rewards": ("models", "text", "forms", "config", "registry"),
-    "tasks": ("text", "forms", "config", "registry"),
-    "models": ("text",),
-    "baselines": ("policies", "models"),
+MAY_REACH: dict[str, tuple[str, ...]] = {
+    "core": ("core",),
+    "objectives": ("core", "objectives"),
+    "laws": FLOOR,
+    "text": (*FLOOR, "text"),
+    "networks": NETWORKS,
+    "trajectories": (*NETWORKS, "trajectories"),
+    "estimators": (*NETWORKS, "trajectories", "estimators"),
+    "policies": POLICIES,
+    "environments": (*FLOOR, "environments"),
+    "judges": JUDGES,
+    "rewards": (*JUDGES, "environments", "rewards", "judges.network"),
+    "tasks": (*FLOOR, "text", "environments", "tasks"),
+    "baselines": (*POLICIES, "baselines"),
+    "training": LOOPS,
+    "evaluation": (*FLOOR, "evaluation"),
+    "monitor": ("core.errors", "core.registry", "core.run_folder", "monitor"),
+    "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
+    "runs": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages", "monitor", "runs"),
+    "commands": ("",),
 }
-LOOPS = ("train", "sft", "evaluate", "batch", "optimizer", "randomness", "checkpoint")
-SERVICES = ("tracking", "console", "animate", "environment", "doctor", "metrics")
-ROOT = ("run", "using", "parts", "films", "masked_data", "forms_cli", "cli", "config", "registry", "seed_names")
-ISLAND = ("report", "rundir", "diagnose")
+"""What every room may finally reach, itself included; "" is everything."""
+
+SIBLINGS = ("policies", "rewards", "tasks", "judges")
+"""Rooms of kinds: a kind knows no other kind of its room, only what the room shares."""
+SHARED = {
+    "policies": (),
+    "rewards": ("rewards.combine",),
+    "tasks": ("tasks",),
+    "judges": ("judges.network",),
+}
+
+FLOOR_LIBRARIES = {"torch", "numpy", "scipy"}
+CORE_ALSO = {"pydantic"}
+"""Settings are models of pydantic; it brings in no model, no tracker and no network."""
 
 
 def name_of(path: Path) -> str:
-    """`laws/categorical.py` -> "laws.categorical", `report/__init__.py` -> "report"."""
+    """`laws/categorical.py` -> "laws.categorical", `monitor/report/__init__.py` -> "monitor.report"."""
     parts = path.relative_to(SOURCE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py")) if path != SOURCE / "__init__.py"}
+MODULES = {
+    name_of(path): path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE and "recipes" not in path.parts
+}
 
 
 def inside(name: str, *rooms: str) -> bool:
-    return any(name == room or name.startswith(room + ".") for room in rooms)
+    return any(room == "" or name == room or name.startswith(room + ".") for room in rooms)
 
 
-def modules_in(*rooms: str) -> list[str]:
-    return [name for name in MODULES if inside(name, *rooms)]
+def room_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
-def imports(name: str) -> Iterator[str]:
+def for_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but what only a type checker reads."""
+    for node in ast.iter_child_nodes(tree):
+        if not for_type_checking(node):
+            yield node
+            yield from statements(node)
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
     """Absolute dotted names of everything a module imports, also inside its functions."""
+    found = set[str]()
     path = MODULES[name]
-    package = ["relgrad", *name.split(".")]
-    if path.name != "__init__.py":
-        package.pop()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *filter(None, [node.module])])
+            assert not node.level, f"{name}: relative import in line {node.lineno}"
             for alias in node.names:
-                yield f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole.removeprefix("relgrad.") in MODULES else str(node.module))
+    return frozenset(found)
 
 
-def is_module(dotted: str) -> bool:
-    return dotted.removeprefix("relgrad.") in MODULES
+@cache
+def own(name: str) -> frozenset[str]:
+    """The relgrad modules a module imports, without the prefix; the bare package is left out."""
+    dotted = {i.removeprefix("relgrad.") for i in imports(name) if i.startswith("relgrad.")}
+    assert dotted <= MODULES.keys(), f"{name} imports {dotted - MODULES.keys()}"
+    return frozenset(dotted)
 
 
-def own(name: str) -> set[str]:
-    """The relgrad modules a module imports, without the prefix; the bare package is ""."""
-    return {i.removeprefix("relgrad").lstrip(".") for i in imports(name) if inside(i, "relgrad")}
-
-
-def foreign(name: str) -> set[str]:
+@cache
+def foreign(name: str) -> frozenset[str]:
     """The top-level packages outside relgrad that a module imports."""
-    return {i.partition(".")[0] for i in imports(name) if not inside(i, "relgrad")}
+    return frozenset(i.partition(".")[0] for i in imports(name) if not inside(i, "relgrad"))
+
+
+@cache
+def reached(name: str) -> dict[str, tuple[str, ...]]:
+    """Every relgrad module that an import of this one finally reaches, with the way there."""
+    ways: dict[str, tuple[str, ...]] = {name: (name,)}
+    waiting = [name]
+    while waiting:
+        here = waiting.pop(0)
+        for there in sorted(own(here)):
+            if there not in ways:
+                ways[there] = (*ways[here], there)
+                waiting.append(there)
+    return ways
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that reach each other."""
+    mutual = {frozenset({n for n in reached(name) if name in reached(n)}) for name in MODULES}
+    return sorted(sorted(group) for group in mutual if len(group) > 1)
 
 
 def test_the_reader_of_imports_sees_what_is_there() -> None:
-    assert {"types", "divergences", "protocols"} >= own("losses") >= {"divergences", "protocols"}
-    assert {"torch", "dataclasses"} <= foreign("losses")
-    assert "yaml" in foreign("config")
-    assert "torch" in foreign("doctor"), "imports inside functions count"
+    assert own("objectives.losses") >= {"core.protocols", "objectives.divergences"}
+    assert "torch" in foreign("objectives.losses")
+    assert "torch" in foreign("commands.doctor"), "imports inside functions count"
+    assert "runs.recipe" in own("commands.cli")
+    assert "core.types" in reached("runs.run")
+    assert reached("commands.cli")["core.errors"][0] == "commands.cli"
 
 
-@pytest.mark.parametrize("name", modules_in(*FLOOR))
-def test_the_pure_floor_stands_on_itself_and_does_no_io(name: str) -> None:
-    allowed = PURE_STDLIB | FLOOR_LIBRARIES | ({"pathlib"} if name in PATH_ONLY_IN_SIGNATURES else set())
-    assert foreign(name) <= allowed
-    assert [i for i in own(name) if not inside(i, *FLOOR)] == []
+def test_every_folder_is_a_room() -> None:
+    assert {room_of(name) for name in MODULES} == MAY_REACH.keys()
 
 
-@pytest.mark.parametrize("name", modules_in(*FLOOR))
-def test_the_pure_floor_opens_no_file_and_draws_no_global_randomness(name: str) -> None:
+@pytest.mark.parametrize("name", list(MODULES))
+def test_a_room_reaches_only_what_stands_below_it(name: str) -> None:
+    beyond = [" -> ".join(way) for there, way in reached(name).items() if not inside(there, *MAY_REACH[room_of(name)])]
+    assert beyond == []
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SIBLINGS and "." in name])
+def test_a_kind_knows_no_other_kind_of_its_room(name: str) -> None:
+    room, kind = name.split(".")[:2]
+    others = [
+        there
+        for there in own(name)
+        if room_of(there) == room
+        and there.split(".")[:2] != [room, kind]
+        and there not in SHARED[room]
+        and not there.split(".")[-1].startswith("_")
+    ]
+    assert others == []
+
+
+def test_no_files_import_each_other_around_a_circle() -> None:
+    assert circles() == []
+
+
+# ---------------------------------------------------------------------- the pure floor
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if inside(name, *FLOOR)])
+def test_the_floor_imports_no_library_but_torch_numpy_and_scipy(name: str) -> None:
+    libraries = {library for library in foreign(name) if library not in sys.stdlib_module_names}
+    assert libraries <= FLOOR_LIBRARIES | (CORE_ALSO if inside(name, "core") else set())
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if inside(name, "objectives", "laws", *PURE_FIGURES)])
+def test_pure_functions_do_no_io_and_draw_no_global_randomness(name: str) -> None:
+    assert foreign(name).isdisjoint({"os", "pathlib", "io", "json", "random", "subprocess", "socket", "shutil"})
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    assert called.isdisjoint({"open", "print", "input"})
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            random = node.func.attr in {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"}
-            assert not random or any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: no generator"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"open", "print", "input"}, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            drawn = node.func.value.id == "torch" and node.func.attr in {
+                "rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal",
+            }  # fmt: skip
+            assert not drawn or any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: no generator"
 
 
-@pytest.mark.parametrize("name", modules_in(*LEAVES))
-def test_leaves_know_neither_other_rooms_nor_the_loops(name: str) -> None:
-    room = name.partition(".")[0]
-    allowed = (room, *FLOOR, *SETTINGS, *MAY_ALSO_USE.get(room, ()))
-    assert [i for i in own(name) if i and not inside(i, *allowed)] == []
+# ---------------------------------------------------------------------- asked for by name
 
 
-@pytest.mark.parametrize("name", modules_in(*LOOPS))
-def test_loops_name_no_policy_reward_or_task(name: str) -> None:
-    assert [
-        i for i in own(name) if i and not inside(i, *FLOOR, *SETTINGS, *LOOPS, "metrics", "rundir", "diagnose")
-    ] == []
+RECEIVERS = ("policy", "reward", "rewards", "loop", "function", "judge", "trained", "learner", "model")
 
 
-@pytest.mark.parametrize("name", modules_in(*ISLAND))
-def test_the_island_reads_files_without_torch_or_the_rest(name: str) -> None:
-    assert foreign(name).isdisjoint({"torch", "transformers", "peft"})
-    assert [i for i in own(name) if i and not inside(i, *ISLAND)] == []
+@pytest.mark.parametrize(
+    "name", [n for n in MODULES if inside(n, "core", "training", "evaluation", "stages", "runs", "commands", "rewards")]
+)
+def test_capabilities_are_protocols_not_names(name: str) -> None:
+    """No `getattr` or `hasattr` with a literal name on a policy, a reward or a loop: they declare what they can do."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    asked = []
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
+            continue
+        literal = isinstance(node.args[1], ast.Constant)
+        on = ast.unparse(node.args[0]).split(".")[-1]
+        if node.func.id in ("getattr", "hasattr") and literal and on in RECEIVERS:
+            asked.append(f"line {node.lineno}: {ast.unparse(node)}")
+    if name == "rewards._calling":  # a reward is somebody's own function: whether it is one is asked of Python itself
+        asked = [line for line in asked if "__call__" not in line]
+    assert asked == []
 
 
-@pytest.mark.parametrize("name", modules_in(*SERVICES, *SETTINGS))
-def test_services_know_no_room_and_no_loop(name: str) -> None:
-    assert [i for i in own(name) if i and not inside(i, *FLOOR, *SERVICES, *SETTINGS, "rundir")] == []
-
-
-@pytest.mark.parametrize("name", list(MODULES))
-def test_nothing_below_the_composition_root_imports_it(name: str) -> None:
-    if not inside(name, *ROOT):
-        assert [
-            i for i in own(name) if inside(i, "run", "using", "parts", "films", "masked_data", "forms_cli", "cli")
-        ] == []
-
-
-@pytest.mark.parametrize("name", list(MODULES))
-def test_every_module_has_its_room(name: str) -> None:
-    rooms = (*FLOOR, *SETTINGS, *LEAVES, *LOOPS, *SERVICES, *ROOT, *ISLAND)
-    assert inside(name, *rooms), f"{name}: add it to one of the rooms at the top of this file"
+# ---------------------------------------------------------------------- in a fresh interpreter
 
 
 HEAVY = {"torch", "transformers", "peft", "datasets", "gguf", "tensorboard", "wandb", "trackio", "rich", "plotly"}
@@ -174,14 +257,32 @@ def test_import_relgrad_is_light() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_the_floor_brings_in_nothing_but_torch_numpy_and_scipy() -> None:
+    """Beyond what these libraries bring in themselves, and pydantic with its own for settings."""
+    everything = "\n".join(f"import relgrad.{name}" for name in MODULES if inside(name, *FLOOR))
+    without = "import torch, torch.distributed, numpy, scipy.stats, pydantic, annotated_types"
+    assert loaded_by(everything) - loaded_by(without) <= {"relgrad"} | set(sys.stdlib_module_names)
+    assert loaded_by(everything).isdisjoint(HEAVY - {"torch"})
+
+
 def test_the_command_line_starts_without_torch() -> None:
     assert loaded_by("import relgrad.commands.cli").isdisjoint(HEAVY - {"rich"})
 
 
-@pytest.mark.parametrize("module", ["relgrad.monitor.report", "relgrad.monitor.diagnose", "relgrad.core.run_folder"])
-def test_the_island_loads_no_torch(module: str) -> None:
-    assert loaded_by(f"import {module}").isdisjoint({"torch", "transformers"})
+@pytest.mark.parametrize("name", [n for n in MODULES if inside(n, "monitor", "core.run_folder", "core.errors")])
+def test_what_people_see_is_written_without_torch(name: str) -> None:
+    assert all("torch" not in foreign(there) for there in reached(name))
+
+
+def test_reports_load_no_torch() -> None:
+    for module in ("monitor.report", "monitor.diagnose", "monitor.console", "monitor.animate", "core.run_folder"):
+        assert loaded_by(f"import relgrad.{module}").isdisjoint({"torch", "transformers"}), module
 
 
 def test_trackers_load_no_library_before_they_are_asked_for() -> None:
     assert loaded_by("import relgrad.runs.tracking").isdisjoint({"tensorboard", "wandb", "trackio", "transformers"})
+
+
+def test_built_in_kinds_are_found_without_a_list() -> None:
+    for room in registry.ROOMS:
+        assert registry.kinds(room), room

@@ -48,6 +48,7 @@ from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, St
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
+from relgrad.training.settings import ReplaySettings
 from relgrad.training.sft import Sft, SftSettings
 
 ROOT = Path(__file__).parents[1]
@@ -198,10 +199,12 @@ def test_python_in_the_pages_is_well_formed() -> None:
                 ast.parse(content, f"{page.name} {info}")
 
 
-def test_recipes_in_the_pages_are_legal() -> None:
+def test_recipes_in_the_pages_are_legal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every YAML block with a policy is a recipe; sections of built-in kinds are checked by these kinds' settings."""
     checked = 0
+    monkeypatch.chdir(tmp_path)
     for page in PAGES:
+        write_files(page, tmp_path)
         for language, info, content in blocks(page):
             data = yaml.safe_load(content) if language == "yaml" else None
             if not isinstance(data, dict) or "policy" not in data:
@@ -344,6 +347,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "evaluation": settings_rows(Evaluation),
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),
+        "grpo.replay": settings_rows(ReplaySettings),
         "policies.autoregressive.lora": settings_rows(Lora),
         "policies.fill_in.denoise": settings_rows(Denoise),
         "policies.flow.lora": settings_rows(flow_settings.Lora),

@@ -1,9 +1,10 @@
 """The command line, one file a group of commands.
 
-cli.py            the commands and their options
-films.py          writing in several steps, for `relgrad sample`
-sample_options.py the options of `relgrad sample` that kinds of policies declare
-masked_data.py    relgrad prepare and relgrad inspect-batch
-forms.py          relgrad forms
-doctor.py         relgrad doctor
+cli.py             the commands and their options
+processes.py       relgrad run in several processes
+films.py           writing in several steps, for `relgrad sample`
+sample_options.py  the options of `relgrad sample` that kinds of policies declare
+masked_data.py     relgrad prepare and relgrad inspect-batch
+forms.py           relgrad forms
+doctor.py          relgrad doctor
 """

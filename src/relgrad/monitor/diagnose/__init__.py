@@ -3,6 +3,8 @@
 `diagnose(records, recipe)` reads the metric records so far (the objects of metrics.jsonl) and the stage's recipe
 (plain data). Every rule looks at a bounded number of records at either end of the run, so that a call costs the
 same at step 10 and at step 100,000. A rule says nothing while its metrics are absent or too few.
+
+history.py  what the rules look at: the records so far, windows of them, and the recipe
 """
 
 from __future__ import annotations
