@@ -79,7 +79,9 @@ def name_of(path: Path) -> str:
 
 
 MODULES = {
-    name_of(path): path for path in sorted(SOURCE.rglob("*.py")) if path.parent != SOURCE and "recipes" not in path.parts
+    name_of(path): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.parent != SOURCE and "recipes" not in path.parts
 }
 
 
@@ -206,7 +208,11 @@ def test_pure_functions_do_no_io_and_draw_no_global_randomness(name: str) -> Non
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"open", "print", "input"}, f"line {node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
             drawn = node.func.value.id == "torch" and node.func.attr in {
                 "rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal",
             }  # fmt: skip

@@ -18,7 +18,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.tasks.masked_text import masked_prompt
+from relgrad.tasks._masked_prompt import masked_prompt
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.text.sample_file import SampleFile
 from relgrad.text.stream import Reader, Split

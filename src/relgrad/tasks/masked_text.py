@@ -16,9 +16,9 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
+from relgrad.tasks._masked_prompt import masked_prompt
 from relgrad.text.corpus import BUILTIN, Windows, load_corpus
 from relgrad.text.masking import Random, Stage, Strategy, mask
-from relgrad.text.vocabulary import Vocabulary
 
 HELD_OUT_SEED = 11
 
@@ -105,20 +105,3 @@ class MaskedPrompts(Sequence[Prompt]):
         ids = self.windows.draw(rng)
         masked, labels, stage = mask(ids, self.stages, self.windows.vocabulary, rng)
         return masked_prompt(ids, masked, labels, self.windows.vocabulary, index, stage)
-
-
-def masked_prompt(
-    ids: np.ndarray, masked: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, index: int, stage: Strategy
-) -> Prompt:
-    """One sample as the policy, the rewards and the judge read it."""
-    columns = {
-        "truth": vocabulary.decode(ids.tolist()),
-        "truth_ids": ids.tolist(),
-        "masked_ids": masked.tolist(),
-        "mask_id": vocabulary.mask_id,
-        "label_ids": labels.tolist(),
-        "mask_ratio": float((masked == vocabulary.mask_id).mean()),
-        "strategy": str(getattr(stage, "type", "")),
-        "vocabulary": vocabulary.fingerprint,
-    }
-    return Prompt(vocabulary.decode(masked.tolist()), columns, index)

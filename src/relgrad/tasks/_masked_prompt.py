@@ -1,0 +1,26 @@
+"""A sample of masked text as a prompt, wherever the sample comes from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from relgrad.core.types import Prompt
+from relgrad.text.masking import Strategy
+from relgrad.text.vocabulary import Vocabulary
+
+
+def masked_prompt(
+    ids: np.ndarray, masked: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, index: int, stage: Strategy
+) -> Prompt:
+    """One sample as the policy, the rewards and the judge read it."""
+    columns = {
+        "truth": vocabulary.decode(ids.tolist()),
+        "truth_ids": ids.tolist(),
+        "masked_ids": masked.tolist(),
+        "mask_id": vocabulary.mask_id,
+        "label_ids": labels.tolist(),
+        "mask_ratio": float((masked == vocabulary.mask_id).mean()),
+        "strategy": str(getattr(stage, "type", "")),
+        "vocabulary": vocabulary.fingerprint,
+    }
+    return Prompt(vocabulary.decode(masked.tolist()), columns, index)
