@@ -16,7 +16,7 @@ from relgrad.networks.fsdfm.network import DiT, DiTConfig
 from relgrad.networks.weights.average import Ema
 from relgrad.policies.flow.supervised import answer
 from relgrad.policies.flow.supervised.few_step import FewStep, few_step_loss
-from relgrad.policies.flow.supervised.flow_matching import DataLoss, flow_matching_loss
+from relgrad.policies.flow.supervised.flow_matching import flow_matching_loss
 from relgrad.policies.flow.supervised.noise_path import At, Network, Path
 
 LETTERS, EOS, MASK, SIZE = 6, 6, 7, 6
@@ -93,16 +93,17 @@ def fresh() -> DiT:
 
 
 @pytest.mark.parametrize(
-    ("source_K", "kind"),
-    [(torch.arange(MASK), "cross_entropy"), (torch.tensor([MASK]), "generalised_kl")],
-    ids=["uniform-cross_entropy", "mask-generalised_kl"],
+    ("source_K", "updates"),
+    [(torch.arange(MASK), 700), pytest.param(torch.tensor([MASK]), 3000, marks=pytest.mark.slow)],
+    ids=["uniform", "mask"],
 )
-def test_a_network_learns_to_copy_and_where_to_stop(source_K: Tensor, kind: DataLoss) -> None:
+def test_a_network_learns_to_copy_and_where_to_stop(source_K: Tensor, updates: int) -> None:
+    """By the cross-entropy. From a mask a batch says less, since only masked positions count, and learning takes longer."""
     model, path = fresh(), Path(Scheduler(), source_K)
     fit(
-        model, copying, 700,
+        model, copying, updates,
         lambda rows, draws: flow_matching_loss(
-            network(model), rows.ids_BL, rows.editable_BL, path, kind, draws
+            network(model), rows.ids_BL, rows.editable_BL, path, "cross_entropy", draws
         ),
     )  # fmt: skip
     source = torch.Generator().manual_seed(1)
