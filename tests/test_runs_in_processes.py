@@ -145,12 +145,15 @@ def test_another_number_of_processes_goes_on(recipes: dict[str, Path], tmp_path:
     alike(figures(tmp_path / "a" / "r" / "2-grpo", 12), figures(tmp_path / "b" / "r" / "2-grpo", 12))
 
 
-def test_an_error_of_all_is_told_once(recipes: dict[str, Path], tmp_path: Path):
-    ran = subprocess.run(
-        command(recipes["replay"], tmp_path, "--processes", "2", "task.train_size=99"), capture_output=True, text=True
+def test_an_error_of_all_is_told_once(tmp_path: Path):
+    recipe = write_recipe(tmp_path, 4, RECIPE.replace("- stage: sft", "- stage: grpo", 1))
+    (tmp_path / "my_reward.py").write_text(
+        "def score(completions, **columns):\n    return [1 / 0 for _ in completions]\n"
     )
+    ran = subprocess.run(command(recipe, tmp_path, "--processes", "2"), capture_output=True, text=True)
     assert ran.returncode == 2, ran.stdout + ran.stderr
-    assert ran.stderr.count("held_out_size = 109") == 1, ran.stderr
+    assert ran.stderr.count("completions could be scored; the first: ") == 1, ran.stderr
+    assert "return [1 / 0 for _ in completions]" in ran.stderr
 
 
 def test_a_job_that_has_processes_already_starts_no_more(recipes: dict[str, Path], tmp_path: Path):
