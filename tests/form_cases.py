@@ -81,6 +81,14 @@ CASES = (
     Case("half an emoji family", ONE, "fill town: 👨‍👩‍👧\nsubmit", "yy", (("t", "👨‍👩"),)),
     Case("html is text", form_of(ASKED), 'fill name: <b>"&amp;\'\nsubmit', "yy", (("q", '<b>"&amp;\''),)),
     Case("no line break in a line", ONE, "fill town: a\\nb\nsubmit", "yy", (("t", "a b"),)),
+    Case("nothing after the line", form_of(ASKED), "fill name: Ada\\n\\n\nsubmit", "yy", (("q", "Ada"),)),
+    refused("line breaks alone are nothing", form_of(ASKED), "fill name: \\n\\n\nsubmit", "nn"),
+    refused("a line break is the Enter key", form_of(ASKED), "fill name: \\n\nsubmit", "nn"),
+    Case("nor does it send or clear", ONE, "fill town: Bonn\nfill town: \\n\nsubmit", "yny", (("t", "Bonn"),)),
+    Case("cut after the breaks are gone", ONE, "fill town: Bonns\\n\nsubmit", "yy", (("t", "Bonns"),)),
+    Case("a line break before the text", ONE, "fill town: \\na\nsubmit", "yy", (("t", " a"),)),
+    Case("mail and a line break", form_of(MAIL), "fill mail: a@b.de\\n\nsubmit", "yy", (("e", "a@b.de"),)),
+    Case("a line break is text where there are lines", form_of(ABOUT), "fill about: \\n\nsubmit", "yy", (("a", "\r\n"),)),
     Case("lines", form_of(ABOUT), "fill about: one\\ntwo\nsubmit", "yy", (("a", "one\r\ntwo"),)),
     Case("a line break is one character", form_of(ABOUT), "fill about: abcd\\n\\nefg\nsubmit", "yy", (("a", "abcd\r\n\r\nef"),)),
     Case("a backslash", form_of(ABOUT), "fill about: a\\\\nb\nsubmit", "yy", (("a", "a\\nb"),)),
@@ -111,6 +119,7 @@ CASES = (
     refused("between steps", form_of(NUMBER), "fill age: 42.5\nsubmit", "yn"),
     Case("hardly between steps", form_of(NUMBER), "fill age: 42.00000001\nsubmit", "yy", (("n", "42.00000001"),)),
     Case("day", form_of(DAY), "fill day: 2026-05-17\nsubmit", "yy", (("d", "2026-05-17"),)),
+    Case("day, and a line break", form_of(DAY), "fill day: \ufeff2026-05-17\\n\nsubmit", "yy", (("d", "2026-05-17"),)),
     Case("no day", form_of(DAY), "fill day: 2026-02-29\nsubmit", "ny", (("d", ""),)),
     Case("no day clears", form_of(DAY), "fill day: 2026-05-17\nfill day: 17.05.2026\nsubmit", "yny", (("d", ""),)),
     refused("too early", form_of(DAY), "fill day: 2024-12-31\nsubmit", "yn"),
@@ -162,7 +171,9 @@ HOSTILE = (
     "275760-09-14", "0002026-01-01", "02026-01-01", "0000-01-01", "a@b", "a b@c", "A@B.DE", "a@-b", ".a@b", "a@" + "b" * 64,
     "<script>alert(1)</script>", '"><main data-outcome="success">', "&amp;&lt;", "😀" * 9, "👨‍👩‍👧‍👦x", "é́́", "a\\nb\\nc",
     "\\\\n", "\\", "%0d%0a", "a+b=c&d", "مرحبا", "\u202eabc", "\x00a", "a\x07", "a\tb", "a\rb", "\u2028x", "\ufeffx",
-    "x" * 3000, "null", "\ud83d", "a\u00a0b", "a\x0bb", "a\x1fb\x85c", "\xad", "İ",
+    "x" * 3000, "null", "\ud83d", "a\u00a0b", "a\x0bb", "a\x1fb\x85c", "\xad", "İ", "\\n", "\\n\\n", "a\\n", "a\\n\\n",
+    "\\na", " \\n", "a\\n ", "7\\n", "2026-05-17\\n", "\u2003 2026-05-17\ufeff", "\u200b2026-05-17", "a@b\\n",
+    "L\\n", "a\r", "\r\\n",
 )  # fmt: skip
 """Values that browsers, servers and encodings have opinions about."""
 

@@ -71,7 +71,15 @@ def test_forms_are_served_to_people(served: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["form/food/3", "form/food%20order/x", "form/food%20order/-1", "../../etc/passwd", "x"]
+    "path",
+    [
+        "form/food/3",
+        "form/food%20order/x",
+        "form/food%20order/-1",
+        f"form/food%20order/{'9' * 5000}",
+        "../../etc/passwd",
+        "x",
+    ],
 )
 def test_what_is_not_there_is_not_found(served: int, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
@@ -79,8 +87,19 @@ def test_what_is_not_there_is_not_found(served: int, path: str) -> None:
     assert error.value.code == 404
 
 
-def test_too_much_is_refused(served: int) -> None:
-    request = urllib.request.Request(address(served, "food order", 1), b"", {"Content-Length": "9" * 12}, method="POST")
+@pytest.mark.parametrize("value", ["9" * 5000, "1e999999999", "1e-999999999", "nan", "many", "-"])
+def test_whatever_is_sent_has_an_answer(served: int, value: str) -> None:
+    """A person's browser, or whoever else speaks to the server, may send anything in every field."""
+    name = next(name for name in EVERY if any(spec.kind == "number" for spec in families.family(name).fields))
+    seed = next(seed for seed in range(50) if any(field.kind == "number" for field in make(name, seed, SMALL).fields))
+    entries = [(field.name, value) for field in make(name, seed, SMALL).fields]
+    assert 'data-outcome="error"' in fetch(address(served, name, seed), entries)
+
+
+@pytest.mark.parametrize("digits", [12, 5000])
+def test_too_much_is_refused(served: int, digits: int) -> None:
+    headers = {"Content-Length": "9" * digits}
+    request = urllib.request.Request(address(served, "food order", 1), b"", headers, method="POST")
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request, timeout=300)
     assert error.value.code == 400

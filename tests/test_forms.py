@@ -396,6 +396,9 @@ def test_what_is_escaped_comes_back(text: str) -> None:
         ("date", "0000-01-01", {}, "badInput"),
         ("date", "10000-01-01", {"max": "9999-12-31"}, "rangeOverflow"),
         ("date", "275760-09-14", {}, "badInput"),
+        ("date", "0" * 5000 + "2026-01-01", {}, ""),
+        ("date", "202-01-01", {}, "badInput"),
+        ("number", "1e999999999", {}, "badInput"),
     ],
 )
 def test_constraints(kind: str, value: str, attributes: dict[str, str], fault: str) -> None:

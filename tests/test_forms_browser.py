@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,30 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from typer.testing import CliRunner
 
-from form_cases import CASES, GRAMMARS, ONE, Case, filled, mistaken
+from form_cases import (
+    ABOUT,
+    ASKED,
+    CASES,
+    CODE,
+    DAY,
+    DAYS,
+    GRAMMARS,
+    HOSTILE,
+    MAIL,
+    MUST_SIZE,
+    NEWS,
+    NUMBER,
+    ONE,
+    PAY,
+    RULES,
+    SIZE,
+    TEXT,
+    TICKED,
+    Case,
+    filled,
+    form_of,
+    mistaken,
+)
 from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt
@@ -24,7 +48,7 @@ from relgrad.environments.forms.executing.browser import Browser, find_chromium
 from relgrad.environments.forms.executing.in_process import InProcess
 from relgrad.environments.forms.executing.pictures import watch
 from relgrad.environments.forms.making import families, wording
-from relgrad.environments.forms.making.form import Form
+from relgrad.environments.forms.making.form import Field, Form
 from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.outcome import Outcome, Unscored
 from relgrad.environments.forms.plan import parse
@@ -82,6 +106,40 @@ def test_both_executors_agree_on_plans_with_mistakes(browser: Browser, name: str
         found = browser.run(form, plan)
         assert found == InProcess().run(form, plan), text
         assert found.success or number, "the first plan has no mistake"
+
+
+FIELDS = (TEXT, MAIL, NUMBER, DAY, SIZE, MUST_SIZE, PAY, DAYS, NEWS, TICKED, RULES, ABOUT, CODE, ASKED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: f"{field.kind} {field.label}")
+def test_both_executors_agree_on_every_odd_value_in_every_kind_of_field(browser: Browser, field: Field) -> None:
+    """Entered into a field as it comes, and, without its constraints, into one that holds something."""
+    right = [step for step in wording.plan_of([field]).split("\n") if step != "submit"]
+    verb, other = ("choose", "fill") if field.options else ("fill", "choose")
+    texts = [*HOSTILE, *(option.text for option in field.options), *(option.value for option in field.options)]
+    lines = [f"{verb} {field.label}: {text}" for text in texts]
+    lines += [
+        f"{other} {field.label}: {texts[-1]}",
+        *(f"{verb} {field.label}" for verb in ("check", "uncheck", "click")),
+    ]
+    plain = replace(field, required=False, attributes={})
+    for form, before in ((form_of(field), []), (form_of(plain, reset=True), right)):
+        plans = ["\n".join([*before, line, "submit"]) for line in lines]
+        parsed = [parse(plan) for plan in plans]
+        outcomes = zip(plans, browser.run_all(form, parsed), InProcess().run_all(form, parsed), strict=True)
+        assert [plan for plan, found, expected in outcomes if found != expected] == []
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(given=filled())
+def test_both_executors_agree_on_hundreds_of_plans(browser: Browser, given: tuple[Form, str]) -> None:
+    form, text = given
+    plan = parse(text)
+    assert browser.run(form, plan) == InProcess().run(form, plan)
 
 
 def test_many_plans_at_once_get_their_own_outcomes(browser: Browser) -> None:

@@ -21,7 +21,8 @@ from relgrad.core.types import Output, Prompt, Rollouts, Score
 from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.number import numbers
-from relgrad.runs.build import build_rewards
+from relgrad.runs.build import build_rewards, resolve
+from relgrad.runs.recipe import Recipe, parse_recipe
 
 ASK = Prompt("2 + 2 =", {"answer": "4", "level": 1})
 CHAT = Prompt([{"role": "user", "content": "3 + 3 ="}], {"answer": "6", "level": 2})
@@ -564,7 +565,7 @@ def test_functions_and_kinds_of_ones_own(tmp_path: Path, monkeypatch):
         {"kind": "my_kind.py", "value": 3},
     ]
     rewards = build_rewards([RewardComponent.model_validate(c) for c in components], 5.0)
-    assert rewards.names == ("length", "function", "my_kind")
+    assert rewards.names == ("length", "make", "my_kind")
     assert values(rewards(rollouts((ASK, ["4", "abc"])))) == [[1, 0.25, 3], [3, 0.25, 3]]
     for function, message in [
         ("broken_file.py:f", "cannot import 'broken_file.py' .ZeroDivisionError"),
@@ -572,6 +573,60 @@ def test_functions_and_kinds_of_ones_own(tmp_path: Path, monkeypatch):
     ]:
         with pytest.raises(RelgradError, match=message):
             build_rewards([RewardComponent.model_validate({"kind": "function", "function": function})], 5.0)
+
+
+def test_functions_are_called_by_their_names(tmp_path: Path, monkeypatch):
+    """As TRL calls them; a `name` in the recipe goes first."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    rewards = [
+        {"kind": "function", "function": "mine.py:length"},
+        {"kind": "function", "function": "mine.py:length", "name": "longer", "weight": 0},
+        {"kind": "exact"},
+    ]
+    built = build_rewards([RewardComponent.model_validate(r) for r in rewards], 5.0)
+    assert built.names == ("length", "longer", "exact")
+    with pytest.raises(RelgradError, match="2 rewards are called 'length'; give each its own `name`"):
+        build_rewards([RewardComponent.model_validate(rewards[0])] * 2, 5.0)
+    policy, task = {"kind": "autoregressive", "model": "tiny"}, {"kind": "digits"}
+    stage = resolve(parse_recipe({"name": "x", "policy": policy, "task": task, "rewards": rewards})).stages[0]
+    assert [reward.name for reward in stage.rewards] == ["length", "longer", None], "the report reads the recipe"
+    assert resolve(Recipe(name="x", stages=(stage,))).stages[0] == stage
+
+
+def test_a_file_is_executed_once_however_it_is_named(tmp_path: Path, monkeypatch):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "other").mkdir()
+    body = "from pathlib import Path\nPath(__file__).with_suffix('.log').open('a').write('x')\n"
+    for folder in ("some", "other"):
+        (tmp_path / folder / "once_only.py").write_text(f"{body}where = {folder!r}\n")
+    (tmp_path / "link.py").symlink_to(tmp_path / "some" / "once_only.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "some"))
+    first = registry.find("rewards", "some/once_only.py")
+    for place in ("./some/../some/once_only.py", str(tmp_path / "some" / "once_only.py"), "link.py"):
+        assert registry.find("tasks", place) is first
+    assert registry.by_name("once_only") is first
+    other = registry.find("rewards", "other/once_only.py")
+    assert (first.where, other.where) == ("some", "other"), "whatever their stem"
+    assert (tmp_path / "some" / "once_only.log").read_text() == "x"
+    assert (tmp_path / "other" / "once_only.log").read_text() == "x"
+
+
+def test_an_imported_module_is_not_executed_again_by_its_path(tmp_path: Path, monkeypatch):
+    (tmp_path / "imported_first.py").write_text("calls = []")
+    monkeypatch.chdir(tmp_path)
+    assert registry.by_name("imported_first") is registry.find("rewards", "imported_first.py")
+
+
+def test_a_file_that_fails_is_executed_again(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mended.py"
+    path.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        registry.find("rewards", "mended.py")
+    path.write_text("value = 1  # longer than before, so that no cached bytecode is taken for it")
+    assert registry.find("rewards", "mended.py").value == 1
 
 
 def test_functions_of_trl_run_as_they_are():

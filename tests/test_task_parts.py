@@ -131,11 +131,11 @@ def test_decades_to_test_by_may_come_on_top() -> None:
 
 def test_forms_may_be_judged_on_one_split_alone() -> None:
     both = load("forms", train_size=50, held_out_size=20)
-    for split, part in (("validation", both.validation), ("test", both.test)):
-        task = load("forms", train_size=50, held_out_size=20, held_out=split)
+    for settings, part in (({"test_size": 0}, both.validation), ({"held_out": "test"}, both.test)):
+        task = load("forms", train_size=50, held_out_size=20, **settings)
         assert task.two_parts
         assert texts(task.validation) == texts(part)
-    with pytest.raises(ValueError, match=r"held_out='test' makes the task one of two parts, so test_size=5"):
+    with pytest.raises(ValueError, match=r"held_out='test' judges everything on the test families, so test_size=5"):
         load("forms", held_out="test", test_size=5)
 
 

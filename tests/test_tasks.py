@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -165,6 +167,75 @@ def test_broken_files_are_one_clear_error(tmp_path, name, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RelgradError, match=message):
         load_file(path)
+
+
+HALF = "half \ud83d"
+"""What is left of an emoji that was cut in the middle of its surrogate pair."""
+
+
+def text_of_bytes(pyarrow, *texts: bytes):
+    """A column of text as a careless writer leaves it: nobody looked whether it is UTF-8."""
+    offsets = [0, *itertools.accumulate(map(len, texts))]
+    buffers = pyarrow.py_buffer(struct.pack(f"<{len(offsets)}i", *offsets)), pyarrow.py_buffer(b"".join(texts))
+    return pyarrow.StringArray.from_buffers(len(texts), *buffers)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": HALF}, "'prompt'"),
+        ({"prompt": "b", "note": HALF}, "'note'"),
+        ({"prompt": "b", "note": {"deep": ["x", HALF]}}, "'note'"),
+        ({"prompt": "b", "note": {HALF: 1}}, "'note'"),
+        ({"prompt": [{"role": "user", "content": HALF}]}, "'prompt'"),
+        ({"prompt": "b", HALF: 1}, r"'half \\ud83d'"),
+    ],
+)
+def test_half_a_character_is_named_by_file_and_row(tmp_path, name, row, column):
+    rows = [{"prompt": "a 😀"}, row]
+    path = tmp_path / name
+    path.write_text(json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows)))
+    which = 1 if HALF in row else 2  # a column's name is in every row
+    with pytest.raises(
+        RelgradError, match=rf"a\.jsonl?, row {which}: column {column} has half a character, '\\ud83d', after 5"
+    ):
+        load_file(path)
+
+
+@pytest.mark.parametrize(("name", "second"), [("a.csv", b"b,\xed\xa0\xbd"), ("a.jsonl", b'{"prompt": "\xed\xa0\xbd"}')])
+def test_bytes_that_are_no_text_are_named_by_file_and_line(tmp_path, name, second):
+    first = b"prompt,note\na,1" if name == "a.csv" else b'{"prompt": "a"}\n'
+    (tmp_path / name).write_bytes(first + b"\n" + second + b"\n")
+    with pytest.raises(RelgradError, match=rf"{name}, line 3: not UTF-8 text"):
+        load_file(tmp_path / name)
+
+
+def test_bytes_that_are_no_text_in_parquet_and_data_sets_are_named_by_row(tmp_path, monkeypatch):
+    pyarrow, datasets = pytest.importorskip("pyarrow"), pytest.importorskip("datasets")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    notes = text_of_bytes(pyarrow, b"whole", b"half \xed\xa0\xbd")
+    table = pyarrow.table({"prompt": pyarrow.array(["a", "b"]), "note": notes})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(RelgradError, match=r"a\.parquet, row 2: not UTF-8 text"):
+        load_file(tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    with pytest.raises(RelgradError, match=r"saved', split 'train', row 2: not UTF-8 text"):
+        load_dataset(tmp_path / "saved")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt": "half \\ud83d"}\n')
+    with pytest.raises(RelgradError, match=r"folder': cannot read it .*surrogate pair in string is invalid\. in row 1"):
+        load_dataset(folder)
+    datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}]).save_to_disk(tmp_path / "whole")
+    assert len(load_dataset(tmp_path / "whole", held_out_fraction=0).train) == 2
+
+
+@pytest.mark.parametrize("key", ["template", "system"])
+def test_half_a_character_in_the_settings(tmp_path, key):
+    with pytest.raises(ValueError, match=rf"{key}\n.*half a character, '\\ud83d', after 5 others"):
+        file.Settings(path=tmp_path / "a.jsonl", **{key: HALF})
 
 
 def test_missing_file_and_bad_templates(tmp_path):

@@ -14,6 +14,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -48,10 +49,8 @@ def find(room: str, kind: str) -> ModuleType:
     if kind.endswith(".py"):
         return _from_file(room, Path(kind))
     if "." in kind and all(part.isidentifier() for part in kind.split(".")):
-        if "" not in sys.path:
-            sys.path.insert(0, "")
         try:
-            return importlib.import_module(kind)
+            return by_name(kind)
         except ModuleNotFoundError as error:
             raise RelgradError(
                 f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
@@ -73,14 +72,46 @@ def short(kind: str) -> str:
     return Path(kind).stem if kind.endswith(".py") else kind.rpartition(".")[2]
 
 
+def by_name(name: str) -> ModuleType:
+    """A module of the user's by its dotted name, looked up from the working directory too. Raises what importing it raises.
+
+    A file that was executed before, as a path or under another name, is not executed again.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.has_location and (module := _executed(Path(str(spec.origin)))) is not None:
+            return module
+    return importlib.import_module(name)
+
+
 def _from_file(room: str, path: Path) -> ModuleType:
+    """The module of a Python file, which is executed once however often and under whatever path it is named."""
     if not path.is_file():
         raise RelgradError(f"{room}: no file {str(path)!r} (working directory {Path.cwd()})")
-    name = f"relgrad_user_{path.stem}"
+    if (module := _executed(path)) is not None:
+        return module
+    path = path.resolve()
+    name = f"relgrad_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RelgradError(f"{room}: {str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def _executed(path: Path) -> ModuleType | None:
+    """The module that was made of this file, if there is one."""
+    path = path.resolve()
+    for module in list(sys.modules.values()):
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if isinstance(file, str) and file.endswith(path.name) and Path(file).resolve() == path:
+            return module
+    return None

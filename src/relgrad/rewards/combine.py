@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,15 @@ from relgrad.rewards._calling import Caller, read_scores
 from relgrad.rewards._workers import AsyncWorker, Hung, Worker
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class NamesRewards(Protocol):
+    """A module whose rewards have names of their own, as functions do. Those of other modules are called after their kind."""
+
+    def name_of(self, settings: Any) -> str:
+        """What the reward with these settings is called."""
+        ...
 
 
 @dataclass(frozen=True)

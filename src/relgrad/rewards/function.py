@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -57,13 +55,14 @@ def build(settings: Settings) -> Reward:
     return found
 
 
+def name_of(settings: Settings) -> str:
+    """The function's name, or the factory's."""
+    return settings.function.rpartition(":")[2]
+
+
 def _module(place: str) -> ModuleType:
     try:
-        if place.endswith(".py"):
-            return registry.find("rewards", place)
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        return importlib.import_module(place)
+        return registry.find("rewards", place) if place.endswith(".py") else registry.by_name(place)
     except RelgradError:
         raise
     except Exception as error:

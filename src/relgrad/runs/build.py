@@ -11,7 +11,7 @@ from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
 from relgrad.core.settings import RewardComponent, settings_of
-from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.rewards.combine import NamedReward, NamesRewards, RewardSet
 from relgrad.runs.recipe import Recipe
 from relgrad.stages.kind import kind_of
 from relgrad.stages.settings import RewardedStage, Stage
@@ -67,7 +67,19 @@ def _filled(component: Any, room: str, where: str) -> Any:
 
 
 def _all_filled(components: Sequence[RewardComponent], where: str) -> tuple[RewardComponent, ...]:
-    return tuple(_filled(reward, "rewards", f"{where}.{number}") for number, reward in enumerate(components))
+    """With the names that rewards give themselves, for whoever reads the recipe without the code."""
+    filled = []
+    for number, component in enumerate(components):
+        settings = settings_of(component, registry.find("rewards", component.kind).Settings, f"{where}.{number}")
+        own = {**component.model_dump(include={"kind", "weight"}), "name": _own_name(component, settings)}
+        filled.append(RewardComponent(**own, **settings.model_dump(mode="json")))
+    return tuple(filled)
+
+
+def _own_name(component: RewardComponent, settings: Any) -> str | None:
+    """The name that the recipe or the reward's own module gives it; None for one that is called after its kind."""
+    module = registry.find("rewards", component.kind)
+    return component.name or (module.name_of(settings) if isinstance(module, NamesRewards) else None)
 
 
 # ---------------------------------------------------------------------- links between stages
@@ -160,7 +172,7 @@ def linked_rewards(components: Sequence[RewardComponent], timeout: float, run: P
 
 
 def build_rewards(components: Sequence[RewardComponent], timeout: float) -> RewardSet:
-    """The rewards of a recipe, by kind. A reward is called after its `name`, or its kind where it has none.
+    """The rewards of a recipe, by kind. A reward without a `name` is called as its module says, or after its kind.
 
     Raises RelgradError for an unknown kind, a bad setting or two rewards of one name.
     """
@@ -173,6 +185,8 @@ def build_rewards(components: Sequence[RewardComponent], timeout: float) -> Rewa
                 raise RelgradError(
                     f"{where}: {component.kind!r} offers no `{part}`; a reward module has Settings and build"
                 )
-        function = module.build(settings_of(component, module.Settings, where))
-        rewards.append(NamedReward(component.name or registry.short(component.kind), function, component.weight))
+        settings = settings_of(component, module.Settings, where)
+        reward = module.build(settings)
+        name = _own_name(component, settings) or registry.short(component.kind)
+        rewards.append(NamedReward(name, reward, component.weight))
     return RewardSet(rewards, timeout)

@@ -29,7 +29,7 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     if loop_settings(stage).lr_scheduler_type == "constant":
         free.add(f"{kind_of(stage).loop}.steps")
     here, there = _flat(stage.used), _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
-    if here.keys() - there.keys():
+    if here != there:
         there = _flat(_with_defaults(file))
     differing = sorted(key for key in {*here, *there} - free if here.get(key) != there.get(key))
     if differing:

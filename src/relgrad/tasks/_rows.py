@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
@@ -32,6 +33,13 @@ class Wording(Strict):
     )
     system: str | None = Field(None, description="system message; turns a text prompt into a chat")
     chat: bool = Field(False, description="send a text prompt as one user message of a chat")
+
+    @field_validator("template", "system")
+    @classmethod
+    def _whole_characters(cls, text: str | None) -> str | None:
+        if wrong := half_character(text):
+            raise ValueError(f"has {wrong}; write the whole character")
+        return text
 
 
 class RowSettings(Wording):
@@ -74,6 +82,12 @@ def prompts_of(rows: Sequence[Row], settings: RowSettings, source: str, first_id
     prompts = []
     for number, row in enumerate(rows):
         whole = {name: row.get(name) for name in columns}
+        for name, value in whole.items():
+            if wrong := half_character(value) or half_character(name):
+                raise RelgradError(
+                    f"{source}, row {number + 1}: column {name!a} has {wrong}. It comes from a text that was cut inside of a "
+                    "character (an emoji, say); mend or delete it"
+                )
         value = whole.pop(settings.prompt_column) if settings.template is None else None
         try:
             content = content_of(whole, settings, value)
@@ -81,6 +95,31 @@ def prompts_of(rows: Sequence[Row], settings: RowSettings, source: str, first_id
             raise RelgradError(f"{source}, row {number + 1}: {error}") from None
         prompts.append(Prompt(content, whole, first_id + number))
     return prompts
+
+
+def half_character(value: Any) -> str | None:
+    """Says where text, however deep inside of lists and mappings, has half of a surrogate pair, which no file can hold as UTF-8."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"half a character, {value[error.start]!a}, after {error.start} others"
+        return None
+    if isinstance(value, Mapping):
+        return next(filter(None, map(half_character, itertools.chain(value, value.values()))), None)
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(half_character, value)), None)
+    return None
+
+
+def row_that_fails(read: Callable[[int], Any], count: int) -> int | None:
+    """Number, from 1, of the first row that cannot be read as text; None where every row alone can."""
+    for number in range(count):
+        try:
+            read(number)
+        except UnicodeDecodeError:
+            return number + 1
+    return None
 
 
 def content_of(columns: Row, wording: Wording, value: Any) -> str | list[Message]:

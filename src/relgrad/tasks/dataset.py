@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, task_of
+from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_that_fails, task_of
 
 
 class Settings(RowSettings):
@@ -76,10 +76,15 @@ def _open(settings: Settings) -> dict[str, Any]:
         raise
     except Exception as error:
         raise RelgradError(
-            f"dataset {settings.path!r}: cannot read it ({type(error).__name__}: {error}); "
-            "path is a folder or a hub name"
+            f"dataset {settings.path!r}: cannot read it ({_causes(error)}); path is a folder or a hub name"
         ) from error
     return found if isinstance(found, datasets.DatasetDict) else {settings.split: found}
+
+
+def _causes(error: BaseException) -> str:
+    """The error and what caused it: the library wraps what is wrong with a file and a row of it in errors that do not say so."""
+    own = f"{type(error).__name__}: {error}"
+    return own if error.__cause__ is None else f"{own}; {_causes(error.__cause__)}"
 
 
 def _from_disk(datasets: Any, folder: Path) -> Any:
@@ -95,4 +100,9 @@ def _rows(splits: dict[str, Any], split: str, settings: Settings, limit: int | N
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise RelgradError(f"dataset {settings.path!r}: no split {split!r}; the splits are {', '.join(splits)}{hint}")
     rows = splits[split]
-    return (rows if limit is None else rows.select(range(min(limit, len(rows))))).to_list()
+    rows = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    try:
+        return rows.to_list()
+    except UnicodeDecodeError as error:
+        row = row_that_fails(rows.__getitem__, len(rows))
+        raise RelgradError(f"dataset {settings.path!r}, split {split!r}, row {row}: not UTF-8 text ({error})") from None

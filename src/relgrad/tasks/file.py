@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
-from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, task_of
+from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_that_fails, task_of
 
 
 class Settings(RowSettings):
@@ -57,8 +57,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         )
     try:
         return reader(path)
-    except UnicodeDecodeError as error:
-        raise RelgradError(f"{path}: not UTF-8 text ({error})") from None
+    except UnicodeDecodeError:
+        raise RelgradError(
+            f"{path}, line {_line_that_fails(path)}: not UTF-8 text; convert it, for example with iconv"
+        ) from None
+
+
+def _line_that_fails(path: Path) -> int:
+    """Number of the first line that is no UTF-8."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return number
+    raise AssertionError(f"{path} is UTF-8")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
@@ -111,7 +123,11 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     except ImportError:
         raise RelgradError(f"{path}: Parquet needs pyarrow; pip install 'relgrad[data]'") from None
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
+        return table.to_pylist()
+    except UnicodeDecodeError as error:
+        row = row_that_fails(lambda number: table.slice(number, 1).to_pylist(), table.num_rows)
+        raise RelgradError(f"{path}, row {row}: not UTF-8 text ({error})") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise RelgradError(f"{path}: not valid Parquet ({error})") from None
 

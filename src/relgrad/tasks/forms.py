@@ -28,9 +28,9 @@ class Settings(Strict):
     """`families` are those to train on; an empty list stands for all of the training split."""
 
     families: tuple[str, ...] = ()
-    held_out: Literal["validation", "test"] | None = Field(
-        None,
-        description="judge everything on these families, so that the task has two parts; null: each part on its own",
+    held_out: Literal["validation", "test"] = Field(
+        "validation",
+        description="families to validate by; test: everything is judged on the test families, in two parts",
     )
     train_size: int = Field(20_000, ge=1, description="forms per epoch")
     held_out_size: int = Field(200, ge=0, description="forms to validate by")
@@ -38,10 +38,10 @@ class Settings(Strict):
 
     @model_validator(mode="after")
     def _legal(self) -> Settings:
-        if self.held_out is not None and self.test_size:
+        if self.held_out == "test" and self.test_size:
             raise ValueError(
-                f"held_out={self.held_out!r} makes the task one of two parts, so test_size={self.test_size} has no part; drop "
-                "held_out"
+                f"held_out='test' judges everything on the test families, so test_size={self.test_size} has no forms of its own; "
+                "drop held_out"
             )
         return self
 
@@ -60,18 +60,19 @@ def load(settings: Settings, seed: int) -> Task:
             raise RelgradError(
                 f"forms: family {name!r} is held out for ever; to train on there are {', '.join(training)}"
             )
-    judged: tuple[families.Split, ...] = (settings.held_out,) if settings.held_out else ("validation", "test")
+    test_size = settings.held_out_size if settings.test_size is None else settings.test_size
+    judged: dict[families.Split, int] = {settings.held_out: settings.held_out_size}
+    if settings.held_out != "test" and test_size:
+        judged["test"] = test_size
     for name in (*(settings.families or training), *families.names(*judged)):
         check_room(name, settings.grammar)
     train = FormPrompts(settings.families or training, settings.train_size, f"{seed}/train", settings.grammar)
     plain = settings.grammar.model_copy(update={"foreign_labels": 0.0, "foreign_options": 0.0})
-    sizes = (settings.held_out_size, settings.held_out_size if settings.test_size is None else settings.test_size)
     validation, *test = (
         list(FormPrompts(families.names(split), size, f"{HELD_OUT_SEED}/{split}", plain))
-        for split, size in zip(judged, sizes, strict=False)
+        for split, size in judged.items()
     )
-    name = f"forms-{settings.held_out}" if settings.held_out else "forms"
-    return Task(name, train, validation, test[0] or None if test else None, ask=_ask(settings.grammar))
+    return Task(f"forms-{settings.held_out}", train, validation, test[0] if test else None, ask=_ask(settings.grammar))
 
 
 class FormPrompts(Sequence[Prompt]):

@@ -68,6 +68,14 @@ def field_accuracy(form: Form, submitted: Sequence[Entry] | None, text: Text = "
     return sum(found.values()) / len(found)
 
 
+def _number(text: str) -> float | None:
+    """None for text that is no number: a server is sent anything."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def _accuracy(field: Field, sent: list[str], text: Text) -> float:
     if isinstance(field.value, bool):
         return float(field.value == bool(sent))
@@ -82,7 +90,7 @@ def _accuracy(field: Field, sent: list[str], text: Text) -> float:
     if value == field.value:
         return 1.0
     if field.kind == "number":
-        return float(value != "" and float(value) == float(field.value))
+        return float(_number(value) == float(field.value))
     if text == "exact" or field.kind in ("date", "email"):
         return 0.0
     return SequenceMatcher(None, value.lower(), field.value.lower(), autojunk=False).ratio()

@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > _LONGEST:
+        if not length.isdecimal() or len(length) > 18 or int(length) > _LONGEST:
             self.close_connection = True
             self._answer("a form is at most a million bytes", HTTPStatus.BAD_REQUEST)
             return
@@ -47,8 +47,8 @@ class Handler(BaseHTTPRequestHandler):
         """The form that the path names; None where it names none and the answer says so."""
         parts = unquote(self.path).split("/")
         try:
-            if len(parts) != 4 or parts[1] != "form" or not parts[3].isdecimal():
-                raise RelgradError("there is / and /form/FAMILY/SEED")
+            if len(parts) != 4 or parts[1] != "form" or not parts[3].isdecimal() or len(parts[3]) > 18:
+                raise RelgradError("there is / and /form/FAMILY/SEED, where SEED is a number of at most 18 digits")
             return make(parts[2], int(parts[3]), self.grammar)
         except RelgradError as error:
             self._answer(str(error), HTTPStatus.NOT_FOUND)

@@ -6,6 +6,7 @@ Chromium's StepRange::StepMismatch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import date
@@ -13,9 +14,13 @@ from decimal import Context, Decimal
 from functools import lru_cache
 
 FILLABLE = ("text", "email", "number", "date", "textarea")
+_SPACE = "\t\n\v\f\r \xa0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+"""What JavaScript's trim takes away."""
+_ENTER = "\n"
+"""What a browser takes for the Enter key in a field of one line."""
 
 _FLOAT = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_DATE = re.compile(r"(\d{4,6})-(\d\d)-(\d\d)", re.ASCII)
+_DATE = re.compile(r"(?=\d{4})0*(\d{1,6})-(\d\d)-(\d\d)", re.ASCII)
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _EMAIL = re.compile(rf"[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(?:\.{_LABEL})*")
 _LAST_DAY = (275760, 9, 13)
@@ -26,26 +31,31 @@ def can_be_typed(kind: str, value: str) -> bool:
     """Whether an executor types this value at all. Both leave a field as it is where it says no.
 
     A number field takes numbers that a double holds, written as HTML writes them (`1e3`, `-.5`, not `1,5`): browsers differ
-    in which other signs their number fields swallow. An e-mail field takes ASCII: Chromium would rewrite the rest.
+    in which other signs their number fields swallow. An e-mail field takes ASCII: Chromium would rewrite the rest. A lone line
+    break in a field of one line is the Enter key, which sends the form, and no text.
     """
     if kind == "number":
-        return not value or (_FLOAT.fullmatch(value) is not None and abs(float(value)) != float("inf"))
+        return not value or _is_number(value)
+    if kind in ("text", "email") and value == _ENTER:
+        return False
     return kind != "email" or value.isascii()
 
 
 def typed(kind: str, value: str, maxlength: int | None) -> str:
     """What a field holds after the value was typed into it.
 
-    Dates that are none leave it empty. A line break is a space in one line. Typing stops at `maxlength`, not inside of a
-    character.
+    Dates that are none leave it empty, white space around them does not count. In one line, line breaks at the end are nothing
+    and any other is a space (Chromium's TextFieldInputType::HandleBeforeTextInsertedEvent). Typing stops at `maxlength`, not
+    inside of a character.
     """
     if kind == "number":
         return value
     if kind == "date":
+        value = value.strip(_SPACE)
         return value if _day(value) else ""
     value = value.replace("\r\n", "\n").replace("\r", "\n")
     if kind != "textarea":
-        value = value.replace("\n", " ")
+        value = value.rstrip("\n").replace("\n", " ")
     if maxlength is not None and length(value) > maxlength:
         value = value.encode("utf-16-le", "surrogatepass")[: 2 * maxlength].decode("utf-16-le", "ignore")
     return value.strip(" \t\n\f\r") if kind == "email" else value
@@ -76,8 +86,12 @@ def fault(kind: str, value: str, attributes: Mapping[str, str]) -> str:
     return _date_fault(value, attributes) if kind == "date" else ""
 
 
+def _is_number(value: str) -> bool:
+    return _FLOAT.fullmatch(value) is not None and math.isfinite(float(value))
+
+
 def _number_fault(value: str, attributes: Mapping[str, str]) -> str:
-    if _FLOAT.fullmatch(value) is None:
+    if not _is_number(value):
         return "badInput"
     number, low, high = Decimal(value), _bound(attributes, "min"), _bound(attributes, "max")
     if low is not None and number < low:
