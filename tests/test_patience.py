@@ -250,6 +250,21 @@ def test_the_best_checkpoint_stays_without_patience_and_the_last_weights_are_the
     assert records(folder)[-1]["weights"] == 4
 
 
+def test_validation_scores_are_compared_with_the_first_also_after_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without patience the first is that of step 1, which a run that goes on after step 3 reads from its folder."""
+    with monkeypatch.context() as patch:
+        stop_at("before the last checkpoint", patch)
+        with pytest.raises(Killed):
+            run_recipe(recipe(tmp_path, 3, every=1))
+    (folder,) = run_recipe(recipe(tmp_path, 3, every=1))
+    validation = choices(records(folder))
+    assert [r["step"] for r in validation] == list(range(1, 8))
+    assert "difference" not in validation[0]
+    assert [r["difference"] for r in validation[1:]] == pytest.approx([s - SCORES[1] for s in SCORES[2:]])
+
+
 class Killed(BaseException):
     """Stands for the end of the process, right there."""
 

@@ -54,20 +54,21 @@ class Evaluations:
         return self.parts.judged_by is not None and len(self.prompts[part]) > 0
 
     def begin(self, first: int) -> bool:
-        """The evaluations before the first step, which later ones are compared with; whether they were made now.
+        """The evaluations before the first step; whether they were made now.
 
-        A run that goes on after step `first` reads those that were made then.
+        Evaluations are compared with the first of their part. A run that goes on after step `first` reads what was made before.
         """
-        needed: list[Part] = [self.final]
-        if self.settings.patience is not None and self.final != "validation":
-            needed.append("validation")
-        needed = [part for part in needed if self.scores(part)]
-        for part in needed:
-            if (record := self._recorded(part, 0)) is not None:
-                self.start[part] = Evaluation.from_record(record)
-            elif first == 0:
+        parts: tuple[Part, ...] = ("test", "validation")
+        for part in parts:
+            if (records := self._recorded(part)) and self.scores(part):
+                self.start[part] = Evaluation.from_record(records[0])
+        if first > 0:
+            return False
+        due = {self.final, "validation"} if self.settings.patience is not None else {self.final}
+        for part in parts:
+            if part in due and self.scores(part):
                 self._evaluate(part, 0, 0)
-        return first == 0 and bool(needed)
+        return self.scores(self.final)
 
     def during(self, step: int, last: bool) -> bool:
         """The evaluation after a step, where one is due; whether it was."""
@@ -84,7 +85,7 @@ class Evaluations:
             return
         if self.final == "test":
             self._evaluate("test", step, kept)
-        elif kept != step and (record := self._recorded("validation", kept)) is not None:
+        elif kept != step and (record := next((r for r in self._recorded("validation") if r["step"] == kept), None)):
             self.folder.append(FILE, {**record, "step": step})  # these prompts by these weights: known already
             self.console.evaluation({**record, "step": step})
 
@@ -122,13 +123,10 @@ class Evaluations:
         if bound and evaluation.kl > bound:
             self.console.warn(f"the KL exceeds evaluation.kl_bound={bound:g}: lower the learning rate or raise beta")
 
-    def _recorded(self, part: Part, step: int) -> dict[str, Any] | None:
-        """The record of an evaluation of these prompts by the weights of this step."""
+    def _recorded(self, part: Part) -> list[dict[str, Any]]:
+        """The records of this part's prompts, in the order of steps."""
         names, ids = CHOICES if part == self.final == "validation" else (part,), [p.id for p in self.prompts[part]]
-        for record in self.folder.lines(FILE):
-            if record["step"] == step and record["name"] in names and record["ids"] == ids:
-                return record
-        return None
+        return [r for r in self.folder.lines(FILE) if r["name"] in names and r["ids"] == ids]
 
     # ------------------------------------------------------------------ what follows
 
