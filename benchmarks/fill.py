@@ -199,7 +199,7 @@ def stepper(arm: str, job: Job, reward: Rewarded, meter: harness.Meter, steps: i
     if arm == "relgrad":
         loop = relgrad_loop(job, reward.of_group, steps=steps)
         meter.wrap(loop.policy, "sample", "sample")
-        meter.wrap(loop, "rewards", "reward")
+        meter.wrap(loop.source, "rewards", "reward")
         meter.wrap(loop.policy, "score", "score")
         meter.wrap(loop.optimizer, "step", "optimizer")
         return lambda: _checked(loop)

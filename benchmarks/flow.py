@@ -189,7 +189,7 @@ def gate(job: Job) -> float:
     loop.update()
     policy.model.zero_grad()
     assert loop.batch is not None
-    (rollouts,) = loop.batch.parts
+    (rollouts,) = (part.rollouts for part in loop.batch.parts)
     state_BTE = unpack_states(rollouts.trace, torch.arange(rollouts.rows))
     for row, group in enumerate(rollouts.group_B.tolist()):
         ids = policy.encode(rollouts.prompts[group])
@@ -222,7 +222,7 @@ def stepper(arm: str, job: Job, meter: harness.Meter, updates: int) -> Callable[
     if arm == "relgrad":
         loop = relgrad_loop(job, policy, updates)
         meter.wrap(policy, "sample", "sample")
-        meter.wrap(loop, "rewards", "reward")
+        meter.wrap(loop.source, "rewards", "reward")
         meter.wrap(policy, "score", "score")
         meter.wrap(loop.optimizer, "step", "optimizer")
         return lambda: _checked(loop)
