@@ -90,7 +90,9 @@ def test_weights_and_unscored_completions(toy: Toy):
     result = evaluate(toy.policy, many(40), rewards, num_generations=20, seed=3)
     assert result.rewards["r0"] == 1.0
     assert result.rewards["r1"] == pytest.approx(sum(exact(toy, p, share_of_b) for p in toy.prompts) / 2, abs=0.05)
-    assert result.score == pytest.approx((1 - result.stop["length"]) + 3 * result.rewards["r1"])
+    # a long completion lacks the first reward and counts as the short ones of its prompt: neither better nor worse for it
+    assert result.score == pytest.approx(1 + 3 * result.rewards["r1"])
+    assert result.stop["length"] > 0
     assert result.unscored == 0
 
     result = evaluate(toy.policy, many(40), Scores(only_short), num_generations=2, seed=3)
@@ -99,10 +101,19 @@ def test_weights_and_unscored_completions(toy: Toy):
     assert result.prompts == sum(not math.isnan(s) for s in result.per_prompt) < 40
 
 
-def test_nothing_scored_is_unknown_and_not_zero(toy: Toy):
-    result = evaluate(toy.policy, many(3), Scores(lambda output: None), num_generations=2, seed=0)
-    assert math.isnan(result.score)
-    assert (result.prompts, result.unscored, result.pass_at_k) == (0, 6, {})
+def test_an_evaluation_is_judged_as_a_whole(toy: Toy):
+    """Batches without any score are bad luck; an evaluation without any is a mistake, and neither is 0."""
+    seen: list[int] = []
+
+    def late(output: Output) -> float | None:
+        seen.append(1)
+        return 0.5 if len(seen) > 60 else None
+
+    result = evaluate(toy.policy, many(40), Scores(late), num_generations=2, seed=0, batch_prompts=4)
+    assert result.score == 0.5
+    assert (result.prompts, result.unscored) == (10, 60)
+    with pytest.raises(RelgradError, match="none of 6 completions could be scored"):
+        evaluate(toy.policy, many(3), Scores(lambda output: None), num_generations=2, seed=0)
 
 
 def test_the_same_seed_gives_the_same_figures_and_moves_no_other_randomness(toy: Toy):
@@ -203,12 +214,10 @@ def test_the_means_per_prompt_are_unweighted(toy: Toy):
 
 
 def test_a_monitor_alone_scores_nothing(toy: Toy):
-    result = evaluate(
-        toy.policy, many(6), Scores(lambda output: None, share_of_b, weights=(1.0, 0.0)), num_generations=2, seed=0
-    )
-    assert math.isnan(result.score)
-    assert result.unscored == 12
-    assert 0 < result.rewards["r1"] < 1
+    with pytest.raises(RelgradError, match="none of 12 completions could be scored"):
+        evaluate(
+            toy.policy, many(6), Scores(lambda output: None, share_of_b, weights=(1.0, 0.0)), num_generations=2, seed=0
+        )
 
 
 def test_the_divergence_is_exact_and_at_the_start_nothing(toy: Toy):

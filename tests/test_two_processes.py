@@ -87,6 +87,8 @@ from relgrad.core.errors import RelgradError
 met = ranks.start()
 assert met.gather(("rank", met.rank)) == [("rank", r) for r in range(met.size)]
 assert met.same(met.rank + 10) == 10
+assert met.numbers(met.rank, 0.5) == [(r, 0.5) for r in range(met.size)]
+assert met.collect(lambda: met.rank * 2) == [r * 2 for r in range(met.size)]
 assert met.sum(torch.tensor([1.0, met.rank])).tolist() == [met.size, sum(range(met.size))]
 weights = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
 weights[0].grad = torch.full((2,), 1.0 + met.rank)

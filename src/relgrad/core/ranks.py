@@ -81,6 +81,12 @@ class Ranks:
                 torch.distributed.all_reduce(tensor)
         return tensor
 
+    def numbers(self, *own: float) -> list[tuple[float, ...]]:
+        """Everybody's numbers, in the order of ranks: `gather` for as many numbers of each, in one small message."""
+        table = torch.zeros(self.size, len(own), dtype=torch.float64)
+        table[self.rank] = torch.tensor(own, dtype=torch.float64)
+        return [tuple(row) for row in self.sum(table).tolist()]
+
     def wait(self) -> None:
         """Until everybody is here."""
         if not self.alone:
@@ -88,13 +94,19 @@ class Ranks:
                 torch.distributed.barrier()
 
     def together(self, work: Callable[[], Value]) -> Value:
-        """The result of this process's own work, once everybody's has succeeded.
+        """The result of this process's own work, once everybody's has succeeded; raises as `collect`."""
+        results: list[Value] = []
+        self.collect(lambda: results.append(work()))
+        return results[0]
+
+    def collect(self, work: Callable[[], Value]) -> list[Value]:
+        """Everybody's result, in the order of ranks; the process's own is the object itself.
 
         What one process raises, all raise, so that nobody waits for it for ever: itself the exception, the others a RelgradError
         with its message.
         """
         if self.alone:
-            return work()
+            return [work()]
         problem: Exception | None = None
         result: Any = None
         try:
@@ -103,13 +115,13 @@ class Ranks:
             raise
         except Exception as error:
             problem = error
-        messages = self.gather(None if problem is None else f"{_kind(problem)}{problem}")
+        everybodys = self.gather((None if problem is None else f"{_kind(problem)}{problem}", result))
         if problem is not None:
             raise problem
-        for rank, message in enumerate(messages):
+        for rank, (message, _) in enumerate(everybodys):
             if message is not None:
                 raise RelgradError(f"process {rank + 1} of {self.size}: {message}")
-        return result
+        return [value for _, value in everybodys]
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Add everybody's `.grad` of every parameter; a process where there is none counts as zeros.

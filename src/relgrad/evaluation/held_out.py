@@ -151,7 +151,7 @@ def evaluate(
         for first in range(share.start, share.stop, batch_prompts):
             count = min(batch_prompts, share.stop - first)
             rollouts = policy.sample(prompts[first : first + count], num_generations, draws.part(first, count))
-            batches.append((rollouts, rewards(rollouts)))
+            batches.append((replace(rollouts, trace={}), rewards(rollouts)))
             if divergence:
                 measured.add_(spread_and_distance(policy, rollouts))
             if progress is not None:
@@ -159,9 +159,7 @@ def evaluate(
         return batches
 
     with torch.no_grad(), as_judged(policy):
-        written = ranks.together(own)
-    everybodys = ranks.gather([(replace(rollouts, trace={}), table) for rollouts, table in written])
-    batches = [batch for of_one in everybodys for batch in of_one]
+        batches = [batch for of_one in ranks.collect(own) for batch in of_one]
     require_scored([table for _, table in batches])
     if not divergence:
         return summarise(batches)

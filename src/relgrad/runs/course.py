@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Filmed, Tracker
 from relgrad.core.randomness import generator
 from relgrad.core.ranks import Ranks
@@ -44,7 +45,11 @@ class Course:
         self.parts.after_step(record)
         self._log(record)
         last = step == self.total
-        evaluated = self.evaluations.during(step, last)
+        try:
+            evaluated = self.evaluations.during(step, last)
+        except RelgradError:
+            self._save()  # nothing that was learnt is lost
+            raise
         if evaluated and not last and self.evaluations.settled():
             self.console.note(f"validation score stopped improving: the stage ends after step {step} of {self.total}")
             last = True

@@ -20,7 +20,7 @@ from relgrad.core.protocols import Policy, Rewards
 from relgrad.core.randomness import Draws, draw_epochs, generator
 from relgrad.core.ranks import Ranks
 from relgrad.core.tables import merge_tables, stack
-from relgrad.core.types import Experience, Prompt
+from relgrad.core.types import Experience, Output, Prompt
 from relgrad.training.credit import give_credit
 from relgrad.training.settings import GrpoSettings
 
@@ -101,40 +101,50 @@ class Fresh:
         self, count: int, randomness: torch.Generator, first_group: int, clock: dict[str, float]
     ) -> list[Experience]:
         """The groups of the next `count` prompts, one part for every process that wrote any."""
-        prompts = self.stream.take(count)
-        draws, share = Draws.of(randomness, count), self.ranks.share(count)
-        mine = prompts[share.start : share.stop]
+        prompts, draws = self.stream.take(count), Draws.of(randomness, count)
+        share = self.ranks.share(count)
+        own: list[Experience] = []
 
-        def own() -> Experience | None:
-            if not mine:
+        def write() -> Experience | None:
+            if not len(share):
                 return None
-            started = time.perf_counter()
-            rollouts = self.policy.sample(mine, self.settings.num_generations, draws.part(share.start, len(share)))
-            clock["sample"] += time.perf_counter() - started
-            started = time.perf_counter()
-            table = self.rewards(rollouts)
-            clock["reward"] += time.perf_counter() - started
-            return Experience(
-                rollouts, table, rollouts.group_B + first_group + share.start, "policy",
-                age_B=torch.zeros(rollouts.rows, dtype=torch.int64),
-                proposal_logp_BT=rollouts.behaviour_logp_BT if rollouts.foreign else None,
-            )  # fmt: skip
+            mine = draws.part(share.start, len(share))
+            own.append(self._experience(prompts[share.start : share.stop], mine, first_group + share.start, clock))
+            return elsewhere(own[0], prompts=())  # the others have the prompts
 
-        return everybodys(self.ranks.together(own), self.ranks)
+        parts = []
+        for rank, part in enumerate(self.ranks.collect(write)):
+            if part is not None:
+                written = Ranks(rank, self.ranks.size).share(count)
+                known = elsewhere(part, tuple(prompts[written.start : written.stop]))
+                parts.append(own[0] if rank == self.ranks.rank else known)
+        return parts
+
+    def _experience(
+        self, prompts: Sequence[Prompt], draws: Draws, first_group: int, clock: dict[str, float]
+    ) -> Experience:
+        """Groups of these prompts, sampled and rewarded."""
+        started = time.perf_counter()
+        rollouts = self.policy.sample(prompts, self.settings.num_generations, draws)
+        sampled = time.perf_counter()
+        table = self.rewards(rollouts)
+        clock["sample"] += sampled - started
+        clock["reward"] += time.perf_counter() - sampled
+        return Experience(
+            rollouts=rollouts,
+            rewards=table,
+            group_B=rollouts.group_B + first_group,
+            source="policy",
+            age_B=torch.zeros(rollouts.rows, dtype=torch.int64),
+            proposal_logp_BT=rollouts.behaviour_logp_BT if rollouts.foreign else None,
+        )
 
 
-def everybodys(own: Experience | None, ranks: Ranks) -> list[Experience]:
-    """What every process has, in the order of ranks; that of the others without its trace."""
-    if ranks.alone:
-        return [own] if own is not None else []
-    tables = ranks.gather(own and elsewhere(own))
-    parts = [own if rank == ranks.rank else part for rank, part in enumerate(tables)]
-    return [part for part in parts if part is not None]
-
-
-def elsewhere(part: Experience) -> Experience:
+def elsewhere(part: Experience, prompts: tuple[Prompt, ...]) -> Experience:
     """The part as other processes hold it: they know what was written and what it earned, and do not score it."""
-    return dataclasses.replace(part, rollouts=dataclasses.replace(part.rollouts, trace={}), here=False)
+    outputs = tuple(Output(output.text) for output in part.rollouts.outputs)
+    known = dataclasses.replace(part.rollouts, prompts=prompts, outputs=outputs, trace={})
+    return dataclasses.replace(part, rollouts=known, here=False)
 
 
 def flat_rows(parts: Sequence[Experience], settings: GrpoSettings) -> Tensor:

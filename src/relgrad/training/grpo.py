@@ -340,7 +340,7 @@ class _Seen:
 
     def figures(self, ranks: Ranks, fresh: bool) -> dict[str, float]:
         """Over all processes; nothing where no cell was back-propagated. Parity is there where the ratios must be 1."""
-        everybody = ranks.gather((self.worst, self.gap, self.entropy, self.count))
+        everybody = ranks.numbers(self.worst, self.gap, self.entropy, self.count)
         worst = max(each[0] for each in everybody)
         gap, entropy, count = (sum(each[i] for each in everybody) for i in (1, 2, 3))
         if not count:

@@ -43,7 +43,7 @@ def load_parts(folder: Path, ranks: Ranks) -> list[Experience]:
     parts = []
     for path in sorted(folder.glob("part_*")):
         part, rank = load_part(path)
-        parts.append(part if rank % ranks.size == ranks.rank else elsewhere(part))
+        parts.append(part if rank % ranks.size == ranks.rank else elsewhere(part, part.rollouts.prompts))
     return parts
 
 
