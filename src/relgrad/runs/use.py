@@ -60,7 +60,7 @@ def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
     Rewards that go on learning in a run score as they did before it, as they do in the run's own evaluations.
     """
     run = start.parents[2] if start is not None else None
-    return linked_rewards(stage.judged_by, stage.evaluation.reward_timeout, run) if stage.judged_by else None
+    return linked_rewards(stage.judged_by, stage.reward_seconds, run) if stage.judged_by else None
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:

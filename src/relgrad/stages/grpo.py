@@ -31,12 +31,17 @@ class Settings(RewardedStage):
             )
         return self
 
+    @property
+    def reward_seconds(self) -> float:
+        """How long one group may take to be rewarded, in training and in evaluations."""
+        return self.grpo.reward_timeout
+
 
 def build(stage: Settings, materials: Materials) -> StageParts:
     """Rewards before the policy: a mistake in them costs no loading of a model."""
-    rewards = materials.rewards(stage.rewards, stage.grpo.reward_timeout)
+    rewards = materials.rewards(stage.rewards, stage.reward_seconds)
     others = stage.evaluation.rewards
-    judged_by = materials.rewards(others, stage.grpo.reward_timeout) if others else rewards
+    judged_by = materials.rewards(others, stage.reward_seconds) if others else rewards
     policy: Policy = build_policy(stage, materials.start, reference=stage.grpo.beta > 0)
     loss = policy_loss(stage.grpo)
     loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)

@@ -72,6 +72,11 @@ class Stage(Strict):
         return self.evaluation.rewards
 
     @property
+    def reward_seconds(self) -> float:
+        """How long one group may take to be rewarded, in training and in evaluations."""
+        return self.evaluation.reward_timeout
+
+    @property
     def used(self) -> dict[str, Any]:
         """All settings as plain data, as recipe.yaml has them."""
         return self.model_dump(mode="json", exclude={"label"} if self.label is None else None)

@@ -16,7 +16,7 @@ class Settings(RewardedStage):
 
 def build(stage: Settings, materials: Materials) -> StageParts:
     """The examples before the policy: a column that is not there costs no loading of a model."""
-    judged_by = materials.rewards(stage.judged_by, stage.evaluation.reward_timeout) if stage.judged_by else None
+    judged_by = materials.rewards(stage.judged_by, stage.reward_seconds) if stage.judged_by else None
     examples = Examples(materials.task, stage.sft.completion_column)
     policy = build_policy(stage, materials.start)
     loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks)
