@@ -442,6 +442,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_logged(
         own_loop(own, beta=0.1, kl_estimator="exact", entropy_coef=0.01),
         own_loop(own, loss_type="cispo"),
         own_loop(own, foreign=True),
+        own_loop(own, replay={"share": 0.5}),
         own_loop(own, supervised=True, sft_coef=0.1, sft_column="last_word"),
     ]
     logged: set[str] = set()
