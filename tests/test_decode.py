@@ -167,7 +167,7 @@ def test_the_lean_decoder_applies_adapters_in_every_dtype(name: str, dtype: torc
         with model.disable_adapter():
             bare = shared_prompt.hidden_states(decoder, token_N, position_N, grid.Prefill(prompts))
     assert hidden.dtype == dtype
-    # a few roundings of the dtype per layer, of numbers around 1, through 4 layers
-    worst = 30 * torch.finfo(dtype).eps
+    # several roundings per layer of numbers around 2, through 4 layers
+    worst = 100 * torch.finfo(dtype).eps
     assert float((hidden - expected).abs().max()) < worst
     assert float((bare - expected).abs().max()) > 0.3

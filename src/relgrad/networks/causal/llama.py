@@ -86,7 +86,7 @@ class Llama(NamedTuple):
             return None
         rope = getattr(decoder.config, "rope_parameters", None) or {}
         static = getattr(decoder.config, "sliding_window", None) is None and rope.get("rope_type") in STATIC_ROPES
-        if not static or type(decoder.embed_tokens) is not torch.nn.Embedding:
+        if not static or type(decoder.embed_tokens) is not torch.nn.Embedding or _hooked(decoder):
             return None
         try:
             layers = [_layer(layer) for layer in decoder.layers]
@@ -144,6 +144,11 @@ def _linear(module: Any) -> Linear:
                 down, up = _whole(module.lora_A[name].weight), _whole(module.lora_B[name].weight)
                 adapters.append(Adapter(down, up, module.scaling[name], probability))
     return Linear(_whole(base.weight), None if base.bias is None else _whole(base.bias), tuple(adapters))
+
+
+def _hooked(decoder: torch.nn.Module) -> bool:
+    """Whether something else is to be called in a forward pass of one of its modules."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in decoder.modules())
 
 
 def _whole(parameter: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from relgrad.networks.causal import lean_forward
+from relgrad.networks.causal.group_attention import Part, group_attention
+
 ATTENTION = "relgrad_shared_prompt"
 
 
@@ -72,7 +75,10 @@ def _window(module: Any, kwargs: dict[str, Any]) -> int | None:
 
 
 def hidden_states(decoder: torch.nn.Module, token_N: Tensor, position_N: Tensor, layout: Layout) -> Tensor:
-    """Final hidden states [N, H] of one flat row of tokens under a layout."""
+    """Final hidden states [N, H] of one flat row of tokens under a layout, differentiable."""
+    parts = lean_forward.serves(decoder)
+    if parts is not None:
+        return lean_forward.forward(parts, token_N, position_N, layout)
     # a ready-made 4-D mask is passed through untouched; the layout replaces it
     no_mask = torch.empty(1, 1, 1, 1, device=token_N.device)
     output = decoder(
@@ -89,6 +95,7 @@ class Ragged:
     """Rows of different lengths that lie end to end in a flat tensor, and their padded [rows, width] form.
 
     Rows of equal length need no copy at all; others are moved by index, forward and backward without accumulation.
+    `position`, of every token within its row, stays on the host.
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -96,10 +103,11 @@ class Ragged:
         self.rows, self.width, self.total = len(self.lengths), max(self.lengths, default=0), sum(self.lengths)
         self.uniform = self.total == self.rows * self.width
         length_R = torch.tensor(self.lengths, dtype=torch.int64)
+        # everything is worked out on the host, which knows the lengths, and goes to the device once
         inside = torch.arange(self.width)[None] < length_R[:, None]
         self.inside = inside.to(device)
         self.slot = inside.flatten().nonzero()[:, 0].to(device)
-        self.position = torch.arange(self.width).expand(self.rows, -1)[inside].to(device)
+        self.position = torch.arange(self.width).expand(self.rows, -1)[inside]
 
     def pad(self, flat: Tensor) -> Tensor:
         """[heads, total, D] -> [rows, heads, width, D], zeros in the padding."""
@@ -151,7 +159,7 @@ class PackedLayout:
 
     prompt_lengths      tokens of each prompt
     completion_lengths  tokens of each completion row; 0 is allowed (a row scored at its prompt's last token only)
-    row_prompt          which prompt each completion row continues; rows of one prompt are neighbours
+    row_prompt          which prompt each completion row continues, in ascending order
     """
 
     def __init__(
@@ -163,74 +171,66 @@ class PackedLayout:
     ) -> None:
         self.prompts = Ragged(prompt_lengths, device)
         self.completions = Ragged(completion_lengths, device)
-        self.row_prompt = torch.tensor(list(row_prompt), dtype=torch.int64, device=device)
-        starts = torch.tensor(list(prompt_lengths), dtype=torch.int64, device=device)[self.row_prompt]
-        offsets = starts.repeat_interleave(torch.tensor(list(completion_lengths), dtype=torch.int64, device=device))
-        self.position_N = torch.cat([self.prompts.position, offsets + self.completions.position])
-        # prompts of one length share one mask
-        self._starts = starts[: 1 if self.prompts.uniform else None]
-        self._furthest = int(self.position_N.max()) if len(self.position_N) else 0
-        per_prompt = torch.bincount(self.row_prompt, minlength=self.prompts.rows)
-        self.group = int(per_prompt[0]) if len(per_prompt) and bool((per_prompt == per_prompt[0]).all()) else 0
-        self._biases: dict[tuple[int | None, torch.dtype], Tensor] = {}
-
-    def bias(self, window: int | None, like: Tensor) -> Tensor:
-        """The mask of the completions as an additive one in the model's dtype, made once per forward and window."""
-        window = None if window is None or window > self._furthest else window
-        if (window, like.dtype) not in self._biases:
-            self._biases[window, like.dtype] = additive(self._visible(window), like)
-        return self._biases[window, like.dtype]
-
-    def _visible(self, window: int | None) -> Tensor:
-        """bool [rows, 1, width, prompt width + width]: what each completion token sees of its prompt and of its own row."""
-        start_R11 = self._starts[:, None, None]
-        prompt = torch.arange(self.prompts.width, device=start_R11.device)
-        own = torch.arange(self.completions.width, device=start_R11.device)
-        # positions along the keys: the prompt's, then the row's own; what lies beyond the end of a prompt is nobody's
-        inside = (prompt < start_R11).expand(-1, len(own), -1)
-        causal = (own <= own[:, None]).expand(len(start_R11), -1, -1)
-        visible = torch.cat([inside, causal], -1)
-        if window is not None:
-            key = torch.cat([prompt.expand(len(start_R11), 1, -1), start_R11 + own], -1)
-            visible = visible & (start_R11 + own[:, None] - key < window)
-        return visible[:, None]
+        group_tokens = [0] * self.prompts.rows
+        for prompt, length in zip(row_prompt, completion_lengths, strict=True):
+            group_tokens[prompt] += length
+        self.groups = Ragged(group_tokens, device)
+        starts = [prompt_lengths[prompt] for prompt in row_prompt]
+        offset_N = torch.tensor(starts, dtype=torch.int64).repeat_interleave(
+            torch.tensor(completion_lengths, dtype=torch.int64)
+        )
+        own_position_N = offset_N + self.completions.position
+        self.position_N = torch.cat([self.prompts.position, own_position_N]).to(device)
+        self._furthest = int(own_position_N.max()) if len(own_position_N) else 0
+        self._own_position_N = own_position_N.to(device)
+        self._parts: dict[tuple[int | None, int], tuple[Part, Part]] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
         """Scaled dot-product attention of the whole flat row; see `Layout`."""
         repeats = query.shape[1] // key.shape[1]
-        border = self.prompts.total
-        q, k, v = query[0], key[0], value[0]
-        prompt_k, prompt_v = self.prompts.pad(k[:, :border]), self.prompts.pad(v[:, :border])
-        mask = self.prompts.causal(window, q)
+        sizes = [self.prompts.total, self.completions.total]
+        (prompt_q, own_q), (prompt_k, own_k), (prompt_v, own_v) = (t[0].split(sizes, 1) for t in (query, key, value))
+        mask = self.prompts.causal(window, query)
         # prompts are padded on the right, so the causal mask alone keeps padding out of every real query
         prompt_out = F.scaled_dot_product_attention(
-            self.prompts.pad(q[:, :border]),
-            repeat_heads(prompt_k, repeats),
-            repeat_heads(prompt_v, repeats),
+            self.prompts.pad(prompt_q),
+            repeat_heads(self.prompts.pad(prompt_k), repeats),
+            repeat_heads(self.prompts.pad(prompt_v), repeats),
             attn_mask=mask,
             is_causal=mask is None,
             scale=scale,
         )
-        outputs = [self.prompts.flatten(prompt_out)]
-        if self.completions.total:
-            own_k, own_v = self.completions.pad(k[:, border:]), self.completions.pad(v[:, border:])
-            own_out = F.scaled_dot_product_attention(
-                self.completions.pad(q[:, border:]),
-                repeat_heads(torch.cat([self._per_row(prompt_k), own_k], 2), repeats),
-                repeat_heads(torch.cat([self._per_row(prompt_v), own_v], 2), repeats),
-                attn_mask=self.bias(window, q),
-                scale=scale,
-            )
-            outputs.append(self.completions.flatten(own_out))
-        return torch.cat(outputs)[None]
+        flat = self.prompts.flatten(prompt_out)
+        if not self.completions.total:
+            return flat[None]
+        parts = self._seen(window, repeats, query)
+        own_out = group_attention(own_q, (prompt_k, prompt_v), (own_k, own_v), parts, scale)
+        return torch.cat([flat, own_out])[None]
 
-    def _per_row(self, prompt: Tensor) -> Tensor:
-        """[prompts, ...] -> [rows, ...]; a plain expansion where all groups are of one size."""
-        if self.group:
-            return prompt[:, None].expand(-1, self.group, *prompt.shape[1:]).flatten(0, 1)
-        return prompt.index_select(0, self.row_prompt)
+    def _seen(self, window: int | None, repeats: int, like: Tensor) -> tuple[Part, Part]:
+        """What the completions see of their prompts and of their own rows; made once per forward and window."""
+        window = None if window is None or window > self._furthest else window
+        if (window, repeats) not in self._parts:
+            exact = like.new_empty(0, dtype=torch.promote_types(like.dtype, torch.float32))
+            length = self.completions.width
+            own = torch.ones(length, length, dtype=torch.bool, device=like.device).tril()
+            own = own if window is None else own & ~own.tril(-window)
+            prompt = None
+            if window is not None or not self.prompts.uniform:
+                seen = self.prompts.inside[:, None, None]
+                if window is not None:
+                    position_GN = self.groups.pad(self._own_position_N[None, :, None])[:, 0]
+                    key = torch.arange(self.prompts.width, device=like.device)
+                    seen = seen & (position_GN - key < window)[:, None].repeat(1, 1, repeats, 1)
+                prompt = additive(seen, exact)
+            own_mask = additive(own.repeat(repeats, 1)[None, None], exact)
+            self._parts[window, repeats] = (
+                Part(self.groups, self.prompts, prompt),
+                Part(self.completions, self.completions, own_mask),
+            )
+        return self._parts[window, repeats]
 
 
 def additive(visible: Tensor, like: Tensor) -> Tensor:
