@@ -324,7 +324,7 @@ def test_one_long_row_beside_many_short_ones():
     own = [layout.completions.rows * layout.completions.width**2 for layout in layouts]
     prompts_part = [layout.groups.rows * layout.groups.width * layout.prompts.width for layout in layouts]
     assert len(chunks) == 2
-    assert sum(own) + sum(prompts_part) < 100_000
+    assert sum(own) + sum(prompts_part) < 200_000  # a tenth
 
 
 # ---------------------------------------------------------------------- the exact divergence

@@ -116,7 +116,8 @@ def _gradients(
         grad_q[some] = _matmul(slopes, k[some]).mul_(scale)
         grad_k[some] = _matmul(slopes.transpose(-1, -2), q[some]).mul_(scale)
     flat_q = part.queries.flatten(_ungrouped(grad_q, query.shape[0])).transpose(0, 1)
-    return flat_q, *(part.keys.flatten(t).transpose(0, 1) for t in (grad_k, grad_v))
+    flat_k, flat_v = (part.keys.flatten(t).transpose(0, 1) for t in (grad_k, grad_v))
+    return flat_q, flat_k, flat_v
 
 
 def _slices(query: Tensor, key: Tensor) -> Iterator[slice]:

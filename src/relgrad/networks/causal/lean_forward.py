@@ -113,19 +113,20 @@ class _Linear(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         inner, tensors = iter(saved[:adapters]), saved[adapters:]
         needed = ctx.needs_input_grad[2:]
-        grad_x, found = None, []
+        grad_x: Tensor | None = None
+        gradients: list[Tensor | None] = []
         for grad, scaled in zip(grads, ctx.scalings, strict=True):
-            weight, _, *pairs = tensors[len(found) : len(found) + 2 + 2 * len(scaled)]
-            needs_weight, needs_bias = needed[len(found) : len(found) + 2]
+            weight, _, *pairs = tensors[len(gradients) : len(gradients) + 2 + 2 * len(scaled)]
+            needs_weight, needs_bias = needed[len(gradients) : len(gradients) + 2]
             if ctx.needs_input_grad[0]:
                 grad_x = grad @ weight if grad_x is None else grad_x.addmm_(grad, weight)
-            found += [grad.T @ x if needs_weight else None, grad.sum(0) if needs_bias else None]
+            gradients += [grad.T @ x if needs_weight else None, grad.sum(0) if needs_bias else None]
             for scaling, down, up in zip(scaled, pairs[::2], pairs[1::2], strict=True):
                 grad_inner = (grad @ up).mul_(scaling)
-                found += [grad_inner.T @ x, (grad.T @ next(inner)).mul_(scaling)]
+                gradients += [grad_inner.T @ x, (grad.T @ next(inner)).mul_(scaling)]
                 if grad_x is not None:
                     grad_x.addmm_(grad_inner, down)
-        return grad_x, None, *found
+        return grad_x, None, *gradients
 
 
 class _RmsNorm(torch.autograd.Function):
