@@ -591,7 +591,7 @@ def test_classifier_with_positions_after_the_padding_id(folder: Path):
     assert isinstance(AutoModelForSequenceClassification.from_pretrained(path), RobertaForSequenceClassification)
     scores = score(classifier, ASK, [Output("x" * n) for n in (62, 63, 3)], model=path)
     assert [s.parts["truncated"] for s in scores] == [0, 1, 0]
-    assert scores[0].value == scores[1].value
+    assert scores[0].value == pytest.approx(scores[1].value, abs=1e-6)  # the same 62 tokens, in batches of two widths
     assert scores[2].value == pytest.approx(own_logits(path, "xxx").softmax(-1)[1].item(), abs=1e-5)
 
 

@@ -94,7 +94,10 @@ def fresh() -> DiT:
 
 @pytest.mark.parametrize(
     ("source_K", "updates"),
-    [(torch.arange(MASK), 700), pytest.param(torch.tensor([MASK]), 3000, marks=pytest.mark.slow)],
+    [
+        pytest.param(torch.arange(MASK), 700, marks=pytest.mark.slow),
+        pytest.param(torch.tensor([MASK]), 3000, marks=pytest.mark.slow),
+    ],
     ids=["uniform", "mask"],
 )
 def test_a_network_learns_to_copy_and_where_to_stop(source_K: Tensor, updates: int) -> None:

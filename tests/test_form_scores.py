@@ -293,6 +293,7 @@ def test_families_to_train_on_can_be_chosen_but_not_held_out_ones() -> None:
         task.load(task.Settings(families=("taxi",)), 0)
 
 
+@pytest.mark.slow
 def test_an_autoregressive_policy_trains_on_it(tmp_path: Path) -> None:
     """Supervised plans, then GRPO on what the executor says of its own, with a monitor of success."""
     recipe = tmp_path / "forms.yaml"
