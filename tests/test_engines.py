@@ -23,7 +23,6 @@ from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
 from relgrad.policies.autoregressive import toy as _toys
 from relgrad.policies.autoregressive.build import compose
 from relgrad.policies.autoregressive.packed import Packed
-from relgrad.policies.autoregressive.shared_engine import KEYS_PER_TOKEN
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings
 
@@ -289,8 +288,7 @@ def padded_tokens(policy: AutoregressivePolicy, rollouts: Rollouts, chunk_N2: Te
     """What scoring the chunk computes, padding included: the input of transformers, or what attention pads on the way."""
     if policy.engine.name == "shared":
         layout = Packed.of(rollouts, chunk_N2, policy.device).layout
-        copied = layout.completions.rows * layout.prompts.width // KEYS_PER_TOKEN
-        return sum(part.rows * part.width for part in (layout.prompts, layout.completions)) + copied
+        return sum(part.rows * part.width for part in (layout.prompts, layout.completions))
     sizes = []
     watch = policy.causal_lm.register_forward_pre_hook(
         lambda model, args, inputs: sizes.append(inputs["input_ids"].numel()), with_kwargs=True

@@ -21,10 +21,6 @@ from relgrad.networks.causal.decode import Generated
 from relgrad.policies.autoregressive.engine import cut
 from relgrad.policies.autoregressive.packed import Packed
 
-KEYS_PER_TOKEN = 8
-"""So many keys and values, copied for a completion, take the memory of one token: of each 2 vectors as wide as the hidden state
-are kept for the backward pass in every layer, of a token about 16."""
-
 
 class SharedEngine:
     """See engine.Engine. The model's attention must be shared_prompt.ATTENTION."""
@@ -71,8 +67,7 @@ class SharedEngine:
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
         """See engine.Engine. Attention pads prompts to the longest prompt, completions to the longest completion.
 
-        A prompt counts once in a chunk, however many of its rows are there; its keys and values, copied for every row, count as
-        KEYS_PER_TOKEN says.
+        A prompt counts once in a chunk, however many of its rows are there.
         """
         group_B, mask_BT = rollouts.group_B, rollouts.mask_BT
         # a row's tokens are needed up to the one before its last decision
@@ -85,7 +80,7 @@ class SharedEngine:
             prompts[1:] = groups[1:] != groups[:-1]
             count = torch.arange(1, len(rows) + 1)
             prompt_width, width = prompt_B[rows].cummax(0).values, needed_B[rows].cummax(0).values
-            return prompts.cumsum(0) * prompt_width + count * width + count * prompt_width // KEYS_PER_TOKEN
+            return prompts.cumsum(0) * prompt_width + count * width
 
         rows = rows[mask_BT[rows].any(-1)].sort().values
         rows = rows[group_B[rows].argsort(stable=True)]
