@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks import harness, parity
+from benchmarks import gpu, harness, parity
 from relgrad.core.errors import RelgradError
 
 MODULES = {
@@ -69,6 +69,7 @@ for _name, _title in {
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")
+app.command("gpu")(gpu.main)
 
 if __name__ == "__main__":
     app()
