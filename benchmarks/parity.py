@@ -61,7 +61,7 @@ def gate() -> Table:
 def _rollouts(loop: Grpo) -> Rollouts:
     """Fixed random completions; behaviour log-probs 0.3 nats (standard deviation) off the model's own."""
     policy, draw = loop.policy, torch.Generator().manual_seed(1)
-    prompts = tuple(loop._next_prompts(loop.settings.num_prompts))
+    prompts = tuple(loop.stream.take(loop.settings.num_prompts))
     length_B = torch.tensor(LENGTHS)
     inside = torch.arange(max(LENGTHS))[None] < length_B[:, None]
     token_BT = torch.randint(10, 4000, inside.shape, generator=draw) * inside
@@ -77,8 +77,9 @@ def _rollouts(loop: Grpo) -> Rollouts:
 def _relgrad(loop: Grpo, rollouts: Rollouts, loss_type: str) -> tuple[float, Tensor]:
     loop.policy.sample = lambda *_: rollouts
     loop.loss = PolicyLoss(loss_type=loss_type, epsilon=EPSILON, epsilon_high=EPSILON_HIGH.get(loss_type, EPSILON))
-    loop.cursor = 0
+    loop.stream.cursor = 0
     batch = loop.generate()
+    batch.policy_version = -1  # another policy's log-probs: the ratios are not 1
     loop.optimizer.clear()
     metrics = loop._accumulate(batch, torch.arange(rollouts.rows))
     return metrics["loss"], _gradient(dict(loop.policy.parameters()))
