@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from benchmarks import parity
+
 from relgrad.core.errors import RelgradError
 
 pytest.importorskip("trl")
