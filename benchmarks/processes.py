@@ -23,10 +23,10 @@ from benchmarks import harness
 from relgrad.core.errors import RelgradError
 
 TITLE = "two processes of one thread: one job shared, against two independent jobs side by side"
-JOBS = {"tiny": 4, "fill": 10, "flow": 2}
+JOBS = {"tiny": 4, "fill": 10, "flow": 1}
 """Benchmark (a), the fill-in step and the flow update (from a uniform source, 4 prompts), and steps in one turn of each."""
 TARGET = 0.85
-TURNS = 4
+TURNS = 3
 
 
 def run(*, quick: bool, threads: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
