@@ -69,5 +69,6 @@ def index_page(families: Sequence[Family], seeds: Sequence[int]) -> str:
 def film_page(form: Form, frames: Sequence[Frame], score: Mapping[str, float]) -> str:
     """A plan's execution, frame by frame; one file that needs nothing else."""
     pictures = [base64.b64encode(frame.picture).decode("ascii") for frame in frames]
-    told = wording.prompt(form)
-    return _render("film", form=form, prompt=told, frames=list(zip(frames, pictures, strict=True)), score=score)
+    return _render(
+        "film", form=form, prompt=wording.prompt(form), frames=list(zip(frames, pictures, strict=True)), score=score
+    )
