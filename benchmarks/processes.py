@@ -83,7 +83,6 @@ def measure(job: str, turns: int) -> None:
     if met.first:
         print(harness.MARK + json.dumps(rates), flush=True)
     met.wait()
-    ranks.end()
 
 
 def loop_of(job: str, met: Any) -> Any:

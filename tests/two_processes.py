@@ -189,4 +189,3 @@ if __name__ == "__main__":
     if met.first:
         save_file(everything, sys.argv[1])
     met.wait()
-    ranks.end()

@@ -107,4 +107,3 @@ def joined() -> Iterator[Ranks]:
             if not met.first:
                 time.sleep(COURTESY)
             raise
-    ranks.end()

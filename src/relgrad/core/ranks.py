@@ -7,6 +7,7 @@ meeting place in environment variables; without them a job is alone.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -182,10 +183,11 @@ def start() -> Ranks:
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
         torch.distributed.init_process_group(backend)
+        atexit.register(_leave)
     return Ranks(torch.distributed.get_rank(), size)
 
 
-def end() -> None:
-    """Leave the other processes; nothing where the job was alone."""
+def _leave() -> None:
+    """Leave the other processes before the interpreter ends: the threads of a process that did not would abort it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
