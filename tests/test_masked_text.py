@@ -44,6 +44,32 @@ def runs(hidden: np.ndarray) -> int:
 # ---------------------------------------------------------------------- masks
 
 
+def test_a_mix_by_its_name():
+    """The original's `complex`: nine masks to train on, fourteen to judge by; BERT's 80/10/10 but for spans."""
+    settings = Settings.model_validate({"stages": "complex"})
+    assert [s.type for s in settings.stages] == [
+        "sticky",
+        "sticky",
+        "random",
+        "span",
+        "sticky",
+        "sticky",
+        "random",
+        "sticky",
+        "sticky",
+    ]
+    assert [s.target_masked_ratio for s in settings.stages if isinstance(s, Sticky)] == [0.4, 0.6, 0.6, 0.6, 0.55, 0.9]
+    assert all(s.bert == (s.type != "span") and s.weight == 1 for s in settings.stages)
+    assert len(settings.held_out_stages) == 14
+    assert Settings.model_validate(settings.model_dump(mode="json")) == settings, "written out, it is the same recipe"
+    both = Settings.model_validate({"stages": [{"type": "line"}], "held_out_stages": "complex"})
+    assert ([s.type for s in both.stages], both.held_out_stages) == (["line"], settings.held_out_stages)
+    mine = Settings.model_validate({"stages": "complex", "held_out_stages": [{"type": "span"}]})
+    assert mine.held_out_stages == (Span(),)
+    with pytest.raises(ValueError, match="held_out_stages='hard' is no mix of masks; there is complex"):
+        Settings.model_validate({"held_out_stages": "hard"})
+
+
 @pytest.mark.parametrize("stage", [*ALL, *(type(s)(bert=True) for s in ALL)], ids=lambda s: f"{s.type}-{s.bert}")
 def test_a_mask_hides_something_and_labels_what_it_hides(stage: Strategy) -> None:
     for seed in range(300):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from relgrad.training.optimizer import NonFinite, Optimizer, OptimizerSettings, fuses
+from relgrad.training.optimizer import NonFinite, Optimizer, OptimizerSettings, fuses, learning_rate
 
 SETTINGS = OptimizerSettings(learning_rate=0.1, weight_decay=0.01, max_grad_norm=0.5)
 
@@ -112,3 +112,40 @@ def test_a_restored_state_goes_on_bit_for_bit():
 def test_the_fused_step_is_for_cuda_alone():
     assert not fuses(parameters().values())
     assert not fuses([torch.empty(2, device="meta")])
+
+
+# ---------------------------------------------------------------------- the schedule
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rates"),
+    [
+        ("constant", {}, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", {}, [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        ("linear", {"min_lr": 0.2}, [0.5, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]),
+        ("cosine", {}, [0.5, 1.0, 1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0]),
+        ("cosine", {"min_lr": 0.2}, [0.5, 1.0, 1.0, 0.6 + 0.8 * 0.5**1.5, 0.6, 0.6 - 0.8 * 0.5**1.5, 0.2]),
+        ("cosine", {"min_lr": 0.2, "decay_steps": 4}, [0.5, 1.0, 1.0, 0.6, 0.2, 0.2, 0.2]),
+    ],
+)
+def test_the_schedule(kind: str, options: dict[str, Any], rates: list[float]):
+    """Two steps of warm-up, then down to `min_lr` at `decay_steps`, or at the last of six (Loshchilov & Hutter 2017, eq. 5)."""
+    settings = OptimizerSettings(learning_rate=1.0, lr_scheduler_type=kind, warmup_steps=2, **options)
+    assert [learning_rate(settings, step, 6) for step in range(7)] == pytest.approx(rates, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_lr": 1e-7}, "min_lr=1e-07 says how a schedule ends, and lr_scheduler_type='constant' has no end"),
+        ({"decay_steps": 5}, "decay_steps=5 says how a schedule ends"),
+        ({"lr_scheduler_type": "cosine", "min_lr": 0.2}, r"min_lr=0\.2 exceeds learning_rate=0\.1"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            r"is called cosine here, and lr_scheduler_kwargs\.min_lr is min_lr",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_be(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        OptimizerSettings(learning_rate=0.1, **options)

@@ -1,4 +1,4 @@
-"""The original's names in recipes and overrides mean what they mean there, and never two things at once."""
+"""The originals' names in recipes and overrides mean what they mean there, and never two things at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from relgrad.core.errors import RelgradError
-from relgrad.runs.aliases import NAMES, place_of, translate, translate_settings
+from relgrad.runs.aliases import ELSEWHERE, NAMES, SHAPES, place_of, translate, translate_settings
 from relgrad.runs.recipe import parse_recipe
 
 BASE: dict[str, Any] = {
@@ -20,13 +20,19 @@ BASE: dict[str, Any] = {
 }
 VALUES: dict[str, Any] = {
     "group_size": 16, "kl_beta": 0.1, "batch_size": 3, "temperature": 0.8, "top_p": 0.95, "learning_rate": 1e-5,
-    "max_iters": 77, "grad_clip": 0.5, "warmup_iters": 6, "beta1": 0.8, "beta2": 0.95,
+    "max_iters": 77, "grad_clip": 0.5, "warmup_iters": 6, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "min_lr": 1e-7,
+    "lr_decay_iters": 50, "generator_checkpoint": "a.pt", "judge_checkpoint": "j.pt", "device": "cpu", "dtype": "bfloat16",
+    "composition_config": "complex", "save_interval": 7, "out_dir": "results", "wandb_log": True, "kl_coeff": 0.04,
+    "clip_range": 0.3, "generation_temperature": 0.7, "num_generation_steps": 12, "num_sampled_timesteps": 3,
 }  # fmt: skip
 
 
 def setting(stage: Any, path: tuple[str, ...]) -> Any:
-    section, key = path
-    return getattr(stage.grpo, key) if section == "grpo" else stage.policy.options[key]
+    """The setting at a path of the stage's plain data."""
+    value = stage.used
+    for key in path:
+        value = value[key]
+    return value
 
 
 def stages(extra: dict[str, Any], *overrides: str) -> Any:
@@ -37,22 +43,43 @@ def stages(extra: dict[str, Any], *overrides: str) -> Any:
 def test_every_name_wherever_it_is_understood(name: str):
     assert VALUES.keys() == NAMES.keys()
     value, path = VALUES[name], NAMES[name]
-    base = {**BASE, "policy": {"kind": "autoregressive", "model": "tiny"}}
+    base = {**BASE, "policy": {"kind": "autoregressive", "model": "tiny"}, "grpo": {"lr_scheduler_type": "cosine"}}
+    if path == ("rewards",):
+        del base["rewards"]
+    schedule = base["grpo"]
     ways = [
         parse_recipe({**base, name: value}),
-        parse_recipe({**base, "grpo": {name: value}}),
+        parse_recipe({**base, "grpo": {**schedule, name: value}}),
         parse_recipe({**base, "stages": [{name: value}]}),
         parse_recipe({**base, "stages": [{"grpo": {name: value}}]}),
         parse_recipe(base, [f"{name}={value}"]),
         parse_recipe(base, [f"grpo.{name}={value}"]),
         parse_recipe(base, [f"stages.0.{name}={value}"]),
-        parse_recipe(base, [f"grpo={{{name}: {value}}}"]),
+        parse_recipe(base, [f"grpo={{lr_scheduler_type: cosine, {name}: {value}}}"]),
     ]
-    if path[1] != name:
+    if path[-1] != name and name not in SHAPES:
         ways.append(parse_recipe(base, [f"{'.'.join(path)}={value}"]))
     for recipe in ways:
-        assert setting(recipe.stages[0], path) == value
+        if name not in SHAPES:
+            assert setting(recipe.stages[0], path) == value
         assert recipe == ways[0]
+
+
+def test_values_that_look_otherwise():
+    (judged,) = parse_recipe({k: v for k, v in BASE.items() if k != "rewards"} | {"judge_checkpoint": "j.pt"}).stages
+    assert [(r.kind, r.options) for r in judged.rewards] == [("judge", {"judges": ["j.pt"]})]
+    assert stages({}, "judge_checkpoint=k.pt")[0].rewards[0].options == {"judges": ["k.pt"]}
+    assert stages({"wandb_log": True})[0].trackers == ("wandb",)
+    assert stages({"wandb_log": False})[0].trackers == ()
+    with pytest.raises(RelgradError, match="rewards and judge_checkpoint are two names of one setting"):
+        stages({"judge_checkpoint": "j.pt"})
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_is_no_setting_here_is_named_with_its_place(name: str):
+    for extra, overrides in (({name: 5}, []), ({"grpo": {name: 5}}, []), ({}, [f"{name}=5"])):
+        with pytest.raises(RelgradError, match=re.escape(f"{name}=5 is no setting here: {ELSEWHERE[name]}")):
+            stages(extra, *overrides)
 
 
 def test_an_override_takes_the_place_of_either_name():
@@ -159,5 +186,7 @@ def test_what_is_given_is_not_changed():
 
 def test_the_documented_table_is_the_one_in_force():
     page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `((?:grpo|policy)\.\w+)` \|$", page, re.MULTILINE)
+    section = page[page.index("**Names of the originals.**") : page.index("**Stages.**")]
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|$", section, re.MULTILINE)
     assert {name: tuple(path.split(".")) for name, path in rows} == NAMES
+    assert all(f"`{name}`" in section for name in ELSEWHERE)

@@ -3,6 +3,7 @@
 cli.py             the commands and their options
 processes.py       relgrad run in several processes
 films.py           writing in several steps, for `relgrad sample`
+original_flags.py  --key=value, as the originals write settings
 sample_options.py  the options of `relgrad sample` that kinds of policies declare
 masked_data.py     relgrad prepare and relgrad inspect-batch
 forms.py           relgrad forms

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 
 import relgrad
 from relgrad.commands.forms import app as forms
+from relgrad.commands.original_flags import as_overrides
 from relgrad.commands.sample_options import with_declared
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """All commands, with one place that turns exceptions into messages and exit codes."""
+    """All commands, with one place that turns exceptions into messages and exit codes, and one that reads `--key=value`."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -46,6 +47,12 @@ class Commands(TyperGroup):
                 raise
             _say("error", str(error), style="bold red")
             raise typer.Exit(2) from None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and any(parameter.name == "overrides" for parameter in command.params):
+            rest = as_overrides(rest, [option for parameter in command.params for option in parameter.opts])
+        return name, command, rest
 
 
 app = typer.Typer(
@@ -89,7 +96,12 @@ def about(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, a Python file of the diffusion-GPT trainer, or the name of a built-in recipe."
+        ),
+    ],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left and start over.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,

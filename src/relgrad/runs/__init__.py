@@ -1,13 +1,14 @@
 """Recipes become runs.
 
-recipe.py       YAML in, typed settings out
-aliases.py      setting names of the original trainers, and what they are called here
-build.py        every part found by its kind, checked, built
-run.py          stages run one after the other, continued where they were stopped
-course.py       what happens between the steps: log, warn, evaluate, end, save
-evaluations.py  which part of the task is looked at when, and what is decided by it
-same_recipe.py  whether a run folder holds a run of this recipe
-use.py          what was trained, used: sample, evaluate, audit, demo
-tracking.py     metrics.jsonl, TensorBoard, Weights & Biases, trackio
-environment.py  what a run ran on
+recipe.py          YAML in, typed settings out
+aliases.py         setting names of the original trainers, and what they are called here
+original_config.py Python configuration files of the diffusion-GPT trainer
+build.py           every part found by its kind, checked, built
+run.py             stages run one after the other, continued where they were stopped
+course.py          what happens between the steps: log, warn, evaluate, end, save
+evaluations.py     which part of the task is looked at when, and what is decided by it
+same_recipe.py     whether a run folder holds a run of this recipe
+use.py             what was trained, used: sample, evaluate, audit, demo
+tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
+environment.py     what a run ran on
 """

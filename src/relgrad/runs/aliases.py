@@ -1,7 +1,9 @@
-"""The names that the original's configuration files use, and what they are called here. Pure.
+"""The names that the originals' configuration files use, and what they are called here. Pure.
 
-Understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in overrides. `learning_rate` and the
-like keep their name inside a section, where they mean the section's own; `sft` has names of its own.
+The originals are the trainer of the diffusion GPT and the Flow-GRPO trainer of FS-DFM. Their names are understood at the top of a
+recipe (or of one of its stages), in a `grpo` section, and in overrides. `learning_rate` and the like keep their name inside a
+section, where they mean the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused
+with the place where it is found (ELSEWHERE).
 
 `gradient_accumulation_steps` cuts an optimizer step of the original into so many batches, so that a step takes `batch_size`
 times as many prompts. Here a step takes `num_prompts` prompts whatever memory there is (`micro_batch_tokens`), so
@@ -10,7 +12,7 @@ the two together are one name: their product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from relgrad.core.errors import RelgradError
@@ -31,9 +33,42 @@ NAMES: dict[str, Path] = {
     "warmup_iters": ("grpo", "warmup_steps"),
     "beta1": ("grpo", "adam_beta1"),
     "beta2": ("grpo", "adam_beta2"),
+    "weight_decay": ("grpo", "weight_decay"),
+    "min_lr": ("grpo", "min_lr"),
+    "lr_decay_iters": ("grpo", "decay_steps"),
+    "generator_checkpoint": ("policy", "checkpoint"),
+    "device": ("policy", "device"),
+    "dtype": ("policy", "dtype"),
+    "composition_config": ("task", "stages"),
+    "save_interval": ("checkpoint", "every"),
+    "out_dir": ("out",),
+    "judge_checkpoint": ("rewards",),
+    "wandb_log": ("trackers",),
+    "kl_coeff": ("grpo", "beta"),
+    "clip_range": ("grpo", "epsilon"),
+    "generation_temperature": ("policy", "temperature"),
+    "num_generation_steps": ("policy", "sampling_steps"),
+    "num_sampled_timesteps": ("policy", "train_steps"),
 }
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    "judge_checkpoint": lambda path: [{"kind": "judge", "judges": [path]}],
+    "wandb_log": lambda on: ["wandb"] if on else [],
+}
+"""Values that look otherwise here."""
+EVERY_STEP = "every step is logged, to metrics.jsonl and to the trackers; leave it out"
+NEVER_CLIPS = "advantages are not clipped here: scaled by their group of G, none exceeds (G - 1) / sqrt(G), 2.5 for 8; leave it out"
+ELSEWHERE: dict[str, str] = {
+    "reference_checkpoint": "the reference is the policy as it starts (policy.checkpoint); leave it out",
+    "log_interval": EVERY_STEP,
+    "logging_steps": EVERY_STEP,
+    "wandb_project": "it is the environment variable WANDB_PROJECT, relgrad where it is not set",
+    "wandb_run_name": "a run is called by the recipe's `name`, in the tracker too",
+    "adv_clip": NEVER_CLIPS,
+    "adv_clip_max": NEVER_CLIPS,
+}
+"""Names that are not one setting here, and where the thing is found."""
 PIECES = "gradient_accumulation_steps"
-SECTIONS = ("grpo", "policy")
+SECTIONS = ("grpo", "policy", "task", "checkpoint")
 
 
 def translate(data: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -70,6 +105,8 @@ def translate_settings(settings: Iterable[Setting], source: str) -> list[Setting
     A whole section becomes an empty one and then its settings. A path may come twice, and the last one counts, but not under
     two names: that raises RelgradError.
     """
+    settings = list(settings)
+    _refuse_elsewhere(settings, source)
     spelled: dict[Path, Path] = {}
     translated: list[Setting] = []
     for path, value in _multiply(_expand(settings), source):
@@ -77,7 +114,8 @@ def translate_settings(settings: Iterable[Setting], source: str) -> list[Setting
         if spelled.setdefault(place, path) != path:
             one, other = ".".join(spelled[place]), ".".join(path)
             raise RelgradError(f"{source}: {one} and {other} are two names of one setting; give one of them")
-        translated.append((place, value))
+        shape = SHAPES.get(path[-1], _as_it_is) if place != path else _as_it_is
+        translated.append((place, shape(value)))
     return translated
 
 
@@ -85,6 +123,18 @@ def place_of(path: Path) -> Path:
     """Where a setting is found here: `group_size` and `grpo.group_size` are `grpo.num_generations`."""
     inside = path[1:] if path[0] == "grpo" else path
     return NAMES[inside[0]] if len(inside) == 1 and inside[0] in NAMES else path
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _refuse_elsewhere(settings: Iterable[Setting], source: str) -> None:
+    """Raise RelgradError for the first name of the originals that is no setting here."""
+    for path, value in _expand(settings):
+        inside = path[1:] if path[0] == "grpo" else path
+        if len(inside) == 1 and inside[0] in ELSEWHERE:
+            raise RelgradError(f"{source}: {inside[0]}={value!r} is no setting here: {ELSEWHERE[inside[0]]}")
 
 
 def _expand(settings: Iterable[Setting]) -> list[Setting]:

@@ -3,7 +3,7 @@
 A recipe is one stage, or a list of `stages` that inherit everything else written at the top. So a stage may carry sections of other
 kinds of stage: they are checked by those kinds' Settings, and left out of its own. Overrides from the command line
 (`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
-The names of the original's configuration files are understood too (aliases.py).
+The names of the originals' configuration files are understood too (aliases.py), and a Python file of theirs (original_config.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import SerializeAsAny, ValidationError, create_model
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict, explain
-from relgrad.runs import aliases
+from relgrad.runs import aliases, original_config
 from relgrad.stages.kind import find, kind_of
 from relgrad.stages.settings import Stage
 
@@ -38,6 +38,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RelgradError(
             f"no recipe {str(path)!r} (working directory {Path.cwd()}); recipes/ holds the built-in ones"
         )
+    if path.suffix == ".py":
+        return parse_recipe({"name": path.stem, **original_config.load(path)}, overrides, source=str(path))
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ forms.py          web forms to fill in
 masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 
-Files whose name begins with _ are what they share: rows of files, samples of masked text.
+Files whose name begins with _ are what they share: rows of files, samples of masked text, mixes of masks.
 """
 
 from __future__ import annotations

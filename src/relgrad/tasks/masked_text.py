@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._masked_prompt import masked_prompt
+from relgrad.tasks._mixes import with_mixes
 from relgrad.text.corpus import BUILTIN, Windows, load_corpus
 from relgrad.text.masking import Random, Stage, Strategy, mask
 
@@ -24,7 +25,7 @@ HELD_OUT_SEED = 11
 
 
 class Settings(Strict):
-    """`text` is "builtin" (Python's own help texts) or a file; `stages` are the masks, drawn by their weights."""
+    """`text` is "builtin" (Python's own help texts) or a file; `stages` are the masks, drawn by their weights, or a mix's name."""
 
     text: str = BUILTIN
     symbols: str = Field("char", description="char, byte, or a tokenizer.json")
@@ -41,6 +42,11 @@ class Settings(Strict):
         "null: as many as to validate by, where the text held out is long enough to be cut in two",
     )
     held_out_fraction: float = Field(0.1, ge=0, lt=1, description="share of the text that is never trained on")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixes(cls, settings: Any) -> Any:
+        return with_mixes(settings)
 
 
 def load(settings: Settings, seed: int) -> Task:

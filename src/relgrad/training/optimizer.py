@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
@@ -15,16 +15,41 @@ from relgrad.core.settings import Strict
 
 
 class OptimizerSettings(Strict):
-    """AdamW, its schedule and gradient clipping; names and defaults as in transformers' TrainingArguments."""
+    """AdamW, its schedule and gradient clipping; names and defaults as in transformers' TrainingArguments.
+
+    `cosine` with `min_lr` is the schedule that transformers calls `cosine_with_min_lr`, with `min_lr` among its
+    `lr_scheduler_kwargs`.
+    """
 
     learning_rate: float = Field(1e-6, gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
+    min_lr: float = Field(0.0, ge=0, description="where linear and cosine end")
+    decay_steps: int | None = Field(None, ge=1, description="the step at which they end; null: the last one")
     weight_decay: float = Field(0.0, ge=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _schedule_is_used(self) -> OptimizerSettings:
+        ends = {"min_lr": self.min_lr, "decay_steps": self.decay_steps}
+        if self.lr_scheduler_type == "constant" and (named := [name for name, value in ends.items() if value]):
+            raise ValueError(
+                f"{named[0]}={ends[named[0]]} says how a schedule ends, and lr_scheduler_type='constant' has no end: set "
+                "lr_scheduler_type to cosine or linear, or leave it out"
+            )
+        if self.min_lr > self.learning_rate:
+            raise ValueError(f"min_lr={self.min_lr} exceeds learning_rate={self.learning_rate}")
+        return self
+
+    @field_validator("lr_scheduler_type", mode="before")
+    @classmethod
+    def _named_here(cls, name: object) -> object:
+        if name == "cosine_with_min_lr":
+            raise ValueError("is called cosine here, and lr_scheduler_kwargs.min_lr is min_lr")
+        return name
 
 
 class NonFinite(RelgradError):
@@ -32,14 +57,16 @@ class NonFinite(RelgradError):
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then constant, linear to 0, or cosine to 0."""
+    """The rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then constant, or linear or cosine to `min_lr`."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(steps - settings.warmup_steps, 1)
+    end = steps if settings.decay_steps is None else settings.decay_steps
+    done = min((step - settings.warmup_steps) / max(end - settings.warmup_steps, 1), 1.0)
+    above = settings.learning_rate - settings.min_lr
     if settings.lr_scheduler_type == "linear":
-        return settings.learning_rate * max(1 - done, 0.0)
+        return settings.min_lr + above * (1 - done)
     if settings.lr_scheduler_type == "cosine":
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return settings.min_lr + above * 0.5 * (1 + math.cos(math.pi * done))
     return settings.learning_rate
 
 
