@@ -104,6 +104,10 @@ def run(
     ],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left and start over.")] = False,
+    redo: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Start over from this stage on, keeping those before it."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Share the work among so many processes on this machine.")] = 1,
 ) -> None:
@@ -120,12 +124,13 @@ def run(
 
     resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
     if dry_run:
-        _explain(resolved, fresh)
+        _explain(resolved, fresh, redo)
         return
     if processes > 1:
-        raise typer.Exit(launch(["run", recipe, *(overrides or ()), *(["--fresh"] if fresh else [])], processes))
+        again = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
+        raise typer.Exit(launch(["run", recipe, *(overrides or ()), *again], processes))
     with joined() as ranks:
-        for folder in run_recipe(resolved, fresh=fresh, ranks=ranks):
+        for folder in run_recipe(resolved, fresh=fresh, redo=redo, ranks=ranks):
             print(f"done: {folder}")
 
 
@@ -339,17 +344,25 @@ def _say(word: str, text: str, style: str) -> None:
 def _how_to_resume(command: str | None) -> str:
     if command != "run":
         return "nothing that was saved is lost"
-    again = shlex.join(["relgrad", *(a for a in sys.argv[1:] if a != "--fresh")])
+    again = shlex.join(["relgrad", *_without_starting_over(sys.argv[1:])])
     return f"what was saved is safe; continue from the last checkpoint with `{again}`"
 
 
-def _explain(recipe: Recipe, fresh: bool) -> None:
+def _without_starting_over(arguments: list[str]) -> list[str]:
+    """The arguments of a command that goes on with what it began."""
+    kept = [a for n, a in enumerate(arguments) if a != "--from" and (n == 0 or arguments[n - 1] != "--from")]
+    return [a for a in kept if a != "--fresh" and not a.startswith("--from=")]
+
+
+def _explain(recipe: Recipe, fresh: bool, redo: str | None) -> None:
     import yaml
 
-    from relgrad.runs.build import stage_folders
+    from relgrad.runs.build import first_to_redo, stage_folders
 
-    for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
-        print(f"# {_plan(folder, stage, fresh)}")
+    folders = stage_folders(recipe)
+    first_fresh = 0 if fresh else len(folders) if redo is None else first_to_redo(folders, redo)
+    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
+        print(f"# {_plan(folder, stage, number >= first_fresh)}")
         print(yaml.safe_dump(stage.used, sort_keys=False, allow_unicode=True))
 
 

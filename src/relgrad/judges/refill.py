@@ -7,6 +7,7 @@ calibrated and audited on held-out text that neither it nor the generator was tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -166,6 +167,8 @@ class RefillJudge:
                                   share that is really right, for comparison
         within_group_correlation  of score and share right among completions of one prompt: mean over prompts, with its
                                   95 % interval (bootstrap). This is what a group-relative reward lives on
+        most_frequent             the symbol that is hidden most often, and `most_frequent_share`: the share that would be right
+                                  with it in every hole. A generator below that share has not learnt much
 
         Raises RelgradError for fewer than 8 prompts.
         """
@@ -220,11 +223,27 @@ class RefillJudge:
             "within_group_high": inside.high,
             "mean_score": float(score_GK.mean()),
             "mean_share_right": float(share_GK.mean()),
+            **self._most_frequent([p for rollouts in batches for p in rollouts.prompts]),
             "prompts": len(ratio_G),
             "generations": each,
             "calibration": [a, b],
             "reliability": [vars(bin) for bin in table],
         }
+
+    def _most_frequent(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """The symbol that is hidden most often in these texts, and the share that it would get right, mean over the texts."""
+        mask_id = self.judge.vocabulary.mask_id
+        hidden = [
+            [
+                true
+                for true, shown in zip(p.columns["truth_ids"], p.columns["masked_ids"], strict=True)
+                if shown == mask_id
+            ]
+            for p in prompts
+        ]
+        symbol = Counter(i for ids in hidden for i in ids).most_common(1)[0][0]
+        share = np.mean([ids.count(symbol) / len(ids) for ids in hidden])
+        return {"most_frequent": self.judge.vocabulary.decode([symbol]), "most_frequent_share": float(share)}
 
     def _untouched_auc(self, batches: Sequence[Rollouts], score_GK: np.ndarray) -> float:
         """P(an untouched text scores higher than a refilled one)."""

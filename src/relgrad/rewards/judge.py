@@ -72,8 +72,22 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
     if math.isnan(correlation) or correlation < least:
         raise RelgradError(
             f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {correlation:.3f}, "
-            f"min_within_group asks for {least}. Train it longer, score positions (head: positions), or lower the bar"
+            f"min_within_group asks for {least}. {_advice(judge)}"
         )
+
+
+def _advice(judge: Judge) -> str:
+    """What helps a judge that did not pass: a better generator where there is little to tell apart, else a better judge."""
+    right, by_chance = (judge.audit.get(name) for name in ("mean_share_right", "most_frequent_share"))
+    if right is not None and by_chance is not None and right < by_chance:
+        symbol = judge.audit["most_frequent"]
+        return (
+            f"The generator is right in {right:.1%} of the holes, and {symbol!r} in every hole would be right in {by_chance:.1%}: "
+            "there is little that a judge could tell apart. Train the generator longer, several times as long, and then the judge"
+        )
+    share = "" if right is None else f"The generator is right in {right:.1%} of the holes. "
+    positions = "" if judge.by_position else ", let it score positions (head: positions)"
+    return f"{share}Train the judge longer{positions}, or lower min_within_group"
 
 
 class JudgeReward:

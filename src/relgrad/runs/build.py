@@ -13,7 +13,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.rewards.combine import NamedReward, NamesRewards, RewardSet
 from relgrad.runs.recipe import Recipe
-from relgrad.stages.kind import kind_of
+from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.tasks import Task
 from relgrad.training import checkpoint
@@ -98,6 +98,52 @@ def _require_links(recipe: Recipe) -> None:
         before.append(folder)
 
 
+def require_rewards(recipe: Recipe, ended: int) -> None:
+    """Build, on trial, the rewards of later stages for which the stage of this number was the last that they needed.
+
+    So a reward that may not serve, a judge below its bar, ends the run before another stage trains. Raises RelgradError with what
+    it says, what was trained so far, and how to go on.
+    """
+    folders = stage_folders(recipe)
+    for stage in recipe.stages[ended + 1 :]:
+        for component in _rewards(stage):
+            needed = [_number(folders, label) for label in _links(component.model_dump())]
+            if not needed or max(needed) != ended:
+                continue
+            linked = RewardComponent.model_validate(_linked(component.model_dump(), folders[0].parent))
+            module = registry.find("rewards", component.kind)
+            settings = settings_of(linked, module.Settings, f"rewards of {stage.called}")
+            try:
+                module.build(settings)
+            except RelgradError as error:
+                raise RelgradError(
+                    f"{error}. So far there were {_trained(recipe, folders[: ended + 1])}. What was trained is kept: give the "
+                    f"stage that is to change other settings and start over there, for example with --from {_label(folders[ended])}"
+                ) from None
+
+
+def _trained(recipe: Recipe, folders: Sequence[Path]) -> str:
+    """The steps of the first stages, each with the setting that says how many."""
+    told = []
+    for number, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=False)):
+        told.append(
+            f"{loop_settings(stage).steps} steps of {_label(folder)} (stages.{number}.{kind_of(stage).loop}.steps)"
+        )
+    return ", ".join(told)
+
+
+def first_to_redo(folders: Sequence[Path], label: str) -> int:
+    """The number of the stage that is called so. Raises RelgradError with those there are."""
+    if not any(_is_called(folder, label) for folder in folders):
+        raise RelgradError(f"--from {label}: the recipe has no such stage; there are {_labels(folders)}")
+    return _number(folders, label)
+
+
+def _number(folders: Sequence[Path], label: str) -> int:
+    """The first stage that is called so."""
+    return next(number for number, folder in enumerate(folders) if _is_called(folder, label))
+
+
 def _rewards(stage: Stage) -> tuple[RewardComponent, ...]:
     return (*(stage.rewards if isinstance(stage, RewardedStage) else ()), *stage.evaluation.rewards)
 
@@ -112,11 +158,15 @@ def _links(value: Any) -> list[str]:
 
 def _is_called(folder: Path, label: str) -> bool:
     """Whether a stage's folder, 2-judge say, is meant by a label: `judge`, or `2-judge`."""
-    return label in (folder.name, folder.name.partition("-")[2])
+    return label in (folder.name, _label(folder))
+
+
+def _label(folder: Path) -> str:
+    return folder.name.partition("-")[2]
 
 
 def _labels(folders: Sequence[Path]) -> str:
-    return ", ".join(folder.name.partition("-")[2] for folder in folders) or "none"
+    return ", ".join(_label(folder) for folder in folders) or "none"
 
 
 def is_linked(stage: Stage) -> bool:

@@ -15,7 +15,14 @@ from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
-from relgrad.runs.build import linked_rewards, load_task, resolve, stage_folders
+from relgrad.runs.build import (
+    first_to_redo,
+    linked_rewards,
+    load_task,
+    require_rewards,
+    resolve,
+    stage_folders,
+)
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
 from relgrad.runs.evaluations import finished
@@ -34,23 +41,26 @@ UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 # ---------------------------------------------------------------------- running
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, ranks: Ranks = ALONE) -> list[Path]:
+def run_recipe(recipe: Recipe, *, fresh: bool = False, redo: str | None = None, ranks: Ranks = ALONE) -> list[Path]:
     """Run every stage of a recipe, each going on from the policy of the one before; finished stages are skipped, others resumed.
 
-    Every process of `ranks` calls it, and the first one writes. Returns the stage folders. Raises RelgradError when a folder holds
-    a run of another recipe (and `fresh` is False).
+    `fresh` starts over, `redo` from the stage of that label on, keeping those before it. Every process of `ranks` calls it, and the
+    first one writes. Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and is not started
+    over), and for a reward of a later stage that may not serve, as soon as that is known.
     """
     keep_freed_memory()
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
-    for folder, stage in zip(folders, recipe.stages, strict=True):
-        if fresh:
+    first_fresh = 0 if fresh else len(folders) if redo is None else first_to_redo(folders, redo)
+    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
+        if number >= first_fresh:
             RunDir(folder, writes=ranks.first).clear()
         ranks.wait()
         require_same_recipe(folder, stage)
     for i, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         before = [folders[j] for j in range(i) if kind_of(recipe.stages[j]).trains_policy]
         StageRun(stage, folder, before[-1] if before else None, ranks).run()
+        ranks.together(partial(require_rewards, recipe, i))
     if len(folders) > 1 and ranks.first:
         write_report(folders[0].parent)
     return folders
