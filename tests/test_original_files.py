@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.types import Prompt
+from relgrad.core.types import Example, Output, Prompt
 from relgrad.judges.network import Judge
 from relgrad.networks.diffusion_gpt.original_files import load_batches, load_checkpoint, load_layout
 from relgrad.networks.weights.safe_pickle import load_plain, load_tensors
 from relgrad.policies import fill_in
+from relgrad.rewards.judge import as_rollouts
 from relgrad.text.vocabulary import Vocabulary
 
 TEXT = "\n !abcdefghij"
@@ -201,7 +202,7 @@ def test_the_first_generators_load(tmp_path: Path, modes: Any) -> None:
         **SIZES, **COMMON, "bias": False, "vocab_size": BASE + 2, "mode": modes.LANGUAGE_MODEL, "cls_token_id": None,
         "attention_type": "bidirectional", "position_encoding": "rotary", "add_critic_head": True,
     }  # fmt: skip
-    path = write(tmp_path / "ckpt.pt", network, args, {"meta": GENERATOR}, prefix="_orig_mod.")
+    path = write(tmp_path / "ckpt.pt", network, args, {"meta": GENERATOR}, prefix="_orig_mod.module.")
     before = torch.random.get_rng_state()
     model, vocabulary = load_checkpoint(path)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -369,6 +370,69 @@ def test_a_policy_goes_on_from_an_original_checkpoint(tmp_path: Path, modes: Any
     torch.testing.assert_close(rollouts.behaviour_logp_BT, expected, atol=2e-5, rtol=1e-5)
     policy.save(tmp_path)
     policy.load(tmp_path)
+
+
+def test_padding_is_looked_at_as_in_the_original_s_training(tmp_path: Path) -> None:
+    """Its batches are as wide as its block, filled up with padding that every position attends to: the policy's log-probs and its
+    cross-entropy are those of the original's network on such rows, in sampling, scoring and learning, beside rows of any width."""
+    network = language_model()
+    path = write(tmp_path / "ckpt.pt", network, {**SIZES, "vocab_size": BASE + 2, "dropout": 0.0}, {"meta": GENERATOR})
+    policy = fill_in.build(fill_in.Settings(checkpoint=str(path), device="cpu"), seed=0)
+    texts = [("ab█ c█", 16), ("fgh█", 9), ("█bcdefghij", 16), ("a█", None)]
+    prompts = [sample_of(policy.vocabulary, text, width, i) for i, (text, width) in enumerate(texts)]
+    rollouts = policy.sample(prompts, 3, torch.Generator().manual_seed(0))
+    scored = policy.score(rollouts, rollouts.cells()).logp_N
+    torch.testing.assert_close(scored, rollouts.behaviour_logp_BT[rollouts.mask_BT], atol=1e-5, rtol=0)
+    loss = 0.0
+    for row, prompt in enumerate(prompts):
+        masked = prompt.columns["masked_ids"]
+        filled_up = masked + [PAD] * (prompt.columns.get("width", 0) - len(masked))
+        holes = [i for i, token in enumerate(masked) if token == MASK]
+        with torch.no_grad():
+            logits = (network.trunk(torch.tensor([filled_up])) @ network.transformer["wte"].weight.T)[0, holes, :BASE]
+        logp = logits.log_softmax(-1)
+        for completion in range(3):
+            tokens = rollouts.trace["token_BT"][3 * row + completion, : len(holes)].long()
+            expected = logp.gather(1, tokens[:, None])[:, 0]
+            found = rollouts.behaviour_logp_BT[3 * row + completion, : len(holes)]
+            torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
+            assert len(rollouts.outputs[3 * row + completion].ids) == len(masked), "the text itself has no padding"
+        loss -= float(logp[range(len(holes)), [prompt.columns["truth_ids"][i] for i in holes]].sum())
+    supervised, count = policy.supervised_loss([Example(p, "") for p in prompts], torch.Generator().manual_seed(0))
+    assert (supervised.item(), count) == (pytest.approx(loss, rel=1e-5), 5)
+    policy.save(tmp_path / "folder")
+    again = fill_in.build(fill_in.Settings(checkpoint=str(tmp_path / "folder"), device="cpu"), seed=0)
+    assert torch.equal(again.score(rollouts, rollouts.cells()).logp_N, scored), "and so it goes on in later stages"
+
+
+def sample_of(vocabulary: Vocabulary, text: str, width: int | None, number: int) -> Prompt:
+    """A sample of masked text whose truth has "a" in every hole."""
+    masked = vocabulary.encode(text)
+    truth = [vocabulary.encode("a")[0] if token == MASK else token for token in masked]
+    labels = [t if m == MASK else -100 for t, m in zip(truth, masked, strict=True)]
+    columns = {"masked_ids": masked, "truth_ids": truth, "label_ids": labels, "vocabulary": vocabulary.fingerprint}
+    return Prompt(text, columns | ({} if width is None else {"width": width}), number)
+
+
+def test_an_original_judge_looks_at_padding_too(tmp_path: Path, modes: Any) -> None:
+    cls, pad = PAD, PAD + 2
+    network = language_model(vocab=BASE + 4, heads=("score",))
+    network.cls_id = cls
+    args = {
+        **SIZES,
+        "vocab_size": BASE + 4,
+        "mode": modes.SEQUENCE_SCORER,
+        "cls_token_id": cls,
+        "position_encoding": "rotary",
+    }
+    path = write(tmp_path / "judge.pt", network, args, {"meta": meta_of(mask=MASK, cls=cls, pad=pad)})
+    judge = Judge.load(path)
+    vocabulary = judge.vocabulary
+    prompt = sample_of(vocabulary, "ab█ c█", 12, 0)
+    outputs = [Output(text, tuple(vocabulary.encode(text))) for text in ("abc ca", "abd cj")]
+    scores, _ = judge.scores(judge.read(as_rollouts(prompt, outputs)))
+    theirs = [network.evaluation(torch.tensor([[cls, *o.ids, *[pad] * 6]])) for o in outputs]
+    torch.testing.assert_close(scores, 1 - torch.cat(theirs).detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_what_the_network_does_not_have_is_refused_by_name(tmp_path: Path) -> None:

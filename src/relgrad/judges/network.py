@@ -29,7 +29,7 @@ FILE = "judge.json"
 
 
 class Refilled(NamedTuple):
-    """Completed texts [B, L] with padding, where they are real, which positions were refilled, and which are right."""
+    """Completed texts [B, L] with padding, where they may be looked at, which positions were refilled, and which are right."""
 
     ids_BL: Tensor
     valid_BL: Tensor
@@ -58,6 +58,13 @@ class Judge:
     @property
     def by_position(self) -> bool:
         return self.model.config.mode == "token_classifier"
+
+    def read(self, rollouts: Rollouts, untouched_B: Tensor | None = None) -> Refilled:
+        """The texts of some rollouts as this judge looks at them; see `refilled_rollouts`."""
+        config = self.model.config
+        return refilled_rollouts(
+            rollouts, self.vocabulary, untouched_B, config.block_size if config.attends_padding else None
+        )
 
     # ------------------------------------------------------------------ judging
 
@@ -142,22 +149,31 @@ def refilled(
     masked: Sequence[Sequence[int]],
     truth: Sequence[Sequence[int]] | None,
     vocabulary: Vocabulary,
+    windows: Sequence[int] | None = None,
 ) -> Refilled:
-    """Rows of ids as the judge reads them. Refilled is what `masked` masks; without `truth` nothing is known to be right."""
-    length_B = torch.tensor([len(ids) for ids in completed])
-    ids_BL = _padded(completed, vocabulary.pad_id)
-    valid_BL = torch.arange(ids_BL.shape[1])[None] < length_B[:, None]
-    mark_BL = (_padded(masked, vocabulary.pad_id) == vocabulary.mask_id) & valid_BL
-    right_BL = torch.zeros_like(mark_BL) if truth is None else ids_BL == _padded(truth, vocabulary.pad_id)
+    """Rows of ids as the judge reads them. Refilled is what `masked` masks; without `truth` nothing is known to be right.
+
+    `windows`: how many ids of each row are looked at, padding included; None: the text alone.
+    """
+    length_B = torch.tensor([len(ids) for ids in completed] if windows is None else list(windows))
+    width = int(length_B.max())
+    ids_BL = _padded(completed, vocabulary.pad_id, width)
+    valid_BL = torch.arange(width)[None] < length_B[:, None]
+    mark_BL = (_padded(masked, vocabulary.pad_id, width) == vocabulary.mask_id) & valid_BL
+    right_BL = torch.zeros_like(mark_BL) if truth is None else ids_BL == _padded(truth, vocabulary.pad_id, width)
     return Refilled(ids_BL, valid_BL, mark_BL, right_BL & valid_BL)
 
 
-def refilled_rollouts(rollouts: Rollouts, vocabulary: Vocabulary, untouched_B: Tensor | None = None) -> Refilled:
+def refilled_rollouts(
+    rollouts: Rollouts, vocabulary: Vocabulary, untouched_B: Tensor | None = None, window: int | None = None
+) -> Refilled:
     """The texts of some rollouts of masked prompts; rows of `untouched_B` (bool [B]) are the true texts in their place.
+
+    With `window` the padding of a sample is looked at too, up to so many ids in all.
 
     Raises RelgradError for prompts without the columns of masked text, or of another vocabulary.
     """
-    completed, masked, truth = [], [], []
+    completed, masked, truth, windows = [], [], [], list[int]()
     for row, output in enumerate(rollouts.outputs):
         prompt = rollouts.prompts[int(rollouts.group_B[row])]
         if not {"masked_ids", "truth_ids", "vocabulary"} <= prompt.columns.keys():
@@ -170,10 +186,13 @@ def refilled_rollouts(rollouts: Rollouts, vocabulary: Vocabulary, untouched_B: T
         completed.append(prompt.columns["truth_ids"] if untouched else output.ids)
         masked.append(prompt.columns["masked_ids"])
         truth.append(prompt.columns["truth_ids"])
-    return refilled(completed, masked, truth, vocabulary)
+        windows.append(max(len(output.ids), min(prompt.columns.get("width", 0), window or 0)))
+    return refilled(completed, masked, truth, vocabulary, None if window is None else windows)
 
 
-def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.as_tensor(r, dtype=torch.int64) for r in rows], batch_first=True, padding_value=value
-    )
+def _padded(rows: Sequence[Sequence[int]], value: int, width: int) -> Tensor:
+    """int64 [B, width], filled up with `value`."""
+    ids_BL = torch.full((len(rows), width), value)
+    for ids_L, row in zip(ids_BL, rows, strict=True):
+        ids_L[: len(row)] = torch.as_tensor(row)
+    return ids_BL

@@ -23,7 +23,7 @@ from relgrad.core.settings import Strict
 from relgrad.core.types import Example, Prompt, Rollouts
 from relgrad.evaluation import calibration
 from relgrad.evaluation.statistics import bootstrap_mean
-from relgrad.judges.network import Judge, Refilled, refilled_rollouts
+from relgrad.judges.network import Judge, Refilled
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.text.vocabulary import Vocabulary
@@ -125,7 +125,7 @@ class RefillJudge:
         draws = Draws.of(randomness, len(examples))
         rollouts = self.policy.sample([e.prompt for e in examples], 1, draws)
         untouched_B = draws.rand() < self.settings.untouched
-        texts = refilled_rollouts(rollouts, self.judge.vocabulary, untouched_B)
+        texts = self.judge.read(rollouts, untouched_B)
         self.judge.model.train()
         with seeded(draws):
             loss, count = self.judge.loss(texts)
@@ -194,7 +194,7 @@ class RefillJudge:
         """(uncalibrated logit, target in [0, 1]) of every refilled position, or of every text."""
         logits, targets = [], []
         for rollouts in batches:
-            texts = refilled_rollouts(rollouts, self.judge.vocabulary)
+            texts = self.judge.read(rollouts)
             with torch.no_grad():
                 logit = self.judge.logits(texts.ids_BL, texts.valid_BL, texts.mark_BL).cpu()
             logits.append(logit[texts.mark_BL] if self.judge.by_position else logit)
@@ -205,7 +205,7 @@ class RefillJudge:
         a, b = self.judge.calibration
         logit_N, target_N = self._cases(batches)
         table = calibration.reliability(1 / (1 + np.exp(-(a * logit_N + b))), target_N)
-        texts = [refilled_rollouts(rollouts, self.judge.vocabulary) for rollouts in batches]
+        texts = [self.judge.read(rollouts) for rollouts in batches]
         each = self.settings.audit_generations
         score_GK = torch.cat([self.judge.scores(t)[0] for t in texts]).double().numpy().reshape(-1, each)
         share_GK = torch.cat([share_right(t) for t in texts]).double().numpy().reshape(-1, each)
@@ -250,7 +250,7 @@ class RefillJudge:
         true = []
         for rollouts in batches:
             everything_B = torch.ones(rollouts.rows, dtype=torch.bool)
-            true.append(self.judge.scores(refilled_rollouts(rollouts, self.judge.vocabulary, everything_B))[0])
+            true.append(self.judge.scores(self.judge.read(rollouts, everything_B))[0])
         true_N, refilled_N = torch.cat(true).double().numpy(), score_GK.flatten()
         kind_N = np.concatenate([np.ones(len(true_N)), np.zeros(len(refilled_N))])
         return calibration.auc(np.concatenate([true_N, refilled_N]), kind_N)

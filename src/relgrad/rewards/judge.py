@@ -21,7 +21,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Rollouts, Score, Stop
-from relgrad.judges.network import Judge, Refilled, refilled_rollouts
+from relgrad.judges.network import Judge, Refilled
 from relgrad.networks.weights import device
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.rewards._columns import column
@@ -105,12 +105,13 @@ class JudgeReward:
     def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         column(prompt, "masked_ids", "judge")
         self._require_vocabulary(prompt)
-        texts = refilled_rollouts(as_rollouts(prompt, outputs), self.judges[0].vocabulary)
-        judged = [judge.scores(texts) for judge in (self.audited if self.fixed else self.judges)]
+        rollouts = as_rollouts(prompt, outputs)
+        read = [(judge, judge.read(rollouts)) for judge in (self.audited if self.fixed else self.judges)]
+        judged = [judge.scores(texts) for judge, texts in read]
         score_JB = torch.stack([score for score, _ in judged])
         total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
-        by_position = [p for _, p in judged if p is not None]
-        details = self._per_decision(by_position, texts) if len(by_position) == len(judged) else None
+        by_position = [(p, texts) for (_, p), (_, texts) in zip(judged, read, strict=True) if p is not None]
+        details = self._per_decision(by_position) if len(by_position) == len(judged) else None
         return [
             Score(
                 float(total_B[row]),
@@ -128,10 +129,11 @@ class JudgeReward:
                 f"({of_task}). Train the judge on text of this task, or give task and policy its `text` and `symbols`"
             )
 
-    def _per_decision(self, by_position: Sequence[Tensor], texts: Refilled) -> list[Tensor]:
-        p_JBL = torch.stack(list(by_position))
-        p_BL = p_JBL.mean(0) if self.settings.combine == "mean" else p_JBL.amin(0)
-        return [p_L[mark_L] for p_L, mark_L in zip(p_BL, texts.mark_BL, strict=True)]
+    def _per_decision(self, by_position: Sequence[tuple[Tensor, Refilled]]) -> Sequence[Tensor]:
+        """The judges' probabilities of every refilled position, text by text. Judges may see windows of different widths."""
+        p_JN = torch.stack([p_BL[texts.mark_BL] for p_BL, texts in by_position])
+        p_N = p_JN.mean(0) if self.settings.combine == "mean" else p_JN.amin(0)
+        return p_N.split(by_position[0][1].mark_BL.sum(-1).tolist())
 
     # ------------------------------------------------------------------ going on learning
 
@@ -155,7 +157,7 @@ class JudgeReward:
                 first = step * self.settings.refit_batch_size
                 batch = [prompts[(first + i) % len(prompts)] for i in range(self.settings.refit_batch_size)]
                 draws = Draws.of(generator, len(batch))
-                texts = refilled_rollouts(policy.sample(batch, 1, draws), judge.vocabulary)
+                texts = judge.read(policy.sample(batch, 1, draws))
                 judge.model.train()
                 with seeded(draws):
                     loss, things = judge.loss(texts)

@@ -10,9 +10,15 @@ from relgrad.text.vocabulary import Vocabulary
 
 
 def masked_prompt(
-    ids: np.ndarray, masked: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, index: int, stage: Strategy
+    ids: np.ndarray,
+    masked: np.ndarray,
+    labels: np.ndarray,
+    vocabulary: Vocabulary,
+    index: int,
+    stage: Strategy,
+    width: int,
 ) -> Prompt:
-    """One sample as the policy, the rewards and the judge read it."""
+    """One sample, without its padding, as the policy, the rewards and the judge read it; `width`: with it."""
     columns = {
         "truth": vocabulary.decode(ids.tolist()),
         "truth_ids": ids.tolist(),
@@ -21,6 +27,7 @@ def masked_prompt(
         "label_ids": labels.tolist(),
         "mask_ratio": float((masked == vocabulary.mask_id).mean()),
         "strategy": str(getattr(stage, "type", "")),
+        "width": width,
         "vocabulary": vocabulary.fingerprint,
     }
     return Prompt(vocabulary.decode(masked.tolist()), columns, index)

@@ -98,4 +98,4 @@ def _prompt(file: SampleFile, row: int, vocabulary: Vocabulary, index: int) -> P
     stage = STAGES.get(file.strategies[row])
     if stage is None:
         raise RelgradError(f"a sample was masked by {file.strategies[row]!r}; known are {', '.join(STAGES)}")
-    return masked_prompt(*file.row(row), vocabulary, index, stage)
+    return masked_prompt(*file.row(row), vocabulary, index, stage, file.masked_NL.shape[1])

@@ -51,7 +51,7 @@ class Settings(Strict):
 
 def load(settings: Settings, seed: int) -> Task:
     """Columns: `truth` (the text), `truth_ids`, `masked_ids`, `mask_id`, `label_ids`, `mask_ratio`, `strategy`,
-    `vocabulary`.
+    `width` (ids of a sample with its padding), `vocabulary`.
 
     Samples to judge by depend on the settings alone, not on `seed`: runs of several seeds are judged on the same ones. Those to
     validate and those to test by are of different blocks of the text. Raises RelgradError for a text that cannot be read, or
@@ -110,4 +110,4 @@ class MaskedPrompts(Sequence[Prompt]):
         rng = np.random.default_rng([*self.key, index])
         ids = self.windows.draw(rng)
         masked, labels, stage = mask(ids, self.stages, self.windows.vocabulary, rng)
-        return masked_prompt(ids, masked, labels, self.windows.vocabulary, index, stage)
+        return masked_prompt(ids, masked, labels, self.windows.vocabulary, index, stage, self.windows.length)

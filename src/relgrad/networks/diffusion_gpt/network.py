@@ -1,7 +1,7 @@
 """The diffusion GPT: a pre-LN transformer over masked text, as language model, token classifier or sequence scorer.
 
 Parameter names and shapes are those of the nano_gpt family (`transformer.h.0.attn.c_attn.weight` ...), so that its
-checkpoints load by name (original_files.py). Attention is PyTorch's SDPA; padding is masked where there is any. Rotary
+checkpoints load by name (original_files.py). Attention is PyTorch's SDPA, which looks at valid positions alone. Rotary
 positions rotate the two halves of each head (Su et al. 2021, arXiv:2104.09864, NeoX layout, base 10000).
 """
 
@@ -30,6 +30,9 @@ class GPTConfig(Strict):
            position; sequence_scorer: one logit, read at the summary id `cls_token_id` in position 0
     marks  an extra embedding tells marked positions (those that were refilled) from the others
     critic a second head: one logit per position, that the token there is wrong
+    attends_padding
+           it was trained with the padding of its samples looked at like any other id, as the original does; whoever runs it then
+           counts the padding of a sample to its text (see `valid_BL` of `GPT.hidden`)
     """
 
     vocab_size: int = Field(ge=4)
@@ -46,6 +49,7 @@ class GPTConfig(Strict):
     cls_token_id: int | None = None
     marks: bool = False
     critic: bool = False
+    attends_padding: bool = False
 
     @model_validator(mode="after")
     def _legal(self) -> GPTConfig:
@@ -186,7 +190,8 @@ class GPT(SavedNetwork):
         return cos.to(dtype), sin.to(dtype)
 
     def hidden(self, ids_BL: Tensor, valid_BL: Tensor | None = None, mark_BL: Tensor | None = None) -> Tensor:
-        """[B, L, H]: normalised output of the trunk. `valid_BL` is False at padding, `mark_BL` True at marked positions.
+        """[B, L, H]: normalised output of the trunk. `valid_BL` is True where a position may be looked at: at text, and, of a
+        network that attends to padding, at the padding of the sample's own window. `mark_BL` is True at marked positions.
 
         Raises RelgradError when the rows are longer than the block size.
         """

@@ -6,7 +6,8 @@
 
 Its special ids are not always relgrad's (MASK = base, PAD = base + 1, CLS = base + 2): the first generators have no CLS, and
 their judges have CLS where the generator has PAD. Embedding rows are moved so that a loaded network speaks relgrad's ids;
-an id that the file does not have gets a row of zeros.
+an id that the file does not have gets a row of zeros. Its networks were trained with padding looked at like any other id, and a
+loaded network goes on so (`attends_padding`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ SWITCHES = {
     "add_sampler_head": ("start_sampler_iteration", "sampler_min_neighbors_ratio"),
 }
 """Parts that this network does not have, with their settings: refused where they are on."""
+PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
+"""What distributed and compiled training write in front of names, in either order."""
 BUFFERS = re.compile(r"\.attn\.bias$|\.rotary_emb\.")
 """The causal mask and the rotary tables, which follow from the configuration."""
 
@@ -133,7 +136,7 @@ def load_checkpoint(path: Path, *, prefer: ModelMode | None = None, meta: Path |
         raise RelgradError(f"{path}: not a checkpoint: model, model_args and config are {kinds}, not mappings")
     state = {}
     for name, value in weights.items():
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
+        name = PREFIX.sub("", name)
         if not isinstance(value, Tensor):
             raise RelgradError(f"{path}: {name} in model is a {type(value).__name__}, not a tensor")
         if not BUFFERS.search(name):
@@ -188,6 +191,7 @@ def _config(
             num_token_classes=len(state["lm_head.weight"]) if mode == "token_classifier" else 1,
             cls_token_id=vocabulary.cls_id if mode == "sequence_scorer" else None,
             critic="critic_head.weight" in state,
+            attends_padding=True,
         )
     except (ValueError, KeyError) as error:
         raise RelgradError(f"{path}: model_args describe no network of this family: {error}") from None

@@ -19,7 +19,7 @@ from relgrad.objectives.divergences import categorical_kl
 class Fills(NamedTuple):
     """N fills of masked positions. All completions of a prompt share its positions: M different ones, the *spots*.
 
-    masked_GL, length_G    the prompts' ids and lengths
+    masked_GL, length_G    the prompts' ids, and how many of them the network looks at
     group_M, position_M    of every spot: its prompt, and where it is
     support_MV             the recorded support at every spot; None where nothing is truncated
     spot_N, token_N        of every fill: its spot, and what was written
@@ -64,7 +64,7 @@ class Filling:
         return hidden_GLH[local_M.to(self.device), position_M.to(self.device)]
 
     def hidden_of(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
-        """[B, L, H]: the network's output for padded texts."""
+        """[B, L, H]: the network's output for padded texts, of each of which it looks at the first `length_B` ids."""
         valid_BL = torch.arange(ids_BL.shape[1])[None] < length_B[:, None]
         return self.model.hidden(ids_BL.to(self.device), valid_BL.to(self.device))
 

@@ -90,6 +90,9 @@ def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
 class FillInPolicy:
     """See the module. Trace: masked_GL, length_G, position_GT (-1: none), token_BT and, truncated, the support.
 
+    `length_G` is how many ids of a prompt the network looks at, in sampling, scoring and learning alike: the text, and, where the
+    network attends to padding, the rest of the sample's own window. It depends on no other prompt.
+
     It is composed of a network and its laws (`filling`), an estimator of log-probabilities (`estimator`) and a keeper of weights
     (`weights`).
     """
@@ -138,6 +141,18 @@ class FillInPolicy:
             )
         return list(ids)
 
+    def read(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor, list[int]]:
+        """(masked ids int64 [G, L], padded; length_G; ids of the text alone) of the prompts."""
+        rows, texts = list[list[int]](), list[int]()
+        for prompt in prompts:
+            ids = self.encode(prompt)
+            texts.append(len(ids))
+            if self.model.config.attends_padding:
+                window = min(prompt.columns.get("width", 0), self.model.config.block_size)
+                ids += [self.vocabulary.pad_id] * (window - len(ids))
+            rows.append(ids)
+        return *pad(rows, self.vocabulary.pad_id), texts
+
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
@@ -145,7 +160,7 @@ class FillInPolicy:
         """See protocols.Policy. One uniform number per (row, decision), drawn up front; one forward pass per prompt."""
         self.model.eval()
         draws = Draws.of(randomness, len(prompts))
-        masked_GL, length_G = pad([self.encode(p) for p in prompts], self.vocabulary.pad_id)
+        masked_GL, length_G, texts = self.read(prompts)
         group_M, position_M = (masked_GL == self.vocabulary.mask_id).nonzero(as_tuple=True)
         count_G = torch.bincount(group_M, minlength=len(prompts))
         width = int(count_G.max())
@@ -169,10 +184,15 @@ class FillInPolicy:
         if support_MV is not None:
             support = tiled.Support.pack(support_MV)
             trace["support_offset"], trace["support_index"] = support.offset_N1.cpu(), support.entry_M.cpu()
-        return self._rollouts(tuple(prompts), token_GKT, logp_GKT, trace)
+        return self._rollouts(tuple(prompts), texts, token_GKT, logp_GKT, trace)
 
     def _rollouts(
-        self, prompts: tuple[Prompt, ...], token_GKT: Tensor, logp_GKT: Tensor, trace: dict[str, Tensor]
+        self,
+        prompts: tuple[Prompt, ...],
+        texts: Sequence[int],
+        token_GKT: Tensor,
+        logp_GKT: Tensor,
+        trace: dict[str, Tensor],
     ) -> Rollouts:
         groups, each, width = token_GKT.shape
         mask_BT = (trace["position_GT"] >= 0).repeat_interleave(each, 0)
@@ -180,7 +200,7 @@ class FillInPolicy:
         filled = fill(trace["masked_GL"], trace["position_GT"], token_GKT)
         outputs = []
         for row, ids in enumerate(filled.flatten(0, 1).tolist()):
-            ids = ids[: int(trace["length_G"][row // each])]
+            ids = ids[: texts[row // each]]
             outputs.append(Output(self.vocabulary.decode(ids), tuple(ids)))
         return Rollouts(
             prompts=prompts,
@@ -207,13 +227,13 @@ class FillInPolicy:
         begun = time.perf_counter()
         self.model.eval()
         repeated = [prompt for prompt in prompts for _ in range(group_size)]
-        start_BL, length_B = pad([self.encode(p) for p in repeated], self.vocabulary.pad_id)
+        start_BL, length_B, lengths = self.read(repeated)
         frames = denoise(
             start_BL, length_B, self.vocabulary.mask_id, self.truncation, self.settings.denoise,
             self.filling.logits, self._wrong, Draws.of(randomness, len(prompts)),
         )  # fmt: skip
         texts = [p.text for p in repeated]
-        films = describe(frames, texts, length_B, self.vocabulary.mask_id, self.vocabulary.decode)
+        films = describe(frames, texts, torch.tensor(lengths), self.vocabulary.mask_id, self.vocabulary.decode)
         seconds = time.perf_counter() - begun
         return [{**one, "seconds": seconds} for one in films]
 
@@ -267,8 +287,11 @@ class FillInPolicy:
                     "(kind masked_text or masked_stream)"
                 )
         draws = Draws.of(randomness, len(examples))
-        ids_BL, length_B = pad([self.encode(e.prompt) for e in examples], self.vocabulary.pad_id)
-        label_BL, _ = pad([e.prompt.columns["label_ids"] for e in examples], IGNORE)
+        ids_BL, length_B, texts = self.read([e.prompt for e in examples])
+        labels = [list(e.prompt.columns["label_ids"]) for e in examples]
+        label_BL, _ = pad(
+            [ids + [IGNORE] * (int(n) - len(ids)) for ids, n in zip(labels, length_B, strict=True)], IGNORE
+        )
         ids_BL, label_BL, length_B = (t.to(self.device) for t in (ids_BL, label_BL, length_B))
         valid_BL = torch.arange(ids_BL.shape[1], device=self.device)[None] < length_B[:, None]
         row_N, column_N = (label_BL != IGNORE).nonzero(as_tuple=True)
@@ -279,7 +302,7 @@ class FillInPolicy:
             logits_NV = self.filling.written(self.model.hidden(ids_BL, valid_BL)[at])
             loss_N = label_smoothing.cross_entropy(logits_NV.log_softmax(-1), label_N, self.settings.label_smoothing)
             if self.settings.mask_ratio_power:
-                ratio_B = (label_BL != IGNORE).sum(-1) / length_B
+                ratio_B = (label_BL != IGNORE).sum(-1) / torch.tensor(texts, device=self.device)
                 loss_N = loss_N * mask_ratio_weight.weights(ratio_B, self.settings.mask_ratio_power)[at[0]]
             loss = loss_N.sum()
             if self.settings.critic_weight and self.model.config.critic:

@@ -12,13 +12,13 @@ from relgrad.core.protocols import Toy
 from relgrad.core.types import Output, Prompt, Rollouts
 from relgrad.laws import categorical, tiled
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
-from relgrad.policies.fill_in.policy import FillInPolicy, ended, pad
+from relgrad.policies.fill_in.policy import FillInPolicy, ended
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.text.vocabulary import Vocabulary
 
 
-def make(**options: Any) -> Callable[[], Toy]:
-    """A constructor of one toy with these settings."""
+def make(*, attends_padding: bool = False, **options: Any) -> Callable[[], Toy]:
+    """A constructor of one toy with these settings. A network that attends to padding is given samples of several widths."""
 
     def build() -> Toy:
         settings = Settings(block_size=8, n_layer=2, n_head=2, n_embd=16, **options)
@@ -26,13 +26,17 @@ def make(**options: Any) -> Callable[[], Toy]:
         sizes = settings.model_dump(include=set(GPTConfig.model_fields))
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = GPT(GPTConfig(vocab_size=vocabulary.size, **sizes))
+            model = GPT(GPTConfig(vocab_size=vocabulary.size, attends_padding=attends_padding, **sizes))
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     torch.nn.init.normal_(parameter, std=0.4)
         policy = FillInPolicy(model, vocabulary, settings)
         policy.freeze_reference()
-        prompts = (Prompt("ab██c", id=0), Prompt("█", id=1), Prompt("b█a█bca█", id=2))
+        widths: list[dict[str, int]] = [{"width": 8}, {"width": 3}, {}] if attends_padding else [{}, {}, {}]
+        texts = ("ab██c", "█", "b█a█bca█")
+        prompts = tuple(
+            Prompt(text, columns, id=i) for i, (text, columns) in enumerate(zip(texts, widths, strict=True))
+        )
         return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
 
     return build
@@ -52,7 +56,7 @@ def reward(output: Output) -> float:
 def enumerate_all(policy: FillInPolicy, prompt: Prompt) -> Rollouts:
     """Every completion with positive probability, scored by one plain forward pass over the prompt alone."""
     ids = policy.encode(prompt)
-    masked_GL, length_G = pad([ids], policy.vocabulary.pad_id)
+    masked_GL, length_G, _ = policy.read([prompt])
     positions = [i for i, v in enumerate(ids) if v == policy.vocabulary.mask_id]
     logits_TV = policy.model.logits(policy.model.hidden(masked_GL)[0, positions])[:, : policy.vocabulary.base]
     support_TV = policy.truncation.support(logits_TV)
@@ -89,5 +93,6 @@ def toys() -> dict[str, Any]:
         "absolute-bias-temperature": make(position_encoding="absolute", bias=True, temperature=0.7),
         "top-p-dropout-configured": make(top_p=0.97, dropout=0.3),
         "top-k-temperature-causal": make(top_k=2, temperature=1.3, attention_type="causal"),
+        "attends-padding": make(attends_padding=True),
         "untempered-scoring": make(temperature=0.8, top_p=0.9, scoring="untempered"),
     }
