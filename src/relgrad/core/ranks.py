@@ -131,16 +131,9 @@ class Ranks:
         """
         if self.alone:
             return
-        owned = list(parameters)
-        present = torch.tensor([p.grad is not None for p in owned], dtype=torch.int64)
-        anywhere = self.sum(present.to(owned[0].device)).tolist()
         bucket: list[torch.nn.Parameter] = []
         entries = 0
-        for parameter, count in zip(owned, anywhere, strict=True):
-            if not count:
-                continue
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in parameters:
             if bucket and (entries + parameter.numel() > BUCKET or parameter.dtype != bucket[0].dtype):
                 self._add(bucket)
                 bucket, entries = [], 0
@@ -150,10 +143,15 @@ class Ranks:
             self._add(bucket)
 
     def _add(self, bucket: list[torch.nn.Parameter]) -> None:
-        gradients = [p.grad for p in bucket if p.grad is not None]
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        """One message: for every parameter whether there is a gradient, then the gradients one after the other."""
+        present_P = torch.tensor([p.grad is not None for p in bucket]).to(bucket[0])
+        flat = torch.cat(
+            [present_P, *(torch.zeros_like(p.flatten()) if p.grad is None else p.grad.flatten() for p in bucket)]
+        )
+        self.sum(flat)
+        present_P, *gradients = flat.split([len(bucket), *(p.numel() for p in bucket)])
+        for parameter, count, gradient in zip(bucket, present_P.tolist(), gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter) if count else None
 
 
 ALONE = Ranks()

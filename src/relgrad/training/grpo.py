@@ -233,7 +233,7 @@ class Grpo:
 
     def _score_columns(self, batch: Batch, rows: Tensor, needs: frozenset[str]) -> tuple[list[Tensor], list[Chunk]]:
         """(log-prob, entropy and KL [B, T] by the current policy, this process's only chunk with its graph)."""
-        columns = [torch.zeros_like(batch.behaviour_logp_BT) for _ in range(3)]
+        columns = torch.zeros(3, *batch.behaviour_logp_BT.shape)
         chunks = list(self._chunks(batch, rows))
         single = len(chunks) == 1
         kept: list[Chunk] = []
@@ -245,7 +245,7 @@ class Grpo:
                     if value is not None:
                         column[cells_N2[:, 0] + offset, cells_N2[:, 1]] = value.detach().float().cpu()
                 kept += [(part, cells_N2, offset, scores)] if single else []
-        return [self.ranks.sum(column) for column in columns], kept
+        return list(self.ranks.sum(columns)), kept
 
     def _chunks(self, batch: Batch, rows: Tensor) -> Iterator[Chunk]:
         """Those of the given rows that are this process's, in pieces that the policy planned, not scored yet."""

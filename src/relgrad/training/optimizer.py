@@ -73,7 +73,7 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 class Optimizer:
     """AdamW over named parameters. `state()` and `restore()` speak in flat dictionaries of tensors, ready for safetensors.
 
-    Where all parameters are on CUDA devices the whole step is one fused kernel. A step asks the device twice: for the norm
+    On the CPU and on CUDA devices the whole step is one fused kernel. A step asks the device twice: for the norm
     of the gradients, which says whether all of them are finite, and for how far the weights moved.
     """
 
@@ -162,9 +162,8 @@ class Optimizer:
 
 
 def fuses(parameters: Iterable[Tensor]) -> bool:
-    """Whether torch's fused AdamW takes all of them: floating-point tensors on CUDA devices. On a CPU it rounds in another order
-    than the plain one, for no gain, so that the plain one stays."""
-    return all(p.is_cuda and p.is_floating_point() for p in parameters)
+    """Whether torch's fused AdamW takes all of them: floating-point tensors on CUDA devices or in the machine's own memory."""
+    return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
 
 
 def require_finite(value: Tensor, name: str, step: int) -> None:
