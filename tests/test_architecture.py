@@ -47,7 +47,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "environments": (*FLOOR, "environments"),
     "judges": JUDGES,
     "rewards": (*JUDGES, "environments", "rewards", "judges.network"),
-    "tasks": (*FLOOR, "text", "environments", "tasks"),
+    "tasks": (*NETWORKS, "environments", "tasks"),
     "baselines": (*POLICIES, "baselines"),
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),

@@ -39,7 +39,7 @@ from relgrad.runs.build import build_rewards
 from relgrad.tasks import masked_text
 from relgrad.tasks._masked_prompt import masked_prompt
 from relgrad.text.corpus import builtin, load_corpus
-from relgrad.text.masking import IGNORE, Random
+from relgrad.text.masking import IGNORE
 from relgrad.text.ngram import NGram
 from relgrad.text.vocabulary import BLANK, Vocabulary
 
@@ -50,7 +50,7 @@ def prompt_of(masked: str, truth: str, vocabulary: Vocabulary = LETTERS, **colum
     """The prompt of a text whose masked positions are written as █; `columns` replace its own."""
     ids, hidden_ids = np.array(vocabulary.encode(truth)), np.array(vocabulary.encode(masked))
     labels = np.where(hidden_ids == vocabulary.mask_id, ids, IGNORE)
-    prompt = masked_prompt(ids, hidden_ids, labels, vocabulary, 3, Random(), len(ids))
+    prompt = masked_prompt(ids, hidden_ids, labels, vocabulary, 3, "random", len(ids))
     return Prompt(prompt.content, {**prompt.columns, **columns}, prompt.id)
 
 
@@ -90,7 +90,7 @@ def test_hidden_counts_masks_and_not_what_a_bert_mask_swapped():
     """Position 1 is swapped for a wrong id and position 4 left as it is: both have labels, neither is a decision."""
     truth, masked = np.array(LETTERS.encode("abcde")), np.array(LETTERS.encode("axc█e"))
     labels = np.array([IGNORE, truth[1], IGNORE, truth[3], truth[4]])
-    prompt = masked_prompt(truth, masked, labels, LETTERS, 0, Random(bert=True), len(truth))
+    prompt = masked_prompt(truth, masked, labels, LETTERS, 0, "random", len(truth))
     (right, wrong) = score(hidden, prompt, outputs_of("axcde", "axcxe"))
     assert (right.value, right.per_decision) == (1, (1,))
     assert (wrong.value, wrong.per_decision) == (0, (0,))

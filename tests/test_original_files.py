@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Example, Output, Prompt
 from relgrad.judges.network import Judge
-from relgrad.networks.diffusion_gpt.original_files import load_batches, load_checkpoint, load_layout
+from relgrad.networks.diffusion_gpt.original_batches import load_batches
+from relgrad.networks.diffusion_gpt.original_files import load_checkpoint, load_layout
 from relgrad.networks.weights.safe_pickle import load_plain, load_tensors
 from relgrad.policies import fill_in
 from relgrad.rewards.judge import as_rollouts

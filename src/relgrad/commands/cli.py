@@ -210,6 +210,23 @@ def audit(
 
 
 @app.command()
+def export(
+    source: Source,
+    file: Annotated[Path, typer.Argument(help="The file to write, for example ckpt.pt.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a fill-in policy as a checkpoint of the diffusion-GPT trainer, for that trainer's own sampler.
+
+    Example: [bold]relgrad export runs/fill out-char-diffusion/ckpt.pt[/bold]
+    """
+    from relgrad.runs.use import export as write
+
+    for note in write(source, file, overrides or []):
+        _say("note", note, style="yellow")
+    print(file)
+
+
+@app.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
     """Write a run's report: one HTML file that needs nothing else.
 

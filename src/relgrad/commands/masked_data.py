@@ -20,10 +20,9 @@ from relgrad.monitor.console import printable
 from relgrad.runs.build import find_recipe
 from relgrad.runs.recipe import load_recipe, parse_recipe
 from relgrad.stages.settings import Stage
-from relgrad.tasks import masked_stream, masked_text
+from relgrad.tasks import masked_batches, masked_stream, masked_text
 from relgrad.text import show, stream
 from relgrad.text.corpus import load_text
-from relgrad.text.masking import IGNORE
 from relgrad.text.sample_file import read
 from relgrad.text.show import Row
 from relgrad.text.vocabulary import FILE, Vocabulary
@@ -135,7 +134,13 @@ def _of_folder(folder: Path, split: stream.Split, limit: int) -> tuple[list[Row]
 
 
 def _of_recipe(source: str, overrides: Sequence[str], split: stream.Split, limit: int) -> tuple[list[Row], Vocabulary]:
-    stage = _masked_stage(source, overrides, kinds=("masked_text", "masked_stream"))
+    stage = _masked_stage(source, overrides, kinds=("masked_text", "masked_stream", "masked_batches"))
+    if stage.task.kind == "masked_batches":
+        batches = masked_batches.load(settings_of(stage.task, masked_batches.Settings, "task"), stage.seed)
+        assert isinstance(batches.train, masked_batches.BatchPrompts)
+        samples = batches.train if split == "train" else batches.validation
+        shown = [samples[i] for i in range(min(limit, len(samples)))]
+        return show.rows_of_prompts(shown, shown[0].columns["width"] if shown else 0), batches.train.vocabulary
     if stage.task.kind == "masked_stream":
         return _of_folder(settings_of(stage.task, masked_stream.Settings, "task").path, split, limit)
     settings = settings_of(stage.task, masked_text.Settings, "task")
@@ -148,9 +153,9 @@ def _of_recipe(source: str, overrides: Sequence[str], split: stream.Split, limit
 
 def _of_original(path: Path, meta: Path | None) -> tuple[list[Row], Vocabulary | None]:
     """Rows of an original batch file; without its vocabulary in the file's own ids."""
-    from relgrad.networks.diffusion_gpt import original_files
+    from relgrad.networks.diffusion_gpt import original_batches, original_files
 
-    tensors, metadata = original_files.load_batches(path)
+    tensors, metadata = original_batches.load_batches(path)
     layout = original_files.load_layout(meta) if meta is not None else None
     rows = []
     for kind in ("masked", "judged"):
@@ -162,9 +167,7 @@ def _of_original(path: Path, meta: Path | None) -> tuple[list[Row], Vocabulary |
         if layout is not None:
             ids_NL = layout.translate(tensors[f"{kind}_ids"], str(path))
             if asked_NL is not None:
-                known = tensors["label_ids"].clamp(min=0)  # any id stands in where nothing is asked
-                asked_NL = layout.translate(known, str(path)).copy()
-                asked_NL[(tensors["label_ids"] == IGNORE).numpy()] = IGNORE
+                asked_NL = original_batches.translate_labels(tensors["label_ids"], layout, str(path))
         for n, ids in enumerate(ids_NL.tolist()):
             length = len(ids)
             while layout is not None and length > 1 and ids[length - 1] == layout.vocabulary.pad_id:

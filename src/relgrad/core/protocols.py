@@ -162,6 +162,15 @@ class CostlyEntropy(Protocol):
 
 
 @runtime_checkable
+class Exported(Protocol):
+    """A policy that can be written in the format of the program that its kind of network comes from."""
+
+    def export(self, file: Path) -> list[str]:
+        """Write the file; returns what a person should know of it. Raises RelgradError for what that program does not have."""
+        ...
+
+
+@runtime_checkable
 class Noted(Protocol):
     """A policy that has something to say at the start of a run (which engine it runs on, and why)."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Exported
 from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir
 from relgrad.core.types import Prompt
@@ -61,6 +62,21 @@ def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
     """
     run = start.parents[2] if start is not None else None
     return linked_rewards(stage.judged_by, stage.reward_seconds, run) if stage.judged_by else None
+
+
+def export(source: str, file: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Write a run's trained policy, or a recipe's untrained one, for the program that its network comes from; returns its notes.
+
+    Raises RelgradError for a kind of policy that has no such format.
+    """
+    stage, start = open_source(source, overrides)
+    policy = build_policy(stage, start)
+    if not isinstance(policy, Exported):
+        raise RelgradError(
+            f"{source}: a policy of kind {stage.policy.kind} is saved in its library's own format already: take the checkpoint's "
+            "folder"
+        )
+    return policy.export(file)
 
 
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:

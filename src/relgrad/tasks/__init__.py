@@ -8,6 +8,7 @@ next_number.py    which number comes next?
 forms.py          web forms to fill in
 masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
+masked_batches.py the same from the batch files of the diffusion-GPT trainer
 
 Files whose name begins with _ are what they share: rows of files, samples of masked text, mixes of masks.
 """

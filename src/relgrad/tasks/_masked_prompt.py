@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from relgrad.core.types import Prompt
-from relgrad.text.masking import Strategy
 from relgrad.text.vocabulary import Vocabulary
 
 
@@ -15,10 +14,13 @@ def masked_prompt(
     labels: np.ndarray,
     vocabulary: Vocabulary,
     index: int,
-    stage: Strategy,
+    strategy: str,
     width: int,
 ) -> Prompt:
-    """One sample, without its padding, as the policy, the rewards and the judge read it; `width`: with it."""
+    """One sample, without its padding, as the policy, the rewards and the judge read it.
+
+    `strategy` is the type of its mask, `width` how many ids it has with its padding.
+    """
     columns = {
         "truth": vocabulary.decode(ids.tolist()),
         "truth_ids": ids.tolist(),
@@ -26,7 +28,7 @@ def masked_prompt(
         "mask_id": vocabulary.mask_id,
         "label_ids": labels.tolist(),
         "mask_ratio": float((masked == vocabulary.mask_id).mean()),
-        "strategy": str(getattr(stage, "type", "")),
+        "strategy": strategy,
         "width": width,
         "vocabulary": vocabulary.fingerprint,
     }

@@ -19,13 +19,13 @@ from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._masked_prompt import masked_prompt
-from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
+from relgrad.text.masking import Line, Random, Span, Sticky
 from relgrad.text.sample_file import SampleFile
 from relgrad.text.stream import Reader, Split
 from relgrad.text.vocabulary import Vocabulary
 
 JUDGED: tuple[Split, ...] = ("held_out", "test")
-STAGES: dict[str, Strategy] = {s.type: s for s in (Random(), Sticky(), Span(), Line())}
+STAGES = tuple(stage.name for stage in (Random(), Sticky(), Span(), Line()))
 
 
 class Settings(Strict):
@@ -95,7 +95,7 @@ class StreamedPrompts(Sequence[Prompt]):
 
 
 def _prompt(file: SampleFile, row: int, vocabulary: Vocabulary, index: int) -> Prompt:
-    stage = STAGES.get(file.strategies[row])
-    if stage is None:
-        raise RelgradError(f"a sample was masked by {file.strategies[row]!r}; known are {', '.join(STAGES)}")
-    return masked_prompt(*file.row(row), vocabulary, index, stage, file.masked_NL.shape[1])
+    strategy = file.strategies[row]
+    if strategy not in STAGES:
+        raise RelgradError(f"a sample was masked by {strategy!r}; known are {', '.join(STAGES)}")
+    return masked_prompt(*file.row(row), vocabulary, index, strategy, file.masked_NL.shape[1])

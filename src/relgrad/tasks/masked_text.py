@@ -110,4 +110,4 @@ class MaskedPrompts(Sequence[Prompt]):
         rng = np.random.default_rng([*self.key, index])
         ids = self.windows.draw(rng)
         masked, labels, stage = mask(ids, self.stages, self.windows.vocabulary, rng)
-        return masked_prompt(ids, masked, labels, self.windows.vocabulary, index, stage, self.windows.length)
+        return masked_prompt(ids, masked, labels, self.windows.vocabulary, index, stage.name, self.windows.length)

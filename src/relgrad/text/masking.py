@@ -26,6 +26,11 @@ class Strategy(Strict):
     weight: float = Field(1.0, gt=0)
     bert: bool = Field(False, description="80 % mask, 10 % a random id, 10 % unchanged")
 
+    @property
+    def name(self) -> str:
+        """The `type` of a built-in mask, or the class's name."""
+        return type(self).__name__.lower()
+
     def choose(self, ids: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
         """bool, shape of `ids`: the hidden positions."""
         raise NotImplementedError

@@ -129,7 +129,8 @@ def no_spread(history: History) -> Warning_ | None:
     elif low is not None and low > max(high or 0.0, now / 2):
         advice = (
             "The prompts are too hard: warm up with a supervised stage, take easier prompts, give partial credit, or "
-            "raise num_generations so that a success falls into the group."
+            "raise num_generations so that a success falls into the group. A policy that writes in several steps writes noise in "
+            "too few of them: raise policy.sampling_steps, with policy.train_steps to train only some."
         )
     else:
         advice = (

@@ -331,6 +331,12 @@ class FillInPolicy:
         self.model.save(Path(folder))
         self.vocabulary.save(Path(folder))
 
+    def export(self, file: Path) -> list[str]:
+        """Write a checkpoint file of the original trainer, see protocols.Exported."""
+        from relgrad.networks.diffusion_gpt.original_export import save_checkpoint
+
+        return save_checkpoint(file, self.model, self.vocabulary)
+
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into this policy's weights. Raises RelgradError for another network or vocabulary."""
         saved = GPT.load(Path(folder))
