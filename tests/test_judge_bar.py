@@ -74,7 +74,10 @@ def test_the_bar_is_checked_before_another_stage_trains(recipe: dict[str, Any], 
     generator = run / "1-sft" / "checkpoints" / "step_000001" / "model.safetensors"
     made = generator.stat().st_mtime_ns
     longer = ["stages.1.sft.steps=2", "stages.3.rewards.0.min_within_group=-1"]
-    with pytest.raises(RelgradError, match=r"2-judge holds a run of another recipe .*sft\.steps: 1 there, 2 now"):
+    with pytest.raises(
+        RelgradError,
+        match=r"2-judge holds a run of another recipe .*sft\.steps: 1 there, 2 now.*--from judge does so and keeps",
+    ):
         run_recipe(parse_recipe(recipe, longer))
     folders = run_recipe(parse_recipe(recipe, longer), redo="judge")
     assert [checkpoint.steps(folder / "checkpoints")[-1] for folder in folders] == [1, 2, 1, 1]

@@ -74,7 +74,7 @@ def test_its_plain_assignments_are_a_recipe(config: Path, caplog: pytest.LogCapt
     assert (grpo.num_generations, grpo.beta, grpo.num_prompts, grpo.steps) == (16, 0.1, 8, 300)
     assert (grpo.lr_scheduler_type, grpo.learning_rate, grpo.min_lr, grpo.decay_steps) == ("cosine", 1e-5, 1e-6, 200)
     assert (stage.checkpoint.every, stage.trackers) == (100, ())
-    assert caplog.messages == ["my_grpo.py: left out, because nothing here depends on them: compile"]
+    assert caplog.messages == ["my_grpo.py: left out, since they change nothing that is trained: compile"]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
             )
     left_out = sorted(name for name in values if name in WITHOUT_COUNTERPART)
     if left_out:
-        logger.warning("%s: left out, because nothing here depends on them: %s", path, ", ".join(left_out))
+        logger.warning("%s: left out, since they change nothing that is trained: %s", path, ", ".join(left_out))
     return recipe_of({name: value for name, value in values.items() if value is not None}, str(path))
 
 

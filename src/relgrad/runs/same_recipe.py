@@ -36,7 +36,7 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
         shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:5])
         raise RelgradError(
             f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over "
-            "with --fresh"
+            f"with --fresh; --from {folder.name.partition('-')[2]} does so and keeps the stages before this one"
         )
 
 
