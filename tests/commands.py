@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
+import forked
 from relgrad.commands.cli import app
 
 
@@ -23,9 +21,7 @@ def relgrad(*arguments: object) -> str:
 
 def relgrad_process(*arguments: object, timeout: float = 900) -> str:
     """The same, in a process of its own."""
-    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", *map(str, arguments)]
-    variables = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "COLUMNS": "200"}
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
+    result = forked.run("relgrad", *arguments, environment={"COLUMNS": "200"}, timeout=timeout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     return result.stdout

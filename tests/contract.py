@@ -6,8 +6,6 @@ Each check takes a fresh toy and raises AssertionError with what it found.
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from scipy.stats import chi2
 from torch import Tensor
 
+import forked
 from enumerated import (
     close,
     enumeration,
@@ -267,7 +266,7 @@ def check_reference(toy: Toy) -> None:
 def check_round_trips(module: str, toys: dict[str, Callable[[], Toy]], folder: Path) -> dict[str, float]:
     """9. Weights and rollouts saved here and loaded in a fresh process score the same: largest difference by toy.
 
-    One process for all toys of a module, since importing the libraries is what takes time.
+    One process for all toys of a module.
     """
     from relgrad.training.kept_experience import save_rollouts
 
@@ -280,8 +279,7 @@ def check_round_trips(module: str, toys: dict[str, Callable[[], Toy]], folder: P
         (folder / name).mkdir(parents=True)
         toy.policy.save(folder / name / "weights")
         save_rollouts(rollouts, folder / name / "rollouts")
-    command = [sys.executable, str(FRESH_PROCESS), module, str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    result = forked.run("python", FRESH_PROCESS, module, folder)
     assert result.returncode == 0, result.stderr[-4000:]
     fresh = load_file(folder / "scores.safetensors")
     return {name: float((fresh[name] - logp_N).abs().max()) for name, logp_N in scores.items()}

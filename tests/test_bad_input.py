@@ -19,7 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 import fill_text
-import killed_run
+import forked
 from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Example, Prompt
@@ -796,7 +796,7 @@ def test_disk_full_in_a_run(recipe: Path, tmp_path: Path):
                  "grpo.learning_rate=0.01", "checkpoint.every=1"]  # fmt: skip
 
     def run(out: Path) -> int | None:
-        process = killed_run.start([*arguments, f"out={out}"], log, out)
+        process = forked.start(["relgrad", *arguments, f"out={out}"], log)
         process.join(1800)
         return process.exitcode
 

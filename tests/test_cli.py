@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import forked
 import relgrad
 from relgrad.commands import doctor
 from relgrad.commands.cli import app
@@ -36,10 +36,8 @@ grpo: {steps: 7, num_prompts: 2, num_generations: 4}
 
 
 def relgrad_cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The real command in a real process, its output wide enough not to wrap."""
-    variables = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=variables, timeout=300)
+    """The command in a process of its own, its output wide enough not to wrap."""
+    return forked.run("relgrad", *arguments, cwd=cwd, environment={"COLUMNS": "200", "NO_COLOR": "1"})
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ import ast
 import importlib
 import importlib.util
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
 import types
 import typing
@@ -28,6 +27,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import contract
+import forked
 import relgrad
 from relgrad.commands.cli import app
 from relgrad.core import registry
@@ -77,14 +77,10 @@ def write_files(page: Path, folder: Path) -> None:
             (folder / title).write_text(content, encoding="utf-8")
 
 
-def run(command: list[str], folder: Path) -> str:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
-    result = subprocess.run(
-        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, f"{command[-1]}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
+def run(command: list[str], folder: Path) -> None:
+    """`relgrad ...` or `python FILE`, in a process of its own."""
+    result = forked.run(*command, cwd=folder, environment={"COLUMNS": "120"})
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
 
 
 # ---------------------------------------------------------------------- code that runs
@@ -96,14 +92,16 @@ def executable(page: Path) -> bool:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if executable(p)], ids=lambda p: p.name)
 def test_a_page_runs_as_it_stands(page: Path, tmp_path: Path) -> None:
-    """Its files are written, its python blocks run as one script and its sh blocks one by one; every run learns."""
+    """Its files are written, its python blocks run as one script and its sh blocks line by line; every run learns."""
     write_files(page, tmp_path)
     script = "\n".join(content for language, info, content in blocks(page) if (language, info) == ("python", "run"))
     if script:
-        run([sys.executable, "-c", script], tmp_path)
+        (tmp_path / "blocks_of_the_page.py").write_text(script, encoding="utf-8")
+        run(["python", "blocks_of_the_page.py"], tmp_path)
     for language, info, content in blocks(page):
         if (language, info) == ("sh", "run"):
-            run(["bash", "-euc", content], tmp_path)
+            for line in content.splitlines():
+                run(shlex.split(line), tmp_path)
     for stage in tmp_path.glob("runs/*/*-grpo"):
         rewards = [json.loads(line)["reward"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
         first, last = sum(rewards[:10]) / 10, sum(rewards[-10:]) / 10

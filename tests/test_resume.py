@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +18,7 @@ from safetensors.torch import load_file
 
 import fill_prompts
 import fill_text
-import killed_run
+import forked
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import finite
 from relgrad.core.types import Example, Prompt
@@ -89,7 +86,8 @@ def write_recipe(folder: Path, every: int, recipe: str = RECIPE) -> Path:
 
 def run(recipe: Path, out: Path, *, last_change: int = 0, seconds: float = 1800) -> int:
     """`relgrad run` in a process of its own, killed at that change to its files or after that time; its exit code."""
-    process = killed_run.start(["run", str(recipe), f"out={out}"], recipe.with_name("log"), out, last_change)
+    command = ["relgrad", "run", str(recipe), f"out={out}"]
+    process = forked.start(command, recipe.with_name("log"), watched=out, last_change=last_change)
     process.join(seconds)
     process.kill()
     process.join()
@@ -143,9 +141,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 def undisturbed(folder: Path, recipe: str) -> Path:
     """The folder of a run that nobody killed, in a process of its own."""
     file = write_recipe(folder, 1, recipe)
-    command = [sys.executable, "-c", "from relgrad.commands.cli import main; main()", "run", str(file), f"out={folder}"]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=variables, check=True, timeout=1800, stdout=subprocess.DEVNULL)
+    forked.run("relgrad", "run", file, f"out={folder}").check_returncode()
     return folder
 
 

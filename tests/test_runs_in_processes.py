@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+import forked
 from test_resume import FILL_RECIPE, RECIPE, assert_same_run, write_recipe
 
 SAME = 1e-4
@@ -27,11 +28,12 @@ def command(recipe: Path, out: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "relgrad", "run", str(recipe), f"out={out}", *arguments]
 
 
-def done(recipe: Path, out: Path, *arguments: str) -> str:
-    """Everything that a run printed, once it has succeeded."""
-    ran = subprocess.run(command(recipe, out, *arguments), capture_output=True, text=True, timeout=600)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout + ran.stderr
+def done(recipe: Path, out: Path, processes: int, *arguments: str) -> str:
+    """Everything that the processes of a run printed, once they have succeeded."""
+    ended = forked.ranks(processes, "relgrad", "run", recipe, f"out={out}", *arguments)
+    for process in ended:
+        assert process.returncode == 0, process.stdout + process.stderr
+    return "".join(process.stdout + process.stderr for process in ended)
 
 
 def figures(stage: Path, steps: int) -> list[dict[str, float]]:
@@ -58,13 +60,13 @@ SLOWER = pytest.param("judge", marks=pytest.mark.slow)
 def test_two_processes_follow_one(name: str, recipes: dict[str, Path], tmp_path: Path):
     """Stage by stage from the same start: what earlier stages differ by, in the last bits, a judge's ranking may magnify."""
     one, two = tmp_path / "one", tmp_path / "two"
-    done(recipes[name], one)
+    done(recipes[name], one, 1)
     stages = sorted(p.name for p in (one / "r").glob("*-*"))
     for number, stage in enumerate(stages):
         shutil.rmtree(two, ignore_errors=True)
         for before in stages[:number]:
             shutil.copytree(one / "r" / before, two / "r" / before)
-        printed = done(recipes[name], two, "--processes", "2")
+        printed = done(recipes[name], two, 2)
         assert printed.count(f"{stage}  step 2/") == 1, "the second process speaks too"
         alike(figures(one / "r" / stage, 10), figures(two / "r" / stage, 10))
         for record, same in zip(first_evaluation(one / "r" / stage), first_evaluation(two / "r" / stage), strict=True):
@@ -117,7 +119,7 @@ def test_one_process_killed_is_one_error_and_the_command_goes_on(
     name: str, rank: int, stage: str, recipes: dict[str, Path], tmp_path: Path
 ):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done(recipes[name], whole, "--processes", "2")
+    done(recipes[name], whole, 2)
     started = subprocess.Popen(
         command(recipes[name], killed, "--processes", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -130,7 +132,7 @@ def test_one_process_killed_is_one_error_and_the_command_goes_on(
     )
     assert errors.count("error") == 1, errors
     assert "Traceback" not in errors
-    done(recipes[name], killed, "--processes", "2")
+    done(recipes[name], killed, 2)
     assert_same_run(killed, whole)
 
 
@@ -139,9 +141,9 @@ def test_another_number_of_processes_goes_on(recipes: dict[str, Path], tmp_path:
     """From a checkpoint of two processes inside a generation batch, replayed groups included, one goes on, and the other way."""
     recipe = recipes["replay"]
     constant = "stages.1.grpo.lr_scheduler_type=constant"
-    for first, then, out in (("2", "1", tmp_path / "a"), ("1", "2", tmp_path / "b")):
-        done(recipe, out, "--processes", first, constant, "stages.1.grpo.steps=9")
-        done(recipe, out, "--processes", then, constant, "stages.1.grpo.steps=12")
+    for first, then, out in ((2, 1, tmp_path / "a"), (1, 2, tmp_path / "b")):
+        done(recipe, out, first, constant, "stages.1.grpo.steps=9")
+        done(recipe, out, then, constant, "stages.1.grpo.steps=12")
     alike(figures(tmp_path / "a" / "r" / "2-grpo", 12), figures(tmp_path / "b" / "r" / "2-grpo", 12))
 
 
@@ -157,9 +159,6 @@ def test_an_error_of_all_is_told_once(tmp_path: Path):
 
 
 def test_a_job_that_has_processes_already_starts_no_more(recipes: dict[str, Path], tmp_path: Path):
-    environment = {**os.environ, "WORLD_SIZE": "2"}
-    ran = subprocess.run(
-        command(recipes["replay"], tmp_path, "--processes", "2"), capture_output=True, text=True, env=environment
-    )
+    ran = forked.run("relgrad", "run", recipes["replay"], "--processes", 2, environment={"WORLD_SIZE": "2"})
     assert ran.returncode == 2
     assert "--processes 2 in a job of WORLD_SIZE=2 processes" in " ".join(ran.stderr.split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import forked
 import two_processes
 from relgrad.core.ranks import ALONE, Ranks
 
@@ -20,35 +20,13 @@ LIMIT = 1e-6
 """Of the gradient's norm. Log-probabilities and their slopes are float32, equal in both; weights and sums are float64."""
 
 
-def started(script: Path, processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """The script, once for every rank, as torchrun would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ, "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(gradients of one process, gradients of two)."""
     file = tmp_path_factory.mktemp("two") / "gradients.safetensors"
-    processes = started(Path(two_processes.__file__), 2, str(file))
-    alone = two_processes.gradients(ALONE)
-    for process in processes:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    return alone, load_file(file)
+    for process in forked.ranks(2, "python", two_processes.__file__, file):
+        assert process.returncode == 0, process.stderr
+    return two_processes.gradients(ALONE), load_file(file)
 
 
 NAMES = [f"{name}/{which}" for name in two_processes.CASES for which in ("fresh", "moved")]
@@ -121,11 +99,16 @@ except ranks.Lost as error:
 
 
 def test_what_three_processes_tell_each_other(tmp_path: Path):
+    """In interpreters of their own, which must also end well when another one is gone."""
     script = tmp_path / "talk.py"
     script.write_text(TALK)
-    outputs = []
-    for process in started(script, 3):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
-        outputs.append(output)
-    assert outputs[0] == outputs[1] == "lost: another process of this job ended\n"
+    command = [sys.executable, script]
+    processes = [
+        subprocess.Popen(
+            command, env={**os.environ, **place}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for place in forked.places(3)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert outputs == [*[("lost: another process of this job ended\n", "")] * 2, ("", "")]
