@@ -305,6 +305,36 @@ def test_killed_between_the_last_evaluation_and_its_checkpoint(
     assert records(folder) == resumed
 
 
+def test_more_steps_go_on_from_the_last_weights_and_not_from_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimizer's state is that of the last step, so are the weights beside it; the folder itself holds the best ones."""
+    (folder,) = run_recipe(recipe(tmp_path, 2, steps=END, every=1, patience=7))
+    assert number(folder, END) == SCORES[BEST]
+    restored, restore = [], checkpoint.restore
+
+    def restore_and_look(path: Path, loop: Any, weights: Any, *rest: Any) -> None:
+        restore(path, loop, weights, *rest)
+        restored.append((loop.step, round(weights.number.item(), 6)))
+
+    monkeypatch.setattr(checkpoint, "restore", restore_and_look)
+    run_recipe(recipe(tmp_path, 2, steps=END + 1, every=1, patience=7))
+    assert restored == [(END, SCORES[END])]
+    assert number(folder, END + 1) == SCORES[END + 1] == max(SCORES)
+    assert not (checkpoint.folder_of(folder / "checkpoints", END + 1) / checkpoint.LAST).exists()
+
+
+def test_best_weights_that_are_damaged_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_at("right after the last evaluation", patch)
+        with pytest.raises(Killed):
+            run_recipe(recipe(tmp_path, 2, every=1, patience=2))
+    best = checkpoint.folder_of(tmp_path / "runs" / "patient" / "1-stage_of_numbers" / "checkpoints", BEST)
+    (best / "number.safetensors").write_bytes(b"")
+    with pytest.raises(RelgradError, match=r"step 2 is damaged: .*number\.safetensors has 0 bytes.* Step 1 is whole"):
+        run_recipe(recipe(tmp_path, 2, every=1, patience=2))
+
+
 def test_patience_needs_something_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(RelgradError, match=r"patience=2 .*evaluation\.every"):
         recipe(tmp_path, 3, patience=2)

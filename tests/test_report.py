@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from relgrad.core.errors import RelgradError
 from relgrad.monitor.report import write_report
 from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
 from relgrad.monitor.report.page import before_after, number, scores_of
@@ -234,7 +235,7 @@ def test_one_stage_alone_and_a_folder_that_is_not_there(tmp_path):
     write_stage(tmp_path / "grpo", "grpo", steps=5)
     assert write_report(tmp_path / "grpo") == tmp_path / "grpo" / "report.html"
     assert [p.name for p in tmp_path.glob("grpo/.*")] == [], "no temporary file stays"
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(RelgradError, match="no run folder"):
         write_report(tmp_path / "nowhere")
 
 

@@ -125,7 +125,8 @@ def assert_same_run(found: Path, expected: Path) -> None:
             if name.name not in (
                 "batch.json",
                 "adapter_config.json",
-            ):  # one has times, peft writes the other in any order
+                "checksums.json",
+            ):  # the first has times, peft writes the second in any order, the third is of them
                 assert (newest / name).read_bytes() == (reference / name).read_bytes(), f"{stage}: {name} differs"
         if (theirs / "audit.json").is_file():
             assert (ours / "audit.json").read_bytes() == (theirs / "audit.json").read_bytes(), f"{stage}: audit differs"
@@ -307,6 +308,27 @@ def test_stopped_after_every_step(build: Callable[[], tuple[Any, Any]], tmp_path
             assert without_times([record.metrics]) == figures[record.step]
         for name, parameter in trained.parameters():
             assert torch.equal(parameter, final[name]), f"resumed after step {step}: {name} differs"
+
+
+def test_going_on_after_an_end_with_better_weights(tmp_path: Path):
+    """The checkpoint holds the weights of step 1 as its result; training goes on from step 3 as if nothing had been kept."""
+    loop, trained = supervised_with_dropout()
+    for _ in range(3):
+        loop.update()
+        checkpoint.save(tmp_path, loop, trained)
+    last = checkpoint.set_aside(tmp_path, trained)
+    trained.load(checkpoint.folder_of(tmp_path, 1))
+    folder = checkpoint.save(tmp_path / "ended", loop, trained, last=last)
+    weights = "adapter_model.safetensors"
+    assert (folder / weights).read_bytes() == (checkpoint.folder_of(tmp_path, 1) / weights).read_bytes()
+    loops = []
+    for start in (folder, checkpoint.folder_of(tmp_path, 3)):
+        loop, trained = supervised_with_dropout()
+        checkpoint.restore(start, loop, trained)
+        loop.update()
+        loops.append([p.detach().clone() for _, p in trained.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*loops, strict=True))
+    assert [p.name for p in tmp_path.glob(".*")] == []
 
 
 def test_dropout_acts_and_follows_the_seed():

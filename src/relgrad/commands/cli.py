@@ -28,7 +28,6 @@ from relgrad.commands.sample_options import with_declared
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe
-    from relgrad.stages.settings import Stage
 
 
 class Commands(TyperGroup):
@@ -108,6 +107,9 @@ def run(
         str | None,
         typer.Option("--from", metavar="STAGE", help="Start over from this stage on, keeping those before it."),
     ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although files that the recipe names have changed.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Share the work among so many processes on this machine.")] = 1,
 ) -> None:
@@ -124,13 +126,14 @@ def run(
 
     resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
     if dry_run:
-        _explain(resolved, fresh, redo)
+        _explain(resolved, fresh, redo, accept_changes)
         return
     if processes > 1:
         again = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
+        again += ["--accept-changes"] if accept_changes else []
         raise typer.Exit(launch(["run", recipe, *(overrides or ()), *again], processes))
     with joined() as ranks:
-        for folder in run_recipe(resolved, fresh=fresh, redo=redo, ranks=ranks):
+        for folder in run_recipe(resolved, fresh=fresh, redo=redo, accept_changes=accept_changes, ranks=ranks):
             print(f"done: {folder}")
 
 
@@ -234,12 +237,7 @@ def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folde
     """
     from relgrad.monitor.report import write_report
 
-    try:
-        print(write_report(folder))
-    except FileNotFoundError as error:  # the report knows nothing of relgrad's own error, which needs torch
-        from relgrad.core.errors import RelgradError
-
-        raise RelgradError(str(error)) from None
+    print(write_report(folder))
 
 
 @app.command()
@@ -371,28 +369,14 @@ def _without_starting_over(arguments: list[str]) -> list[str]:
     return [a for a in kept if a != "--fresh" and not a.startswith("--from=")]
 
 
-def _explain(recipe: Recipe, fresh: bool, redo: str | None) -> None:
+def _explain(recipe: Recipe, fresh: bool, redo: str | None, accept_changes: bool) -> None:
     import yaml
 
-    from relgrad.runs.build import first_to_redo, stage_folders
+    from relgrad.runs.plan import plan
 
-    folders = stage_folders(recipe)
-    first_fresh = 0 if fresh else len(folders) if redo is None else first_to_redo(folders, redo)
-    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
-        print(f"# {_plan(folder, stage, number >= first_fresh)}")
+    for line, stage in zip(plan(recipe, fresh, redo, accept_changes), recipe.stages, strict=True):
+        print(f"# {line}")
         print(yaml.safe_dump(stage.used, sort_keys=False, allow_unicode=True))
-
-
-def _plan(folder: Path, stage: Stage, fresh: bool) -> str:
-    from relgrad.stages.kind import kind_of
-    from relgrad.training.checkpoint import steps
-
-    work = kind_of(stage).describe(stage)
-    saved = steps(folder / "checkpoints")
-    start = f"continuing after step {saved[-1]}" if saved else "from the beginning"
-    if fresh and folder.exists():
-        start = "deleting what is there"
-    return f"{folder}: {work}; {start}"
 
 
 def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> None:

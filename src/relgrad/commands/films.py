@@ -20,7 +20,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import film
 from relgrad.runs.build import is_linked, load_task
-from relgrad.runs.use import open_source, rewards_of
+from relgrad.runs.use import find_source, open_source, rewards_of
 from relgrad.stages.kind import build_policy
 from relgrad.stages.settings import Stage
 
@@ -43,7 +43,7 @@ def shoot(
     prompts, whose films also say what their texts are worth. Raises RelgradError for a policy that cannot be filmed, for an
     option that it does not have, and for `save` without a run folder.
     """
-    chosen = _options_of(open_source(source, overrides)[0].policy.kind, options)
+    chosen = _options_of(find_source(source, overrides)[0].policy.kind, options)
     changed = [f"policy.{k}={v}" for option in chosen for k, v in option.settings(options[option.name]).items()]
     stage, start = open_source(source, [*overrides, *changed])
     if save and start is None:

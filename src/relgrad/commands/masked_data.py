@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relgrad.core import checksums
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import settings_of
 from relgrad.core.types import Prompt
@@ -54,7 +54,7 @@ def prepare(
     vocabulary = task.train.windows.vocabulary
     plan = stream.Plan(
         task=settings.model_dump(mode="json", exclude={"train_size"}),
-        text_sha256=hashlib.sha256(load_text(settings.text).encode()).hexdigest(),
+        text_sha256=checksums.of_text(load_text(settings.text)),
         vocabulary=vocabulary.fingerprint,
         seed=seed,
         length=settings.length,

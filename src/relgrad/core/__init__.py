@@ -10,5 +10,6 @@ settings.py    the base of all settings: unknown keys are errors
 randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
 run_folder.py  the files of a run; no torch
+checksums.py   sizes and digests of files, by which damage and change are noticed; no torch
 allocator.py   freed memory is kept for the next allocation; no torch
 """

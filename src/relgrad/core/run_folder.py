@@ -8,11 +8,15 @@
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
     films.jsonl              one object per text that was written in several steps: step, prompt, frames, final, ids
     audit.json               what a judge stage's audit found
+    fingerprints.json        the files that the recipe names, as they were; see named_files.py
     checkpoints/step_N/      see checkpoint.py
     report.html              see report/
 
+Beside the stages, in `runs/<name>/`: lock.json while the run is written (see lock.py), and the report of them all.
+
 Whole files are written to a neighbour and renamed; lines are appended and flushed. After a kill a torn last line may
-remain: readers skip it, and `rewind` cuts everything after the step that training resumes from.
+remain: readers skip it, and `rewind` cuts everything after the step that training resumes from. Metrics and evaluations are what
+a run goes on by: damage in them is an error. What is only for people is set aside where it is damaged, and the run goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +29,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LINES_BY_STEP = ("metrics.jsonl", "evaluations.jsonl", "warnings.jsonl", "films.jsonl")
+from relgrad.core.errors import RelgradError
+
+RECORDS = ("metrics.jsonl", "evaluations.jsonl")
+"""Lines by step that a run goes on by."""
+FOR_PEOPLE = ("warnings.jsonl", "films.jsonl")
+"""Lines by step that only people read."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -59,14 +68,52 @@ def finite(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; nothing where it is absent; a torn last line is skipped."""
+    """The objects of a JSONL file; nothing where it is absent; a torn last line is skipped.
+
+    Raises RelgradError for a file that cannot be read, naming the line.
+    """
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
+    if path.is_dir():
+        raise RelgradError(f"{path} is a folder, and a file belongs there: move it away")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                record = json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
+                raise RelgradError(f"{path}, line {number} cannot be read: {error}") from None
+            if not isinstance(record, dict):
+                raise RelgradError(f"{path}, line {number}: an object belongs there, and it is {type(record).__name__}")
+            yield record
+
+
+def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The objects of a JSONL file up to a step. Raises RelgradError for a file that cannot be read, or a line without a step."""
+    records = list(read_lines(path))
+    for number, record in enumerate(records, 1):
+        if not isinstance(record.get("step"), int):
+            raise RelgradError(f"{path}, line {number} has no step: {str(record)[:80]}")
+    return [record for record in records if record["step"] <= step]
+
+
+def refuse_folder_of_runs(folder: Path) -> None:
+    """Raise RelgradError where there are runs in the folder, and no stage of its own; it names them."""
+    if any(folder.glob("recipe.yaml")) or any(folder.glob("*/recipe.yaml")):
+        return
+    runs = sorted({path.parents[1] for path in folder.glob("*/*/recipe.yaml")})
+    if runs:
+        others = f" and {len(runs) - 10} others" if len(runs) > 10 else ""
+        raise RelgradError(
+            f"{folder} is a folder of runs, not a run: give one of those in it, {', '.join(map(str, runs[:10]))}{others}"
+        )
+
+
+def step_of_samples(path: Path) -> int | None:
+    """The step that a file of samples is named by; None for a file of another name."""
+    number = path.stem.removeprefix("step_")
+    return int(number) if number.isdecimal() else None
 
 
 class RunDir:
@@ -112,25 +159,58 @@ class RunDir:
         """All objects of a JSONL file in the folder."""
         return list(read_lines(self.root / name))
 
+    def sample_files(self) -> list[tuple[int, Path]]:
+        """(step, file) of all samples, in the order of steps."""
+        named = ((step_of_samples(path), path) for path in (self.root / "samples").glob("step_*.jsonl"))
+        return sorted((step, path) for step, path in named if step is not None)
+
     def samples(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """(step, completions) in the order of steps."""
-        for path in sorted((self.root / "samples").glob("step_*.jsonl")):
-            yield int(path.stem.removeprefix("step_")), list(read_lines(path))
+        for step, path in self.sample_files():
+            yield step, list(read_lines(path))
 
-    def rewind(self, step: int) -> None:
-        """Forget what was written after `step` or only in part, as if the process had stopped right there."""
+    def rewind(self, step: int) -> list[str]:
+        """Forget what was written after `step` or only in part, as if the process had stopped right there.
+
+        What is only for people and cannot be read, or stands in the way, is set aside; gives a sentence for each. Raises
+        RelgradError where metrics or evaluations cannot be read.
+        """
         if not self.writes:
-            return
-        for name in LINES_BY_STEP:
-            path = self.root / name
-            if path.exists():
-                kept = [r for r in read_lines(path) if r["step"] <= step]
-                write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-        for path in (self.root / "samples").glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
+            return []
+        for name in RECORDS:
+            self._rewind_lines(name, step)
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise RelgradError(f"{self.checkpoints} is a file, and a folder belongs there: move it away")
+        notes = [self._set_aside(name) for name in ("environment.json", "report.html") if (self.root / name).is_dir()]
+        for name in FOR_PEOPLE:
+            try:
+                self._rewind_lines(name, step)
+            except RelgradError as error:
+                notes.append(f"{error}; {self._set_aside(name)}")
+        if (self.root / "samples").exists() and not (self.root / "samples").is_dir():
+            notes.append(self._set_aside("samples"))
+        for number, path in self.sample_files():
+            if number > step and path.is_dir():
+                notes.append(self._set_aside(f"samples/{path.name}"))
+            elif number > step:
                 path.unlink()
         for unfinished in (*self.root.glob(".*.tmp"), *self.root.glob("samples/.*.tmp")):
             unfinished.unlink()
+        return notes
+
+    def _rewind_lines(self, name: str, step: int) -> None:
+        path = self.root / name
+        if path.exists():
+            kept = lines_until(path, step)
+            write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+    def _set_aside(self, name: str) -> str:
+        """Give a damaged file, or a folder in the place of a file, another name; a sentence that says so."""
+        path = self.root / name
+        free = (path.with_name(f"{path.name}.damaged{n or ''}") for n in range(1000))
+        aside = next(other for other in free if not other.exists())
+        path.rename(aside)
+        return f"{name} was damaged and is kept as {aside.name}"
 
     def clear(self) -> None:
         """Remove the folder with everything in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +15,25 @@ class Strict(BaseModel):
     """Unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class NamesFiles:
+    """Annotates a setting whose text, or texts, may name a file or folder: then what is in it belongs to the run.
+
+    besides   values that have another meaning
+    or_hub    whether it may also be a name on the hub: then only what looks like a path must exist
+    within    of a folder, the files that count, relative to it; empty: all
+    """
+
+    besides: tuple[str, ...] = ()
+    or_hub: bool = False
+    within: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NamesCode:
+    """Annotates a setting that names Python code of the user's: `place` or `place:name`, a .py file or an importable module."""
 
 
 class Component(BaseModel):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import string
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.causal import load as causal
 from relgrad.networks.weights import device
@@ -30,8 +30,8 @@ class Settings(Strict):
     batch_size  rows of one forward pass; does not change the scores
     """
 
-    model: str
-    tokenizer: str | None = None
+    model: Annotated[str, NamesFiles(or_hub=True)]
+    tokenizer: Annotated[str | None, NamesFiles(or_hub=True)] = None
     label: str | int | None = None
     score: Literal["probability", "logit"] = "probability"
     template: str = "{completion}"

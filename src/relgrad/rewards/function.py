@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import difflib
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesCode, Strict
 
 
 class Settings(Strict):
     """Where the function is."""
 
-    function: str = Field(description="path/to/file.py:name or package.module:name, from the working directory")
+    function: Annotated[str, NamesCode()] = Field(
+        description="path/to/file.py:name or package.module:name, from the working directory"
+    )
     arguments: dict[str, Any] | None = Field(
         None, description="the name is a factory: call it with these to get the function"
     )

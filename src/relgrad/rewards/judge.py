@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Output, Prompt, Rollouts, Score, Stop
 from relgrad.judges.network import Judge, Refilled
 from relgrad.networks.weights import device
@@ -30,7 +30,7 @@ from relgrad.rewards._columns import column
 class Settings(Strict):
     """`judges`: folders of judges, original .pt files, or `stage:LABEL` for the judge of a stage of the same recipe."""
 
-    judges: tuple[str, ...] = Field(min_length=1)
+    judges: Annotated[tuple[str, ...], NamesFiles()] = Field(min_length=1)
     combine: Literal["mean", "min"] = "mean"
     min_within_group: float = Field(0.25, description="least within-group correlation with the truth in the audit")
     require_audit: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.causal import load as causal
 from relgrad.networks.weights import device
@@ -36,11 +36,11 @@ class Settings(Strict):
     batch_size  rows of one forward pass; does not change the scores
     """
 
-    model: str = NGRAM
+    model: Annotated[str, NamesFiles((NGRAM,), or_hub=True)] = NGRAM
     per: Literal["token", "character"] = "token"
     order: int = Field(5, ge=1)
-    text: str = BUILTIN
-    tokenizer: str | None = None
+    text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
+    tokenizer: Annotated[str | None, NamesFiles(or_hub=True)] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_size: int = Field(8, ge=1)
     trust_remote_code: bool = False

@@ -8,6 +8,9 @@ run.py             stages run one after the other, continued where they were sto
 course.py          what happens between the steps: log, warn, evaluate, end, save
 evaluations.py     which part of the task is looked at when, and what is decided by it
 same_recipe.py     whether a run folder holds a run of this recipe
+named_files.py     the files that a recipe names, and whether they are those that a run began with
+lock.py            one run folder, one writer
+plan.py            what a run would do, and what it would refuse
 use.py             what was trained, used: sample, evaluate, audit, demo
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
 environment.py     what a run ran on

@@ -132,8 +132,13 @@ def _trained(recipe: Recipe, folders: Sequence[Path]) -> str:
     return ", ".join(told)
 
 
-def first_to_redo(folders: Sequence[Path], label: str) -> int:
-    """The number of the stage that is called so. Raises RelgradError with those there are."""
+def first_fresh(folders: Sequence[Path], fresh: bool, label: str | None) -> int:
+    """The number of the first stage that starts over: of all, where `fresh`; of the one that `label` calls; or beyond the last.
+
+    Raises RelgradError for a label that no stage has.
+    """
+    if fresh or label is None:
+        return 0 if fresh else len(folders)
     if not any(_is_called(folder, label) for folder in folders):
         raise RelgradError(f"--from {label}: the recipe has no such stage; there are {_labels(folders)}")
     return _number(folders, label)
@@ -190,7 +195,7 @@ def _stage_result(run: Path, label: str) -> Path:
     called_so = [p for p in stages if _is_called(p, label)]
     if not called_so:
         raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {_labels(stages)}")
-    newest = checkpoint.latest(RunDir(called_so[0]).checkpoints)
+    newest = checkpoint.latest_to_use(RunDir(called_so[0]).checkpoints)
     if newest is None:
         raise RelgradError(f"{LINK}{label}: {called_so[0]} has no checkpoint yet; run the recipe up to there")
     return newest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Filmed, Tracker
 from relgrad.core.randomness import generator
@@ -32,7 +34,7 @@ class Course:
         self.total: int = loop_settings(stage).steps
         self.evaluations = Evaluations(stage, task, parts, folder, self.console, ranks)
         self.records = folder.lines("metrics.jsonl")
-        self.warned = {warning["name"] for warning in folder.lines("warnings.jsonl")}
+        self.warned = {warning.get("name") for warning in folder.lines("warnings.jsonl")}
 
     def begin(self, first: int) -> None:
         """Evaluate before the first step, or read what was found then; `first` steps are done already."""
@@ -53,10 +55,10 @@ class Course:
         if evaluated and not last and self.evaluations.settled():
             self.console.note(f"validation score stopped improving: the stage ends after step {step} of {self.total}")
             last = True
-        if last:
-            self._end(step)
         every = self.stage.checkpoint.every
-        if last or evaluated or (every and step % every == 0):
+        if last:
+            self._save(self._end(step))
+        elif evaluated or (every and step % every == 0):
             self._save()
         return last
 
@@ -74,24 +76,28 @@ class Course:
                 self.folder.append("warnings.jsonl", {**vars(warning), "step": step})
                 self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
 
-    def _end(self, step: int) -> None:
-        """Put the weights in place that are kept, then say how good they are."""
-        kept = self._take_best(step)
+    def _end(self, step: int) -> Path | None:
+        """Put the weights in place that are kept, then say how good they are; where the last step's are, if those are others."""
+        kept, last = self._take_best(step)
         self.evaluations.end(step, kept)
         self.parts.finish(self.folder, self.console)
         if self.evaluations.scores(self.evaluations.final):
             self._film(step)
+        return last
 
-    def _take_best(self, step: int) -> int:
-        """The step whose weights are kept: with patience, that of the best evaluation, whose weights are loaded."""
+    def _take_best(self, step: int) -> tuple[int, Path | None]:
+        """(the step whose weights are kept, where those of the last step were set aside): with patience the best are loaded."""
         if self.stage.evaluation.patience is None:
-            return step
-        best = self.evaluations.best([*checkpoint.steps(self.folder.checkpoints), step])
+            return step, None
+        root = self.folder.checkpoints
+        best = self.evaluations.best([*checkpoint.steps(root), step])
         if best is None or best == step:
-            return step
-        self.parts.trained.load(checkpoint.folder_of(self.folder.checkpoints, best))
+            return step, None
+        checkpoint.require_undamaged(checkpoint.folder_of(root, best), trainer=False)
+        last = checkpoint.set_aside(root, self.parts.trained, self.ranks)
+        self.parts.trained.load(checkpoint.folder_of(root, best))
         self.console.note(f"the weights of step {best} scored best and are kept as the result")
-        return best
+        return best, last
 
     def _film(self, step: int) -> None:
         """Policies that write in several steps are filmed doing so, on the same prompts and random numbers every time."""
@@ -103,9 +109,9 @@ class Course:
             for one in film(policy, self.task.test[:FILMED], 1, draw, rewards):
                 self.folder.append("films.jsonl", {"step": step, **one})
 
-    def _save(self) -> None:
+    def _save(self, last: Path | None = None) -> None:
         root = self.folder.checkpoints
-        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners, self.ranks)
+        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners, self.ranks, last)
         best = self.evaluations.best(checkpoint.steps(root))
         if self.ranks.first:
             checkpoint.prune(root, self.stage.checkpoint.keep, best)

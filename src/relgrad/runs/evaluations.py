@@ -11,12 +11,13 @@ say "validation". Every record tells the step whose weights it is about: `weight
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.ranks import Ranks
-from relgrad.core.run_folder import RunDir
+from relgrad.core.run_folder import RunDir, lines_until
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import Evaluation, evaluate
 from relgrad.monitor.console import Console, number
@@ -61,7 +62,7 @@ class Evaluations:
         parts: tuple[Part, ...] = ("test", "validation")
         for part in parts:
             if (records := self._recorded(part)) and self.scores(part):
-                self.start[part] = Evaluation.from_record(records[0])
+                self.start[part] = self._read(records[0])
         if first > 0:
             return False
         due = {self.final, "validation"} if self.settings.patience is not None else {self.final}
@@ -69,6 +70,16 @@ class Evaluations:
             if part in due and self.scores(part):
                 self._evaluate(part, 0, 0)
         return self.scores(self.final)
+
+    def _read(self, record: dict[str, Any]) -> Evaluation:
+        """The evaluation that a record is of. Raises RelgradError for a damaged one."""
+        try:
+            return Evaluation.from_record(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RelgradError(
+                f"{self.folder.root / FILE}: the evaluation of step {record['step']} cannot be read "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     def during(self, step: int, last: bool) -> bool:
         """The evaluation after a step, where one is due; whether it was."""
@@ -126,17 +137,29 @@ class Evaluations:
     def _recorded(self, part: Part) -> list[dict[str, Any]]:
         """The records of this part's prompts, in the order of steps."""
         names, ids = CHOICES if part == self.final == "validation" else (part,), [p.id for p in self.prompts[part]]
-        return [r for r in self.folder.lines(FILE) if r["name"] in names and r["ids"] == ids]
+        return [r for r in records_of(self.folder) if r["name"] in names and r["ids"] == ids]
 
     # ------------------------------------------------------------------ what follows
 
     def settled(self) -> bool:
         """Whether patience is at its end."""
-        return self.ranks.same(checkpoint.settled(choices(self.folder.lines(FILE)), self.settings.patience))
+        return self.ranks.same(checkpoint.settled(choices(records_of(self.folder)), self.settings.patience))
 
     def best(self, steps: Sequence[int]) -> int | None:
         """The step of the best evaluation among these; None where none of them was evaluated."""
         return self.ranks.same(best_of(self.folder, steps))
+
+
+def records_of(folder: RunDir) -> list[dict[str, Any]]:
+    """All evaluations of a stage. Raises RelgradError for a line that lacks what choices are made by."""
+    path = folder.root / FILE
+    records = lines_until(path, sys.maxsize)
+    for line, record in enumerate(records, 1):
+        score = record.get("score", "")
+        whole = isinstance(record.get("name"), str) and isinstance(record.get("ids"), list)
+        if not whole or not (score is None or isinstance(score, (int, float))):
+            raise RelgradError(f"{path}, line {line} is no evaluation: {str(record)[:80]}")
+    return records
 
 
 def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list[dict[str, Any]]:
@@ -152,7 +175,7 @@ def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list
 
 def best_of(folder: RunDir, steps: Sequence[int]) -> int | None:
     """The step, among these, whose weights had the best validation score; None where none of them was evaluated."""
-    return checkpoint.best_step(choices(folder.lines(FILE)), steps)
+    return checkpoint.best_step(choices(records_of(folder)), steps)
 
 
 def finished(folder: RunDir, total: int, patience: int | None) -> bool:
@@ -164,4 +187,4 @@ def finished(folder: RunDir, total: int, patience: int | None) -> bool:
     saved = checkpoint.steps(folder.checkpoints)
     if not saved:
         return False
-    return saved[-1] >= total or checkpoint.settled(choices(folder.lines(FILE), saved[-1]), patience)
+    return saved[-1] >= total or checkpoint.settled(choices(records_of(folder), saved[-1]), patience)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Noted
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
+from relgrad.core.types import StepRecord
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
+from relgrad.runs import named_files
 from relgrad.runs.build import (
-    first_to_redo,
+    first_fresh,
     linked_rewards,
     load_task,
     require_rewards,
@@ -26,6 +29,7 @@ from relgrad.runs.build import (
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
 from relgrad.runs.evaluations import finished
+from relgrad.runs.lock import held
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.same_recipe import require_same_recipe
 from relgrad.runs.tracking import open_trackers
@@ -35,42 +39,82 @@ from relgrad.tasks import Task
 from relgrad.training import checkpoint
 from relgrad.training.grpo import train
 
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+UNWRITABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- running
 
 
-def run_recipe(recipe: Recipe, *, fresh: bool = False, redo: str | None = None, ranks: Ranks = ALONE) -> list[Path]:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    fresh: bool = False,
+    redo: str | None = None,
+    accept_changes: bool = False,
+    ranks: Ranks = ALONE,
+) -> list[Path]:
     """Run every stage of a recipe, each going on from the policy of the one before; finished stages are skipped, others resumed.
 
     `fresh` starts over, `redo` from the stage of that label on, keeping those before it. Every process of `ranks` calls it, and the
-    first one writes. Returns the stage folders. Raises RelgradError when a folder holds a run of another recipe (and is not started
-    over), and for a reward of a later stage that may not serve, as soon as that is known.
+    first one writes. Returns the stage folders. Raises RelgradError when another process writes there; when a folder that is not
+    started over holds a run of another recipe, or one whose files have changed since (unless `accept_changes`); and for a reward of
+    a later stage that may not serve, as soon as that is known.
     """
     keep_freed_memory()
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
-    first_fresh = 0 if fresh else len(folders) if redo is None else first_to_redo(folders, redo)
-    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
-        if number >= first_fresh:
+    anew = first_fresh(folders, fresh, redo)
+    with held([folder.parent for folder in folders], ranks) as require_held:
+        ranks.together(lambda: _require_same(recipe, folders[:anew], accept_changes) if ranks.first else None)
+        for folder in folders[anew:]:
             RunDir(folder, writes=ranks.first).clear()
         ranks.wait()
+        _run_stages(recipe, folders, ranks, require_held)
+    return folders
+
+
+def _require_same(recipe: Recipe, folders: Sequence[Path], accept_changes: bool) -> None:
+    """Raise RelgradError where one of the folders was begun with another recipe or other files. Accepted changes are noted there."""
+    for folder, stage in zip(folders, recipe.stages, strict=False):
         require_same_recipe(folder, stage)
+        if not checkpoint.steps(folder / "checkpoints"):
+            continue
+        if not accept_changes:
+            named_files.require_unchanged(folder, stage)
+        elif changed := named_files.changes(folder, stage):
+            named_files.write(RunDir(folder), stage, changed)
+
+
+def _run_stages(recipe: Recipe, folders: Sequence[Path], ranks: Ranks, require_held: Callable[[], None]) -> None:
     for i, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         before = [folders[j] for j in range(i) if kind_of(recipe.stages[j]).trains_policy]
-        StageRun(stage, folder, before[-1] if before else None, ranks).run()
+        StageRun(stage, folder, before[-1] if before else None, ranks, require_held).run()
         ranks.together(partial(require_rewards, recipe, i))
     if len(folders) > 1 and ranks.first:
-        write_report(folders[0].parent)
-    return folders
+        report(folders[0].parent)
+
+
+def report(folder: Path) -> None:
+    """Write a report and say where it is. One that cannot be written is said so too: it is for people, and ends no run."""
+    try:
+        print(f"report: {write_report(folder)}")
+    except Exception as error:
+        print(
+            f"no report could be written ({type(error).__name__}: {error}); the run itself is complete. `relgrad report {folder}` "
+            "writes one"
+        )
 
 
 class StageRun:
     """One stage of whatever kind, from its settings and folder: builds, resumes, trains, evaluates, saves, reports."""
 
-    def __init__(self, stage: Stage, folder: Path, start: Path | None, ranks: Ranks = ALONE) -> None:
-        self.stage, self.previous, self.ranks = stage, start, ranks
+    def __init__(
+        self, stage: Stage, folder: Path, start: Path | None, ranks: Ranks, require_held: Callable[[], None]
+    ) -> None:
+        self.stage, self.previous, self.ranks, self.require_held = stage, start, ranks, require_held
         self.run_dir = RunDir(folder, writes=ranks.first)
         self.total: int = loop_settings(stage).steps
         self.title = f"{stage.name}/{folder.name}"
@@ -101,38 +145,44 @@ class StageRun:
         if newest is not None:
             checkpoint.restore(newest, parts.loop, parts.trained, parts.learners, self.ranks)
         first = parts.loop.step
-        self.run_dir.rewind(first if newest is not None else -1)
-        self._write_head()
+        set_aside = self.run_dir.rewind(first if newest is not None else -1)
+        self._write_head(begun=newest is not None)
         mirrors = self.stage.trackers if self.ranks.first else ()
         trackers = open_trackers(mirrors, self.run_dir, title=self.title, config=self.stage.used, first_step=first)
         self.ranks.wait()  # from here on the folder holds what happened up to `first`, for everybody
         with trackers, Console(self.title, self.total, first_step=first, figures=parts.figures) as console:
-            for note in parts.policy.notes if isinstance(parts.policy, Noted) else ():
+            for note in (*set_aside, *(parts.policy.notes if isinstance(parts.policy, Noted) else ())):
                 console.note(note)
             if first:
                 console.note(f"resumed after step {first}")
             course = Course(self.stage, task, parts, self.run_dir, (trackers, console), self.ranks)
             course.begin(first)
-            train(parts.loop, course.after)
+            train(parts.loop, partial(self._after, course))
         for rewards in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewards.close()
         self._report()
 
+    def _after(self, course: Course, record: StepRecord) -> bool:
+        self.require_held()
+        return course.after(record)
+
     def _report(self) -> None:
         if self.ranks.first:
-            print(f"report: {write_report(self.run_dir.root)}")
+            report(self.run_dir.root)
 
     def _build(self) -> tuple[Task, StageParts]:
         start = None
         if self.previous is not None:
-            start = checkpoint.latest(RunDir(self.previous).checkpoints)
+            start = checkpoint.latest_to_use(RunDir(self.previous).checkpoints)
             if start is None:
                 raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
         task = load_task(self.stage)
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
         return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
 
-    def _write_head(self) -> None:
+    def _write_head(self, begun: bool) -> None:
         head = yaml.safe_dump(self.stage.used, sort_keys=False, allow_unicode=True)
         self.run_dir.write_text("recipe.yaml", head)
+        if self.ranks.first and not (begun and (self.run_dir.root / named_files.FILE).exists()):
+            named_files.write(self.run_dir, self.stage)
         self.run_dir.write_json("environment.json", capture() | {"processes": self.ranks.size})

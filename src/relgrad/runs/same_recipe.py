@@ -23,12 +23,12 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     yet: whoever mends a recipe that failed at its start just starts again.
     """
     file = folder / "recipe.yaml"
-    if not file.is_file() or not checkpoint.steps(folder / "checkpoints"):
+    if not file.exists() or not checkpoint.steps(folder / "checkpoints"):
         return
     free = {"out", "trackers"}
     if loop_settings(stage).lr_scheduler_type == "constant":
         free.add(f"{kind_of(stage).loop}.steps")
-    here, there = _flat(stage.used), _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+    here, there = _flat(stage.used), _flat(written_recipe(file))
     if here != there:
         there = _flat(_with_defaults(file))
     differing = sorted(key for key in {*here, *there} - free if here.get(key) != there.get(key))
@@ -40,9 +40,24 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
         )
 
 
+def written_recipe(file: Path) -> dict[str, Any]:
+    """What a stage's recipe.yaml says. Raises RelgradError where it cannot be read."""
+    try:
+        written = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RelgradError(
+            f"{file} cannot be read: {' '.join(str(error).split())}. Bring it back from a copy"
+        ) from None
+    if not isinstance(written, dict):
+        raise RelgradError(
+            f"{file} is damaged: a recipe is a mapping of settings, and this is {type(written).__name__}"
+        )
+    return written
+
+
 def _with_defaults(file: Path) -> dict[str, Any]:
     """The settings of a stage's recipe.yaml, with the defaults of those it does not have; as written where it is legal no more."""
-    written: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    written = written_recipe(file)
     try:
         return resolve_stage(parse_recipe(written, source=str(file)).stages[0]).used
     except RelgradError:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Exported
 from relgrad.core.randomness import generator
-from relgrad.core.run_folder import RunDir
+from relgrad.core.run_folder import RunDir, refuse_folder_of_runs
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import Evaluation, as_judged, compare, evaluate
 from relgrad.monitor.report.read import headline
 from relgrad.rewards.combine import RewardSet
+from relgrad.runs import named_files
 from relgrad.runs.build import find_recipe, is_linked, linked_rewards, load_task
 from relgrad.runs.recipe import load_recipe, parse_recipe
 from relgrad.runs.run import run_recipe
+from relgrad.runs.same_recipe import written_recipe
 from relgrad.stages import judge
 from relgrad.stages.kind import build_policy, kind_of
 from relgrad.stages.settings import Stage
@@ -29,18 +29,30 @@ Part = Literal["validation", "test"]
 
 
 def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
-    """A recipe (untrained policy of its last stage), or a run or stage folder (its newest checkpoint)."""
+    """A recipe (untrained policy of its last stage), or a run or stage folder (its newest checkpoint).
+
+    Says so where a run was trained on other files than those that its settings name now.
+    """
+    stage, start = find_source(source, overrides)
+    if start is not None:
+        named_files.warn_of_changes(start.parents[1], stage)
+    return stage, start
+
+
+def find_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
+    """What `open_source` opens, without a word on its files."""
     path = Path(source)
     if not path.is_dir():
         return load_recipe(find_recipe(source), overrides).stages[-1], None
     folders = [path] if (path / "recipe.yaml").is_file() else sorted(p.parent for p in path.glob("*/recipe.yaml"))
     if not folders:
+        refuse_folder_of_runs(path)
         raise RelgradError(f"{source}: neither a recipe nor a run folder (no recipe.yaml in it or one level below)")
     for folder in reversed(folders):
         stage = read_stage(folder, overrides)
         if not kind_of(stage).trains_policy:
             continue
-        newest = checkpoint.latest(RunDir(folder).checkpoints)
+        newest = checkpoint.latest_to_use(RunDir(folder).checkpoints)
         if newest is None:
             raise RelgradError(f"{folder}: no checkpoint yet; run the recipe first")
         return stage, newest
@@ -51,8 +63,8 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 def read_stage(folder: Path, overrides: Sequence[str] = ()) -> Stage:
     """The stage that a stage's folder was made by."""
-    written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return parse_recipe(written, overrides, source=str(folder)).stages[0]
+    file = folder / "recipe.yaml"
+    return parse_recipe(written_recipe(file), overrides, source=str(file)).stages[0]
 
 
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
@@ -169,6 +181,8 @@ def audit(
     """
     stage, start = open_source(generator_source, [])
     folder = Path(source)
+    if folder.is_dir():
+        refuse_folder_of_runs(folder)
     own = read_stage(folder) if (folder / "recipe.yaml").is_file() else None
     return judge.examine(
         folder, own, build_policy(stage, start), load_task(stage), stage.evaluation.seed, out, progress

@@ -23,6 +23,7 @@ from relgrad.stages.examples import Examples
 from relgrad.stages.kind import Display, Kind, Materials, StageParts, build_policy
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
+from relgrad.training import checkpoint
 from relgrad.training.sft import Sft, SftSettings
 
 FILE = "audit.json"
@@ -88,10 +89,15 @@ def examine(
         )
     component = stage.judge if isinstance(stage, Settings) and stage.judge is not None else Component(kind="refill")
     module = registry.find("judges", component.kind)
+    is_checkpoint = (target / checkpoint.SUMS).is_file()
+    if is_checkpoint:
+        checkpoint.require_undamaged(target)
     judge = module.build(settings_of(component, module.Settings, "judge"), 0, policy, start=source)
     figures: dict[str, Any] = judge.audit(task.validation, generator(draw_seed, "audit"), progress)
     target.mkdir(parents=True, exist_ok=True)
     judge.save(target)
+    if is_checkpoint:
+        checkpoint.seal(target)
     if out is None and stage is not None:
         write_json(source / FILE, figures)
     return figures

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import NamesFiles
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_that_fails, task_of
@@ -17,7 +18,9 @@ from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_th
 class Settings(RowSettings):
     """A dataset that the `datasets` library reads; rows to validate and to test by are of other splits, or are split off."""
 
-    path: str = Field(description="a folder (written by save_to_disk, or of data files) or a hub name")
+    path: Annotated[str, NamesFiles(or_hub=True)] = Field(
+        description="a folder (written by save_to_disk, or of data files) or a hub name"
+    )
     config: str | None = Field(None, description="the configuration, where the dataset has several")
     revision: str | None = Field(None, description="a hub commit, tag or branch")
     split: str = "train"

@@ -6,11 +6,12 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import NamesFiles
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_that_fails, task_of
@@ -19,9 +20,11 @@ from relgrad.tasks._rows import HELD_OUT, Parts, RowSettings, prompts_of, row_th
 class Settings(RowSettings):
     """A file of rows; those to validate and to test by come from other files, or are split off the first."""
 
-    path: Path = Field(description=".jsonl, .json (a list of objects), .csv or .parquet")
-    held_out_path: Path | None = Field(None, description="a file to validate by; its prompts are never trained on")
-    test_path: Path | None = Field(
+    path: Annotated[Path, NamesFiles()] = Field(description=".jsonl, .json (a list of objects), .csv or .parquet")
+    held_out_path: Annotated[Path | None, NamesFiles()] = Field(
+        None, description="a file to validate by; its prompts are never trained on"
+    )
+    test_path: Annotated[Path | None, NamesFiles()] = Field(
         None, description="a file to test by; its prompts are neither trained on nor validated by"
     )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Prompt
 from relgrad.networks.diffusion_gpt.original_batches import load_batches, translate_labels
 from relgrad.networks.diffusion_gpt.original_files import META, Layout, load_layout
@@ -27,8 +27,8 @@ from relgrad.text.masking import IGNORE
 class Settings(Strict):
     """`path`: a dataset's folder, a folder of .pt files, or one. `meta`: its meta.pkl or vocabulary.json; null: near `path`."""
 
-    path: Path
-    meta: Path | None = None
+    path: Annotated[Path, NamesFiles()]
+    meta: Annotated[Path | None, NamesFiles()] = None
     held_out_size: int = Field(200, ge=0, description="samples of `val` to validate by, and as many more to test by")
 
 

@@ -11,11 +11,12 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._masked_prompt import masked_prompt
@@ -25,13 +26,15 @@ from relgrad.text.stream import Reader, Split
 from relgrad.text.vocabulary import Vocabulary
 
 JUDGED: tuple[Split, ...] = ("held_out", "test")
+FIXED = ("vocabulary.json", "held_out/000000.safetensors", "train/000000.safetensors")
+"""Files of a folder that stay as they are while more are written; each follows from the text and the settings."""
 STAGES = tuple(stage.name for stage in (Random(), Sticky(), Span(), Line()))
 
 
 class Settings(Strict):
     """`shard` of `shards` reads every `shards`-th file, from number `shard` on; by default all of them."""
 
-    path: Path
+    path: Annotated[Path, NamesFiles(within=FIXED)]
     timeout: float = Field(120.0, gt=0, description="seconds to wait for a file that is not there yet")
     shard: int = Field(0, ge=0)
     shards: int = Field(1, ge=1)

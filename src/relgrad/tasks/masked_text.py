@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Prompt
 from relgrad.tasks import Task
 from relgrad.tasks._masked_prompt import masked_prompt
@@ -27,8 +27,8 @@ HELD_OUT_SEED = 11
 class Settings(Strict):
     """`text` is "builtin" (Python's own help texts) or a file; `stages` are the masks, drawn by their weights, or a mix's name."""
 
-    text: str = BUILTIN
-    symbols: str = Field("char", description="char, byte, or a tokenizer.json")
+    text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
+    symbols: Annotated[str, NamesFiles(("char", "byte"))] = Field("char", description="char, byte, or a tokenizer.json")
     length: int = Field(128, ge=4, description="ids per sample")
     aligned: Literal["line", "window"] = "line"
     stages: tuple[Stage, ...] = Field((Random(),), min_length=1)

@@ -1,26 +1,31 @@
 """Checkpoints: a plain model or adapter folder that its own library loads, with the loop's state beside it.
 
     checkpoints/step_000020/            what the policy's `save` writes (safetensors, configuration, tokenizer)
-    checkpoints/step_000020/trainer/    state.json, optimizer.safetensors, and the generation batch in use, if any
+    checkpoints/step_000020/trainer/    state.json, optimizer.safetensors, the generation batch in use, if any, and checksums.json
+    checkpoints/step_000020/trainer/last/   the weights of the last step, where the folder holds others as the stage's result
 
-A folder is written under another name and renamed when it is complete, so a name that exists is whole. Randomness is a
-function of the counters in state.json (randomness.py); with the batch saved too, a run that was killed anywhere goes on
-bit for bit. Tensors are safetensors, the rest is JSON: nothing read from disk can run code.
+A folder is written under another name and renamed when it is complete. The checksums of its files are written last; by them a
+file that was damaged since is noticed before it is used. Randomness is a function of the counters in state.json (randomness.py);
+with the batch saved too, a run that was killed anywhere goes on bit for bit. Tensors are safetensors, the rest is JSON: nothing
+read from disk can run code.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from relgrad.core import checksums
 from relgrad.core.errors import RelgradError
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import finite, write_json
@@ -28,6 +33,7 @@ from relgrad.training.batch import Batch
 from relgrad.training.grpo import Grpo, Loop
 from relgrad.training.kept_experience import load_parts, save_parts
 
+SUMS, LAST = Path("trainer", "checksums.json"), Path("trainer", "last")
 BATCH_TENSORS = (
     "keep_B", "group_B", "behaviour_logp_BT", "mask_BT", "advantage_B", "reward_B", "advantage_BT", "reference_logp_BT",
     "correction_BT",
@@ -46,62 +52,146 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step_{step:06d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named by."""
+    return int(folder.name.removeprefix("step_"))
+
+
 def steps(root: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
-    found = (p.parent.parent.name for p in root.glob("step_*/trainer/state.json"))
-    return sorted(int(name.removeprefix("step_")) for name in found)
+    complete = (path.parent.parent for path in root.glob("step_*/trainer/state.json"))
+    return sorted(step_of(folder) for folder in complete if re.fullmatch(r"step_\d+", folder.name))
 
 
 def latest(root: Path) -> Path | None:
     """The newest complete checkpoint, or None."""
-    found = steps(root)
-    return folder_of(root, found[-1]) if found else None
+    saved = steps(root)
+    return folder_of(root, saved[-1]) if saved else None
+
+
+def latest_to_use(root: Path) -> Path | None:
+    """The newest complete checkpoint, or None. Raises RelgradError where what is used of it, all but `trainer`, is damaged."""
+    newest = latest(root)
+    if newest is not None:
+        require_undamaged(newest, trainer=False)
+    return newest
+
+
+def damage(folder: Path, *, trainer: bool = True) -> str | None:
+    """What is wrong with a checkpoint; None where nothing is, or where it was saved without checksums."""
+    if not (folder / SUMS).exists():
+        return None
+    try:
+        sums = checksums.read(folder / SUMS)
+    except RelgradError as error:
+        return str(error)
+    return checksums.damage(folder, {n: s for n, s in sums.items() if trainer or not n.startswith("trainer/")})
+
+
+def require_undamaged(folder: Path, *, trainer: bool = True) -> None:
+    """Raise RelgradError where a file of a checkpoint is damaged, naming the newest older one that is whole.
+
+    Without `trainer` what only goes on with training is not looked at.
+    """
+    problem = damage(folder, trainer=trainer)
+    if problem is None:
+        return
+    root = folder.parent
+    older = (folder_of(root, step) for step in reversed(steps(root)) if step < step_of(folder))
+    whole = next((checkpoint for checkpoint in older if damage(checkpoint) is None), None)
+    if whole is None:
+        advice = "There is no older one that is whole: bring the file back from a copy, or start over with --fresh"
+    else:
+        advice = (
+            f"Step {step_of(whole)} is whole: bring the file back from a copy, or move {folder} to another place and start the "
+            f"same command again, which then takes {whole}"
+        )
+    raise RelgradError(f"the checkpoint of step {step_of(folder)} is damaged: {problem}. {advice}")
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a checkpoint as it is now."""
+    checksums.seal(folder, folder / SUMS)
 
 
 def save(
-    root: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights] | None = None, ranks: Ranks = ALONE
+    root: Path,
+    loop: Loop,
+    weights: Weights,
+    learners: Mapping[str, Weights] | None = None,
+    ranks: Ranks = ALONE,
+    last: Path | None = None,
 ) -> Path:
     """Write the loop's checkpoint atomically. Raises RelgradError when it cannot; older checkpoints stay as they are.
 
-    `learners` are rewards that have weights of their own. Every process calls it, and the first one writes.
+    `learners` are rewards that have weights of their own. `last`, from `set_aside`, are the weights of the loop's step, where
+    `weights` are those of a better one: whoever goes on, goes on with them. Every process calls it, and the first one writes.
     """
     target = folder_of(root, loop.step)
-    ranks.together(lambda: _save(root, target, loop, weights, learners or {}, ranks))
+
+    def write() -> None:
+        unfinished = root / f".unfinished_{target.name}"
+        try:
+            _write(unfinished, loop, weights, learners or {}, ranks, last)
+            if ranks.first:
+                _publish(unfinished, target)
+        except Exception as error:  # safetensors reports a full disk with an exception class of its own
+            if ranks.first:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            saved = steps(root)
+            rest = f"the newest complete one is step {saved[-1]}" if saved else "there is no earlier one"
+            raise RelgradError(
+                f"checkpoint of step {loop.step} could not be written to {target}: {error}. {rest}. Free some space (or change "
+                "`out`) and start the same command again"
+            ) from error
+
+    ranks.together(write)
     return target
 
 
-def _save(
-    root: Path, target: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights], ranks: Ranks
+def set_aside(root: Path, weights: Weights, ranks: Ranks = ALONE) -> Path:
+    """Write the weights that are in place to a folder that `save` then takes as its `last`; the folder."""
+    folder = root / ".unfinished_last"
+
+    def write() -> None:
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            weights.save(folder)
+
+    ranks.together(write)
+    return folder
+
+
+def _write(
+    folder: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights], ranks: Ranks, last: Path | None
 ) -> None:
-    unfinished = root / f".unfinished_{target.name}"
-    trainer = unfinished / "trainer"
-    try:
-        if ranks.first:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            trainer.mkdir(parents=True)
-        _save_experience(loop, trainer, ranks)
-        if not ranks.first:
-            return
-        weights.save(unfinished)
-        for name, learner in learners.items():
-            learner.save(trainer / "rewards" / name)
-        save_file(loop.optimizer.state(), trainer / "optimizer.safetensors")
-        write_json(trainer / "state.json", {"counters": loop.counters(), "parameters": _shapes(loop)})
-        for path in unfinished.rglob("*"):
-            _flush(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.rename(unfinished, target)
-        _flush(root)
-    except Exception as error:  # safetensors reports a full disk with an exception class of its own
-        if ranks.first:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        saved = steps(root)
-        rest = f"the newest complete one is step {saved[-1]}" if saved else "there is no earlier one"
-        raise RelgradError(
-            f"checkpoint of step {loop.step} could not be written to {target}: {error}. {rest}. Free some space (or change "
-            "`out`) and start the same command again"
-        ) from error
+    """Fill a new folder with everything a checkpoint has, its checksums last."""
+    trainer = folder / "trainer"
+    if ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)
+        trainer.mkdir(parents=True)
+    _save_experience(loop, trainer, ranks)
+    if not ranks.first:
+        return
+    weights.save(folder)
+    if last is not None:
+        os.rename(last, folder / LAST)
+    for name, learner in learners.items():
+        learner.save(trainer / "rewards" / name)
+    save_file(loop.optimizer.state(), trainer / "optimizer.safetensors")
+    write_json(trainer / "state.json", {"counters": loop.counters(), "parameters": _shapes(loop)})
+    seal(folder)
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Give a finished folder its name, once all of it is on the disk."""
+    for path in folder.rglob("*"):
+        _flush(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.rename(folder, target)
+    _flush(target.parent)
 
 
 def _save_experience(loop: Loop, trainer: Path, ranks: Ranks) -> None:
@@ -124,26 +214,36 @@ def restore(
 ) -> None:
     """Put the loop, its optimizer, batch and weights, and the rewards that learn, where the checkpoint left them.
 
-    Raises RelgradError when the checkpoint belongs to another model, before anything is changed.
+    Raises RelgradError when the checkpoint is damaged or belongs to another model, before anything is changed.
     """
-    state = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
-    own = _shapes(loop)
-    if state["parameters"] != own:
-        differing = sorted(n for n in {*own, *state["parameters"]} if own.get(n) != state["parameters"].get(n))
+    require_undamaged(folder)
+    try:
+        state = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
+        _require_same_model(folder, state["parameters"], _shapes(loop))
+        weights.load(folder / LAST if (folder / LAST).is_dir() else folder)
+        for name, learner in (learners or {}).items():
+            learner.load(folder / "trainer" / "rewards" / name)
+        loop.optimizer.restore(load_file(folder / "trainer" / "optimizer.safetensors"))
+        loop.go_on_from(state["counters"])
+        if isinstance(loop, Grpo):
+            loop.load(folder / "trainer" / "source")
+            batch = folder / "trainer" / "batch"
+            loop.batch = _load_batch(batch, ranks) if batch.is_dir() else None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if (folder / SUMS).exists():
+            raise  # the files are as they were saved
+        raise RelgradError(f"{folder} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _require_same_model(folder: Path, saved: Mapping[str, list[int]], own: Mapping[str, list[int]]) -> None:
+    """Raise RelgradError where the shapes of the saved tensors are not those of the loop's."""
+    if saved != own:
+        differing = sorted(n for n in {*own, *saved} if own.get(n) != saved.get(n))
         name = differing[0]
         raise RelgradError(
             f"{folder}: a checkpoint of another model. {len(differing)} trainable tensors differ, first {name}: saved "
-            f"{state['parameters'].get(name, 'absent')}, here {own.get(name, 'absent')}. Use another `name`, or --fresh"
+            f"{saved.get(name, 'absent')}, here {own.get(name, 'absent')}. Use another `name`, or --fresh"
         )
-    weights.load(folder)
-    for name, learner in (learners or {}).items():
-        learner.load(folder / "trainer" / "rewards" / name)
-    loop.optimizer.restore(load_file(folder / "trainer" / "optimizer.safetensors"))
-    loop.go_on_from(state["counters"])
-    if isinstance(loop, Grpo):
-        loop.load(folder / "trainer" / "source")
-        batch = folder / "trainer" / "batch"
-        loop.batch = _load_batch(batch, ranks) if batch.is_dir() else None
 
 
 def prune(root: Path, keep: int, best: int | None) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesCode, Strict
 from relgrad.objectives.advantages import Scale
 from relgrad.objectives.losses import KlEstimator, LossType
 from relgrad.training.optimizer import OptimizerSettings
@@ -72,7 +72,9 @@ class ObjectiveSettings(Strict):
     """The loss: its surrogate, its divergence term, and the supervised term beside it."""
 
     loss_type: LossType = "dapo"
-    loss: str | None = Field(None, description="a loss of your own in place of `loss_type`: .py file or module")
+    loss: Annotated[str | None, NamesCode()] = Field(
+        None, description="a loss of your own in place of `loss_type`: .py file or module"
+    )
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float | None = Field(None, gt=0)
     delta: float | None = None

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import finite, write_atomic
 from relgrad.monitor.diagnose import diagnose
 from relgrad.monitor.diagnose.history import monitors
@@ -60,12 +61,15 @@ def write_report(run: Path) -> Path:
     """Render `run` (a stage folder, or a run folder with stage folders inside) into its report.html; returns its path.
 
     The file is written atomically, works offline and contains every script it uses. Files that are missing or empty are
-    named on the page. Raises FileNotFoundError where `run` is not a folder.
+    named on the page. Raises RelgradError where `run` is not the folder of a run, or the file cannot be written there.
     """
     run = Path(run)
     stages = [read_stage(folder) for folder in stage_folders(run)]
     path = run / "report.html"
-    write_atomic(path, render(run.resolve().name, stages))
+    try:
+        write_atomic(path, render(run.resolve().name, stages))
+    except OSError as error:
+        raise RelgradError(f"{path} cannot be written: {error}") from error
     return path
 
 

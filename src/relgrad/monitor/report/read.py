@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from relgrad.core.run_folder import RunDir, read_lines
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import RunDir, read_lines, refuse_folder_of_runs
 
 STAGE_FILES = ("metrics.jsonl", "recipe.yaml", "environment.json", "evaluations.jsonl")
 MAX_SAMPLE_STEPS = 40  # steps whose samples the page carries, spread evenly with the first and the last among them
@@ -80,15 +81,17 @@ def headline(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def stage_folders(run: Path) -> list[Path]:
     """The stage folders of a run in the order they were begun; the folder itself where it is a stage (or empty).
 
-    Raises FileNotFoundError where `run` is not a folder.
+    Raises RelgradError where `run` is not a folder, or a folder of runs.
     """
     if not run.is_dir():
-        raise FileNotFoundError(
+        raise RelgradError(
             f"no run folder {str(run)!r}: give the folder of a stage (it has metrics.jsonl) or of a run (it has stages)"
         )
     if _is_stage(run):
         return [run]
     stages = [folder for folder in sorted(run.iterdir()) if folder.is_dir() and _is_stage(folder)]
+    if not stages:
+        refuse_folder_of_runs(run)
     return sorted(stages, key=_begun) or [run]
 
 
@@ -97,7 +100,7 @@ def read_stage(folder: Path) -> StageFiles:
     missing: list[str] = []
     run = RunDir(folder)
     recipe_text = _text(folder / "recipe.yaml", missing)
-    steps = sorted(int(p.stem.removeprefix("step_")) for p in (folder / "samples").glob("step_*.jsonl"))
+    steps = [step for step, _ in run.sample_files()]
     recipe = _recipe(recipe_text, missing)
     films = _films(run, missing)
     absent: list[str] = []
@@ -186,7 +189,7 @@ def _is_stage(folder: Path) -> bool:
 def _begun(folder: Path) -> tuple[float, str]:
     try:
         time = next(read_lines(folder / "metrics.jsonl"), {}).get("time")
-    except json.JSONDecodeError:
+    except RelgradError:
         time = None
     return (float(time) if isinstance(time, (int, float)) else folder.stat().st_mtime, folder.name)
 
@@ -201,7 +204,7 @@ def _text(path: Path, missing: list[str]) -> str:
 def _recipe(text: str, missing: list[str]) -> Mapping[str, Any]:
     try:
         data = yaml.safe_load(text) or {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         data = None
     if isinstance(data, dict):
         return data
@@ -213,7 +216,7 @@ def _object(path: Path, missing: list[str]) -> Mapping[str, Any]:
     text = _text(path, missing)
     try:
         data = json.loads(text or "{}")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         data = None
     if isinstance(data, dict):
         return data
@@ -227,7 +230,7 @@ def _lines(run: RunDir, name: str, missing: list[str]) -> list[dict[str, Any]]:
         return []
     try:
         records = run.lines(name)
-    except json.JSONDecodeError as error:
+    except RelgradError as error:
         missing.append(f"{name} cannot be read: {error}")
         return []
     if not records:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 
 
 class Lora(Strict):
@@ -28,13 +28,13 @@ class Settings(Strict):
     engine                  "auto": shared-prompt engine where the probe passes; "shared" insists on it; "transformers" avoids it
     """
 
-    model: str
-    tokenizer: str | None = None
+    model: Annotated[str, NamesFiles(or_hub=True)]
+    tokenizer: Annotated[str | None, NamesFiles(or_hub=True)] = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     quantize: Literal["4bit", "8bit"] | None = None
     trust_remote_code: bool = False
     lora: Lora | None = None
-    adapter: str | None = None
+    adapter: Annotated[str | None, NamesFiles(or_hub=True)] = None
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)

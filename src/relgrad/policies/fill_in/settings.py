@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.text.corpus import BUILTIN
 
@@ -20,9 +20,9 @@ class Settings(Strict):
     scoring         "law": by what was sampled. "untempered": at temperature 1 over all ids, as the baseline does (a surrogate)
     """
 
-    text: str = BUILTIN
-    symbols: str = "char"
-    checkpoint: str | None = None
+    text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
+    symbols: Annotated[str, NamesFiles(("char", "byte"))] = "char"
+    checkpoint: Annotated[str | None, NamesFiles()] = None
     block_size: int = Field(128, ge=1)
     n_layer: int = Field(4, ge=1)
     n_head: int = Field(4, ge=1)

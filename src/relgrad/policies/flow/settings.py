@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.laws.ctmc import Kernel, Source
 from relgrad.laws.schedule import SchedulerKind
 from relgrad.networks.fsdfm.lora import ATTENTION
+from relgrad.networks.fsdfm.network import SIZES
 from relgrad.networks.fsdfm.published_files import Part
 from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.policies.flow.supervised.flow_matching import DataLoss
@@ -48,11 +49,11 @@ class Settings(Strict):
     few_step          supervised stages distil into a step-conditioned student
     """
 
-    model: str = "small"
+    model: Annotated[str, NamesFiles(tuple(SIZES))] = "small"
     part: Part = "auto"
     network: Network = Network()
-    symbols: str | None = None
-    text: str = BUILTIN
+    symbols: Annotated[str | None, NamesFiles(("ascii", "char", "byte"), or_hub=True)] = None
+    text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
     end_token: str | None = None
     max_completion_length: int = Field(128, ge=1)
     source: Source | None = None

@@ -1,0 +1,214 @@
+"""The files that a recipe names: which they are, whether they are there, and whether they are those that a run began with.
+
+    fingerprints.json   {"files": {"data/rows.jsonl": {"setting": "task.path", "size": …, "sha256": …}, …}, "accepted": […]}
+
+A setting says by its annotation that it names files (core/settings.py: NamesFiles, NamesCode); kinds that are Python files of the
+user's count too. A folder counts with every file in it; the folder of a stage, with those of its newest checkpoint. Beyond 64 MiB a
+fingerprint is of parts of the file (core/checksums.py). Names on the hub, installed packages and what a Python file imports have
+none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sysconfig
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import relgrad
+from relgrad.core import checksums, registry
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import RunDir
+from relgrad.core.settings import Component, NamesCode, NamesFiles, settings_of
+from relgrad.networks.weights.folder import newest
+from relgrad.stages.kind import kind_of, loop_settings
+from relgrad.stages.settings import RewardedStage, Stage
+from relgrad.training import checkpoint
+
+FILE = "fingerprints.json"
+LINK = "stage:"
+SUFFIXES = {
+    ".ckpt", ".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".pt", ".pth", ".safetensors", ".txt",
+}  # fmt: skip
+"""Endings by which a value that could be a name on the hub is taken for a path."""
+Fingerprints = dict[str, dict[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file or folder that a setting names. `needed`: whether a run is refused where it is not there."""
+
+    setting: str
+    path: Path
+    needed: bool = True
+    within: tuple[str, ...] = ()
+
+    def files(self) -> dict[str, Path]:
+        """What is in it, by the name that messages call it; empty where there is nothing."""
+        if self.path.is_file():
+            return {str(self.path): self.path}
+        if self.within:
+            return {str(self.path / name): self.path / name for name in self.within if (self.path / name).is_file()}
+        folder = newest(self.path)
+        inside = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*")) if path.is_file()}
+        counted = (p for p, parts in inside.items() if parts[0] != "trainer" and not any(x[0] == "." for x in parts))
+        return {str(path): path for path in counted}
+
+
+# ---------------------------------------------------------------------- which they are
+
+
+def named_files(stage: Stage) -> list[Named]:
+    """The files and folders that a stage's settings name."""
+    sections: list[tuple[str, Component, str]] = [("policy", stage.policy, "policies"), ("task", stage.task, "tasks")]
+    values = dict(stage)
+    components = kind_of(stage).components
+    sections += [(name, values[name], room) for name, room in components.items() if values[name] is not None]
+    if isinstance(stage, RewardedStage):
+        sections += [(f"rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.rewards)]
+    sections += [(f"evaluation.rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.evaluation.rewards)]
+    named = [*_code("stage", stage.stage), *_marked(loop_settings(stage), kind_of(stage).loop)]
+    for where, component, room in sections:
+        settings = settings_of(component, registry.find(room, component.kind).Settings, where)
+        named += [*_code(f"{where}.kind", component.kind), *_marked(settings, where)]
+    return list({(each.path, each.within): each for each in reversed(named)}.values())[::-1]
+
+
+def _marked(settings: BaseModel, where: str) -> Iterator[Named]:
+    """What the annotated settings of a section name, and of the sections in it."""
+    for name, field in type(settings).model_fields.items():
+        content, setting = dict(settings)[name], f"{where}.{name}"
+        for value in content if isinstance(content, tuple) else (content,):
+            if isinstance(value, BaseModel):
+                yield from _marked(value, setting)
+            for mark in field.metadata:
+                if isinstance(mark, NamesCode) and isinstance(value, str):
+                    yield from _code(setting, value)
+                elif isinstance(mark, NamesFiles) and isinstance(value, (str, Path)):
+                    yield from _file(setting, value, mark)
+
+
+def _file(setting: str, value: str | Path, mark: NamesFiles) -> Iterator[Named]:
+    if str(value) in mark.besides or str(value).startswith(LINK):
+        return
+    path = Path(value).expanduser()
+    like_a_path = str(value).startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES
+    needed = not mark.within and (like_a_path or not mark.or_hub)
+    if needed or path.exists():
+        yield Named(setting, path, needed, mark.within)
+
+
+def _code(setting: str, value: str) -> Iterator[Named]:
+    """The user's own Python file that is named by its path, or as a module; `value` may end with :name."""
+    place = value.rpartition(":")[0] or value
+    if place.endswith(".py"):
+        yield Named(setting, Path(place))
+    elif "." in place or ":" in value:
+        try:
+            spec = importlib.util.find_spec(place)
+        except (ImportError, ValueError):
+            return  # whoever imports it says so
+        installed = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(Path(relgrad.__file__).parent))
+        if spec is not None and spec.has_location and not str(spec.origin).startswith(installed):
+            yield Named(setting, Path(str(spec.origin)))
+
+
+# ---------------------------------------------------------------------- whether they are there, and the same
+
+
+def require_there(stage: Stage) -> None:
+    """Raise RelgradError for a file that is named and not there, or a named checkpoint that is damaged."""
+    for named in named_files(stage):
+        if named.needed and not named.path.exists():
+            raise RelgradError(
+                f"{named.setting}: no file or folder {str(named.path)!r} (working directory {Path.cwd()})"
+            )
+        source = newest(named.path)
+        if (source / checkpoint.SUMS).is_file():
+            checkpoint.require_undamaged(source, trainer=False)
+
+
+def fingerprints(stage: Stage) -> Fingerprints:
+    """Of every file that a stage's settings name. Raises RelgradError for one that cannot be read."""
+    prints: Fingerprints = {}
+    for named in named_files(stage):
+        for name, path in named.files().items():
+            try:
+                prints[name] = {"setting": named.setting, **checksums.of_file(path, pieces=True)}
+            except OSError as error:
+                raise RelgradError(f"{named.setting}: {path} cannot be read: {error}") from None
+    return prints
+
+
+def write(folder: RunDir, stage: Stage, accepted: Mapping[str, str] | None = None) -> None:
+    """Keep the fingerprints of a stage's files in its folder, and which changes of them were accepted."""
+    before = _read(folder.root).get("accepted", []) if accepted is not None else []
+    changes = [{"file": name, "change": change} for name, change in (accepted or {}).items()]
+    folder.write_json(FILE, {"files": fingerprints(stage), "accepted": [*before, *changes]})
+
+
+def changes(folder: Path, stage: Stage) -> dict[str, str]:
+    """{file: what became of it} of those that a stage's settings name and that are not as the run in this folder began with.
+
+    Nothing where the folder holds no fingerprints. Raises RelgradError where these cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return {}
+    before, now = _read(folder)["files"], fingerprints(stage)
+    settings = {each["setting"] for each in now.values()}
+    changed = {}
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if old is not None and new is None and old["setting"] in settings:
+            changed[name] = "is gone"
+        elif new is not None and old is None and any(each["setting"] == new["setting"] for each in before.values()):
+            changed[name] = "is new"
+        elif old is not None and new is not None and {**old, "setting": ""} != {**new, "setting": ""}:
+            sizes = f"{old['size']:,} bytes then, {new['size']:,} now"
+            changed[name] = (
+                f"has changed ({sizes})" if old["size"] != new["size"] else "has changed (as long as before)"
+            )
+    return changed
+
+
+def require_unchanged(folder: Path, stage: Stage) -> None:
+    """Raise RelgradError, naming the files, where the run in this folder began with other ones."""
+    if changed := changes(folder, stage):
+        raise RelgradError(
+            f"{folder}: since this run began, {_sentence(changed)}. What was kept to judge by may be trained on now. Bring "
+            "back what it began with, or give a new run another name (name=...), or go on all the same with --accept-changes"
+        )
+
+
+def warn_of_changes(folder: Path, stage: Stage) -> None:
+    """Say so where files that a stage's settings name are not those that the run in this folder was trained with."""
+    if changed := changes(folder, stage):
+        logger.warning(
+            "%s: since this run began, %s; what is judged by now may have been trained on", folder, _sentence(changed)
+        )
+
+
+def _sentence(changed: Mapping[str, str]) -> str:
+    shown = [f"{name} {change}" for name, change in list(changed.items())[:5]]
+    return "; ".join(shown) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(
+            isinstance(each["setting"], str) and isinstance(each["size"], int) for each in content["files"].values()
+        ):
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise RelgradError(f"{path} cannot be read: bring it back from a copy, or delete it, and changes are not noticed")

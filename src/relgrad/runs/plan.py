@@ -1,0 +1,69 @@
+"""What `relgrad run` would do, without doing it; what it would refuse is refused here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import RunDir
+from relgrad.runs import named_files
+from relgrad.runs.build import first_fresh, stage_folders
+from relgrad.runs.evaluations import finished
+from relgrad.runs.lock import require_free
+from relgrad.runs.recipe import Recipe
+from relgrad.runs.same_recipe import require_same_recipe
+from relgrad.stages.kind import kind_of, loop_settings
+from relgrad.stages.settings import Stage
+from relgrad.training import checkpoint
+
+
+def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_changes: bool = False) -> list[str]:
+    """One line for every stage of a resolved recipe, for the arguments of run_recipe: where, what, and from where it goes on.
+
+    Raises RelgradError for a folder that cannot be written, is written by another run, holds another recipe's or was begun with
+    other files; for a damaged checkpoint to go on from; and for files that the recipe names and that are not there.
+    Changes nothing.
+    """
+    folders = stage_folders(recipe)
+    for run in dict.fromkeys(folder.parent for folder in folders):
+        require_writable(run)
+        require_free(run)
+    anew = first_fresh(folders, fresh, redo)
+    lines = []
+    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
+        require_writable(folder)
+        named_files.require_there(stage)
+        if number >= anew:
+            start = "deleting what is there" if folder.exists() else "from the beginning"
+        else:
+            require_same_recipe(folder, stage)
+            start = _start(folder, stage, accept_changes)
+        lines.append(f"{folder}: {kind_of(stage).describe(stage)}; {start}")
+    return lines
+
+
+def _start(folder: Path, stage: Stage, accept_changes: bool) -> str:
+    newest = checkpoint.latest(folder / "checkpoints")
+    if newest is None:
+        return "from the beginning"
+    if not accept_changes:
+        named_files.require_unchanged(folder, stage)
+    if finished(RunDir(folder), loop_settings(stage).steps, stage.evaluation.patience):
+        return f"finished before, after step {checkpoint.step_of(newest)}"
+    checkpoint.require_undamaged(newest)
+    return f"continuing after step {checkpoint.step_of(newest)}"
+
+
+def require_writable(folder: Path) -> None:
+    """Raise RelgradError where no folder can be made or written at this path."""
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
+        raise RelgradError(f"{folder} cannot be written: {error}. Set `out` and `name` to another folder") from None
+    if not there.is_dir():
+        raise RelgradError(f"{folder} cannot be written: {there} is a file. Set `out` and `name` to another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RelgradError(
+            f"{folder} cannot be written: no permission for {there}. Set `out` and `name` to another folder"
+        )
