@@ -331,7 +331,7 @@ def test_best_weights_that_are_damaged_are_not_taken(tmp_path: Path, monkeypatch
             run_recipe(recipe(tmp_path, 2, every=1, patience=2))
     best = checkpoint.folder_of(tmp_path / "runs" / "patient" / "1-stage_of_numbers" / "checkpoints", BEST)
     (best / "number.safetensors").write_bytes(b"")
-    with pytest.raises(RelgradError, match=r"step 2 is damaged: .*number\.safetensors has 0 bytes.* Step 1 is whole"):
+    with pytest.raises(RelgradError, match=r"step 2 is damaged: .*number\.safetensors has 0 bytes.* Step 3 is whole"):
         run_recipe(recipe(tmp_path, 2, every=1, patience=2))
 
 

@@ -23,9 +23,10 @@ from relgrad.commands.cli import app
 from relgrad.core import checksums
 from relgrad.core.errors import RelgradError
 from relgrad.core.ranks import ALONE, Ranks
+from relgrad.core.run_folder import RunDir
 from relgrad.monitor.report import write_report
 from relgrad.runs import lock, named_files
-from relgrad.runs.build import resolve
+from relgrad.runs.build import RECIPES, resolve
 from relgrad.runs.lock import Lock, held, machine
 from relgrad.runs.plan import plan
 from relgrad.runs.recipe import Recipe, load_recipe, parse_recipe
@@ -36,8 +37,8 @@ from relgrad.training import checkpoint
 RUN = Path("runs", "r")
 STAGE = RUN / "1-grpo"
 REWARD = """
-def long(completions, **columns):
-    return [float(len(text)) for text in completions]
+def vowels(completions, **columns):
+    return [float(sum(text.count(v) for v in "aeiou")) for text in completions]
 """
 
 
@@ -47,8 +48,11 @@ def recipe(steps: int = 2, **changes: Any) -> Recipe:
         {
             "name": "r",
             "policy": {"kind": "fill_in", "text": "text.txt", "block_size": 16, "n_layer": 1, "n_head": 2, "n_embd": 16},
-            "task": {"kind": "masked_text", "text": "text.txt", "length": 16, "aligned": "window", "held_out_size": 4},
-            "rewards": [{"kind": "hidden"}, {"kind": "function", "function": "my_reward.py:long", "weight": 0}],
+            "task": {
+                "kind": "masked_text", "text": "text.txt", "length": 16, "aligned": "window", "held_out_size": 4,
+                "held_out_fraction": 0.3,
+            },
+            "rewards": [{"kind": "hidden"}, {"kind": "function", "function": "my_reward.py:vowels"}],
             "grpo": {
                 "steps": steps, "num_prompts": 2, "num_generations": 2, "num_iterations": 2, "learning_rate": 0.01,
                 "lr_scheduler_type": "constant",
@@ -328,10 +332,10 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_the_older_one_named(copie
         COMMANDS["sample"]()
     newest.rename("elsewhere")
     COMMANDS["resume"]()
-    assert checkpoint.steps(STAGE / "checkpoints") == [2, 3]
-    for step in (2, 3):
+    assert checkpoint.steps(STAGE / "checkpoints") == [1, 2, 3]
+    for step in (1, 2, 3):
         empty(checkpoint.folder_of(STAGE / "checkpoints", step) / "trainer" / "state.json")
-    with pytest.raises(RelgradError, match=r"state\.json has 0 bytes.*no older one that is whole: .*--fresh"):
+    with pytest.raises(RelgradError, match=r"state\.json has 0 bytes.*No other one is whole: .*--fresh"):
         run_recipe(recipe(4))
 
 
@@ -391,7 +395,7 @@ def test_an_audited_judge_in_a_stage_is_whole(tmp_path: Path) -> None:
 
 def edit(file: str) -> None:
     path = Path(file)
-    path.write_text(path.read_text().replace("cat", "cow").replace("float", "int"))
+    path.write_text(path.read_text().replace("cat", "act").replace("float", "int"))
 
 
 @pytest.mark.parametrize("file", ["text.txt", "my_reward.py"])
@@ -420,10 +424,32 @@ def test_going_on_with_a_file_that_changed_is_refused(
     assert json.loads((STAGE / named_files.FILE).read_text())["accepted"] == []
 
 
+def test_files_that_come_and_go_in_a_folder_are_changes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a model's folder that is gone: its name may be one on the hub."""
+    files = [
+        named_files.Named("task.path", Path("data")),
+        named_files.Named("policy.model", Path("org/model"), needed=False),
+    ]
+    monkeypatch.setattr(named_files, "named_files", lambda stage: files)
+    for name in ("data/a", "data/b", "org/model/weights"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    stage = recipe().stages[0]
+    named_files.write(RunDir(STAGE), stage)
+    assert named_files.changes(STAGE, stage) == {}
+    shutil.rmtree("org")
+    Path("data/a").rename("data/c")
+    assert named_files.changes(STAGE, stage) == {
+        "data/a": "is gone",
+        "data/c": "is new",
+        "org/model/weights": "is gone",
+    }
+
+
 def test_another_file_in_an_override_is_no_change(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy("text.txt", "other.txt")
     with caplog.at_level(logging.WARNING):
-        evaluate_run(str(RUN), None, ["task.text=other.txt"])
+        evaluate_run(str(RUN), None, ["task.text=other.txt", "policy.text=other.txt"])
     assert caplog.records == []
 
 
@@ -451,7 +477,7 @@ def test_which_files_a_recipe_names(copied: Path) -> None:
         "policy": {"kind": "autoregressive", "model": "model", "tokenizer": "org/tokenizer"},
         "task": {"kind": "file", "path": "rows.jsonl", "test_path": "test.jsonl"},
         "rewards": [
-            {"kind": "function", "function": "own_reward:long", "name": "a"},
+            {"kind": "function", "function": "own_reward:vowels", "name": "a"},
             {"kind": "function", "function": "math:sqrt", "name": "b"},
             {"kind": "judge", "judges": ["judged"]},
         ],
@@ -478,7 +504,7 @@ def test_large_files_are_known_by_their_parts(tmp_path: Path, monkeypatch: pytes
     file.write_bytes(bytes(2000))
     whole, parts = checksums.of_file(file), checksums.of_file(file, pieces=True)
     assert (whole["size"], parts["size"], parts["pieces"]) == (2000, 2000, checksums.PIECES)
-    for position, noticed in ((0, True), (1999, True), (15)):
+    for position, noticed in ((0, True), (1999, True), (15, False)):
         changed = bytearray(2000)
         changed[position] = 1
         file.write_bytes(bytes(changed))
@@ -520,17 +546,20 @@ def test_a_dry_run_says_from_where_it_goes_on(copied: Path) -> None:
 )
 def test_a_dry_run_misses_files_that_are_not_there(copied: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RelgradError, match=message):
-        plan(resolve(recipe(name="new", **changes)))
+        plan(recipe(name="new", **changes))
 
 
 def test_built_in_recipes_need_no_file_but_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    from relgrad.runs.build import RECIPES
-
+    missing = {
+        "fsdfm-1.3b": "DFM_checkpoint.pth",
+        "fill-baseline": "runs/fill/1-sft",
+        "forms-flow-baseline": "runs/forms-flow/1-sft",
+    }
     for path in RECIPES.glob("*.yaml"):
         whole = resolve(load_recipe(path))
-        if path.stem == "fsdfm-1.3b":
-            with pytest.raises(RelgradError, match=r"policy\.model: no file or folder 'DFM_checkpoint\.pth'"):
+        if path.stem in missing:
+            with pytest.raises(RelgradError, match=rf"no file or folder '{missing[path.stem]}'"):
                 plan(whole)
         else:
             assert len(plan(whole)) == len(whole.stages)

@@ -86,6 +86,17 @@ def by_name(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def file_of(name: str) -> Path | None:
+    """The file of a module, looked up as `by_name` does, without executing it; None where there is none."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(str(spec.origin)) if spec is not None and spec.has_location else None
+
+
 def _from_file(room: str, path: Path) -> ModuleType:
     """The module of a Python file, which is executed once however often and under whatever path it is named."""
     if not path.is_file():

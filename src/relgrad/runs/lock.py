@@ -175,11 +175,12 @@ class Lock:
 
     def _settled(self) -> str | None:
         """What is in the file, once whoever makes it at this moment has written it."""
-        for _ in range(20):
-            content = self.read()
-            if content is None or _parsed(content):
-                return content
+        content = self.read()
+        for _ in range(10):
+            if content is None or _parsed(content) or self._silent() > 1:
+                break
             time.sleep(0.05)
+            content = self.read()
         return content
 
     def _take_over(self, content: str) -> bool:

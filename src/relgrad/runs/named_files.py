@@ -1,6 +1,7 @@
 """The files that a recipe names: which they are, whether they are there, and whether they are those that a run began with.
 
-    fingerprints.json   {"files": {"data/rows.jsonl": {"setting": "task.path", "size": …, "sha256": …}, …}, "accepted": […]}
+    fingerprints.json   {"files": {"data/rows.jsonl": {"setting": "task.path", "named": "data/rows.jsonl", "size": …, "sha256": …}},
+                         "accepted": [{"file": "data/rows.jsonl", "change": "has changed (as long as before)"}]}
 
 A setting says by its annotation that it names files (core/settings.py: NamesFiles, NamesCode); kinds that are Python files of the
 user's count too. A folder counts with every file in it; the folder of a stage, with those of its newest checkpoint. Beyond 64 MiB a
@@ -10,11 +11,10 @@ none.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,7 @@ def _file(setting: str, value: str | Path, mark: NamesFiles) -> Iterator[Named]:
         return
     path = Path(value).expanduser()
     like_a_path = str(value).startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES
-    needed = not mark.within and (like_a_path or not mark.or_hub)
-    if needed or path.exists():
-        yield Named(setting, path, needed, mark.within)
+    yield Named(setting, path, not mark.within and (like_a_path or not mark.or_hub), mark.within)
 
 
 def _code(setting: str, value: str) -> Iterator[Named]:
@@ -112,13 +110,10 @@ def _code(setting: str, value: str) -> Iterator[Named]:
     if place.endswith(".py"):
         yield Named(setting, Path(place))
     elif "." in place or ":" in value:
-        try:
-            spec = importlib.util.find_spec(place)
-        except (ImportError, ValueError):
-            return  # whoever imports it says so
+        file = registry.file_of(place)
         installed = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(Path(relgrad.__file__).parent))
-        if spec is not None and spec.has_location and not str(spec.origin).startswith(installed):
-            yield Named(setting, Path(str(spec.origin)))
+        if file is not None and not str(file).startswith(installed):
+            yield Named(setting, file)
 
 
 # ---------------------------------------------------------------------- whether they are there, and the same
@@ -138,21 +133,26 @@ def require_there(stage: Stage) -> None:
 
 def fingerprints(stage: Stage) -> Fingerprints:
     """Of every file that a stage's settings name. Raises RelgradError for one that cannot be read."""
+    return _fingerprints(named_files(stage))
+
+
+def _fingerprints(everything: Sequence[Named]) -> Fingerprints:
     prints: Fingerprints = {}
-    for named in named_files(stage):
+    for named in everything:
         for name, path in named.files().items():
             try:
-                prints[name] = {"setting": named.setting, **checksums.of_file(path, pieces=True)}
+                checksum = checksums.of_file(path, pieces=True)
             except OSError as error:
                 raise RelgradError(f"{named.setting}: {path} cannot be read: {error}") from None
+            prints[name] = {"setting": named.setting, "named": str(named.path), **checksum}
     return prints
 
 
 def write(folder: RunDir, stage: Stage, accepted: Mapping[str, str] | None = None) -> None:
     """Keep the fingerprints of a stage's files in its folder, and which changes of them were accepted."""
     before = _read(folder.root).get("accepted", []) if accepted is not None else []
-    changes = [{"file": name, "change": change} for name, change in (accepted or {}).items()]
-    folder.write_json(FILE, {"files": fingerprints(stage), "accepted": [*before, *changes]})
+    added = [{"file": name, "change": change} for name, change in (accepted or {}).items()]
+    folder.write_json(FILE, {"files": fingerprints(stage), "accepted": [*before, *added]})
 
 
 def changes(folder: Path, stage: Stage) -> dict[str, str]:
@@ -162,20 +162,20 @@ def changes(folder: Path, stage: Stage) -> dict[str, str]:
     """
     if not (folder / FILE).exists():
         return {}
-    before, now = _read(folder)["files"], fingerprints(stage)
-    settings = {each["setting"] for each in now.values()}
+    everything = named_files(stage)
+    before, now = _read(folder)["files"], _fingerprints(everything)
+    named_before, named_now = {old["named"] for old in before.values()}, {str(named.path) for named in everything}
     changed = {}
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
-        if old is not None and new is None and old["setting"] in settings:
-            changed[name] = "is gone"
-        elif new is not None and old is None and any(each["setting"] == new["setting"] for each in before.values()):
+        if old is None and new is not None and new["named"] in named_before:
             changed[name] = "is new"
-        elif old is not None and new is not None and {**old, "setting": ""} != {**new, "setting": ""}:
-            sizes = f"{old['size']:,} bytes then, {new['size']:,} now"
-            changed[name] = (
-                f"has changed ({sizes})" if old["size"] != new["size"] else "has changed (as long as before)"
-            )
+        elif old is not None and new is None and old["named"] in named_now:
+            changed[name] = "is gone"
+        elif old is not None and new is not None and old["sha256"] != new["sha256"]:
+            as_long = old["size"] == new["size"]
+            sizes = "as long as before" if as_long else f"{old['size']:,} bytes then, {new['size']:,} now"
+            changed[name] = f"has changed ({sizes})"
     return changed
 
 
@@ -205,9 +205,8 @@ def _read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if all(
-            isinstance(each["setting"], str) and isinstance(each["size"], int) for each in content["files"].values()
-        ):
+        kinds = {"setting": str, "named": str, "sha256": str, "size": int}
+        if all(isinstance(each[key], kind) for each in content["files"].values() for key, kind in kinds.items()):
             return dict(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass

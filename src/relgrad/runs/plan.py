@@ -8,7 +8,7 @@ from pathlib import Path
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
 from relgrad.runs import named_files
-from relgrad.runs.build import first_fresh, stage_folders
+from relgrad.runs.build import first_fresh, resolve, stage_folders
 from relgrad.runs.evaluations import finished
 from relgrad.runs.lock import require_free
 from relgrad.runs.recipe import Recipe
@@ -19,12 +19,13 @@ from relgrad.training import checkpoint
 
 
 def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_changes: bool = False) -> list[str]:
-    """One line for every stage of a resolved recipe, for the arguments of run_recipe: where, what, and from where it goes on.
+    """One line for every stage of a recipe, for the arguments of run_recipe: where, what, and from where it goes on.
 
     Raises RelgradError for a folder that cannot be written, is written by another run, holds another recipe's or was begun with
     other files; for a damaged checkpoint to go on from; and for files that the recipe names and that are not there.
     Changes nothing.
     """
+    recipe = resolve(recipe)
     folders = stage_folders(recipe)
     for run in dict.fromkeys(folder.parent for folder in folders):
         require_writable(run)

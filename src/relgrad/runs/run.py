@@ -77,7 +77,7 @@ def run_recipe(
 
 
 def _require_same(recipe: Recipe, folders: Sequence[Path], accept_changes: bool) -> None:
-    """Raise RelgradError where one of the folders was begun with another recipe or other files. Accepted changes are noted there."""
+    """Raise RelgradError where a folder was begun with another recipe or other files. Accepted changes are noted there."""
     for folder, stage in zip(folders, recipe.stages, strict=False):
         require_same_recipe(folder, stage)
         if not checkpoint.steps(folder / "checkpoints"):

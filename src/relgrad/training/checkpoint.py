@@ -89,7 +89,7 @@ def damage(folder: Path, *, trainer: bool = True) -> str | None:
 
 
 def require_undamaged(folder: Path, *, trainer: bool = True) -> None:
-    """Raise RelgradError where a file of a checkpoint is damaged, naming the newest older one that is whole.
+    """Raise RelgradError where a file of a checkpoint is damaged, naming the newest other one that is whole.
 
     Without `trainer` what only goes on with training is not looked at.
     """
@@ -97,14 +97,14 @@ def require_undamaged(folder: Path, *, trainer: bool = True) -> None:
     if problem is None:
         return
     root = folder.parent
-    older = (folder_of(root, step) for step in reversed(steps(root)) if step < step_of(folder))
-    whole = next((checkpoint for checkpoint in older if damage(checkpoint) is None), None)
+    others = (folder_of(root, step) for step in reversed(steps(root)) if step != step_of(folder))
+    whole = next((checkpoint for checkpoint in others if damage(checkpoint) is None), None)
     if whole is None:
-        advice = "There is no older one that is whole: bring the file back from a copy, or start over with --fresh"
+        advice = "No other one is whole: bring the file back from a copy, or start over with --fresh"
     else:
         advice = (
             f"Step {step_of(whole)} is whole: bring the file back from a copy, or move {folder} to another place and start the "
-            f"same command again, which then takes {whole}"
+            f"same command again, which then goes on with {whole}"
         )
     raise RelgradError(f"the checkpoint of step {step_of(folder)} is damaged: {problem}. {advice}")
 
