@@ -89,7 +89,16 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("rewards.exact.weight=2", r"rewards is a list of 1.*not 'exact'"),
         ("seed.x.y=1", r"seed.*(plain value|valid integer)"),
         ("grpo.steps", r"override 'grpo\.steps': write key\.sub=value, for example grpo\.steps=50"),
-        ("grpo.steps=[1", r"override 'grpo\.steps=\[1': the value is not valid YAML"),
+        ("grpo.steps=[1", r"override 'grpo\.steps=\[1': not valid YAML"),
+        ("name=2024-13-01", r"override 'name=2024-13-01': not valid YAML: month must be in 1\.\.12"),
+        ("task={kind: file, path: 2024}", r"path: Input is not a valid path .*\(received 2024\); .*put the text in quotes"),
+        ("name=2024-12-01", r"name: Input should be a valid string .*put the text in quotes"),
+        (f"grpo.steps={'1' * 5000}", r"override 'grpo\.steps=1{69}': not valid YAML: Exceeds the limit"),
+        ("grpo.steps=" + "[" * 2000, r"not valid YAML: maximum recursion depth"),
+        (f"rewards.{'1' * 5000}.weight=1", r"rewards is a list of 1, so a number below that must follow"),
+        ("rewards.².weight=1", r"rewards is a list of 1, so a number below that must follow, not '²'"),
+        ('policy.model="half \\ud83d"', r"not valid YAML: half a character, '\\ud83d', after 5 others"),
+        ("policy.model=\udcff", r"not valid YAML: unacceptable character #xdcff"),
         ("stages=[1]", r"(stages is a list of mappings|stages: unknown key)"),
         ("grpo.num_generations=1", r"num_generations=1: a group needs at least 2 completions to compare; 8 is usual"),
         ("grpo.learning_rate=0", r"grpo\.learning_rate: Input should be greater than 0 \(received 0\)"),
@@ -105,6 +114,7 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("rewards=[]", r"rewards is empty: a grpo stage needs at least one, for example `rewards: \[\{kind: exact\}\]`"),
         ("task.length=1", r"train_size \+ held_out_size \+ test_size = 50, but there are only 10 strings of 1 digits"),
         ("policy.model=./nowhere", r"model: no folder './nowhere' \(working directory /"),
+        (f"policy.model=tiny:{'1' * 5000}x1", r"tiny:1{5000}x1'"),
         ("policy.model=/no/where.gguf", r"model: no GGUF file '/no/where\.gguf'"),
         ("policy.model=tiny:33x1", r"model 'tiny:33x1': write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32"),
         ("policy.dtype=bfloat16", r"dtype='bfloat16' with full-parameter training.*Use dtype: float32, or.*lora"),
@@ -112,6 +122,7 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("rewards.0={kind: function, function: nothing.py:score}", r"rewards: no file 'nothing\.py' \(working directory"),
         ("rewards.0={kind: function, function: 'math:sqr'}", r"math has no 'sqr'\. Did you mean 'sqrt'\?"),
     ],
+    ids=lambda text: text[:60],
 )  # fmt: skip
 def test_wrong_setting(recipe: Path, override: str, message: str):
     assert re.search(message, refused("run", recipe, override), re.S)
@@ -226,7 +237,21 @@ def test_wrong_data(recipe: Path, tmp_path: Path, rows: list[dict[str, Any]], me
 
 def test_supervised_training_without_the_column(recipe: Path):
     message = refused("run", recipe, "stage=sft", "sft={completion_column: solution}")
-    assert re.search(r"sft: prompt 0 has no text column 'solution'; it has answer, completion\. Set sft", message)
+    assert re.search(r"prompt 0 has no text column 'solution'; it has answer, completion\. Set sft", message)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (("5", "half \ud83d"), r"--prompt number 2 has half a character, '\\ud83d', after 5 others"),
+        (("\udcff",), r"--prompt number 1 has half a character"),
+        (("",), r"--prompt number 1: the prompt is empty text"),
+    ],
+)
+def test_a_prompt_that_is_none(recipe: Path, tmp_path: Path, prompts: tuple[str, ...], message: str):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "1"}\n')
+    task = f"task={{kind: file, path: {tmp_path / 'rows.jsonl'}, held_out_fraction: 0}}"
+    assert re.search(message, refused("sample", recipe, task, *(f"--prompt={text}" for text in prompts)))
 
 
 def test_no_held_out_prompts(recipe: Path):
@@ -399,7 +424,7 @@ def test_a_setting_under_two_names_in_the_file(fill: Path):
     ("content", "message"),
     [
         (None, r"text='.*other\.txt': no such file \(working directory /.*\); or use 'builtin'"),
-        ("Größe".encode("latin1"), r"other\.txt: not UTF-8 text \(.*0xf6 in position 2.*\); convert it"),
+        ("Größe".encode("latin1"), r"other\.txt, line 1: not UTF-8 text \(.*0xf6 in position 2.*\); convert it"),
         (b" \n", r"other\.txt: no text in it \(2 characters\)"),
         (b"a window is longer", r"shorter than one window: .*length=16\. Lower task\.length or give a longer text"),
         ("masks look like █ here".encode(), r"the text holds '█' at 16, which shows masked positions: replace it"),
@@ -462,7 +487,7 @@ def test_several_steps_of_a_policy_that_writes_in_one_go(recipe: Path):
 
 def test_supervised_fill_in_without_the_column(fill: Path):
     message = refused("run", fill, "stage=sft", "sft.completion_column=text")
-    assert re.search(r"sft: prompt \d+ has no text column 'text'; it has .*truth.* Set sft\.completion_column", message)
+    assert re.search(r"prompt \d+ has no text column 'text'; it has .*truth.* Set sft\.completion_column", message)
     assert "no text column 'completion'" in refused("run", fill, "stage=sft")
 
 
@@ -614,10 +639,14 @@ def test_a_file_that_runs_code_when_loaded(fill: Path, tmp_path: Path, nested: b
     [
         (lambda data: data[: len(data) // 2], r"batch\.pt: cut off \(\d+ bytes\).*the end of the archive is missing\. Copy"),
         (lambda data: b"", r"batch\.pt: cut off \(0 bytes.*Copy it again"),
-        (lambda data: b"hello", r"batch\.pt: not a file of tensors"),
+        (lambda data: b"hello", r"batch\.pt is a text file\. inspect-batch shows a recipe.*text=.*batch\.pt"),
+        (lambda data: b"I said: a fox lived at the edge of a wood", r"batch\.pt is a text file"),
+        (lambda data: "Köln, 中文 😀\n".encode() * 1000, r"batch\.pt is a text file"),
+        (lambda data: "Invité à la forêt".encode("latin-1"), r"batch\.pt is a text file"),
+        (lambda data: b"\x89PNG\r\n\x1a\n\0\0", r"batch\.pt: not a file of tensors"),
         (lambda data: data, r"batch\.pt.*: no input and target, or x and y, or input_ids and targets in it; it has z"),
     ],
-    ids=["half", "empty", "text", "other-tensors"],
+    ids=["half", "empty", "text", "text-like-a-pickle", "much-text", "latin-text", "picture", "other-tensors"],
 )  # fmt: skip
 def test_broken_batch_file(tmp_path: Path, change: Callable[[bytes], bytes], message: str):
     file = tmp_path / "batch.pt"

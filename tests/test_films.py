@@ -167,6 +167,29 @@ def test_films_are_kept_in_a_run_and_not_beside_a_recipe(trained: Path, tmp_path
 # ---------------------------------------------------------------------- the terminal
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "RUN", "--steps", "3", "-n", "1"],
+        ["sample", "RUN", "--steps", "3", "-n", "1", "--animate"],
+        ["sample", "RUN", "--prompt", "a█b", "-n", "1"],
+        ["sample", "RUN", "--prompt", "a█b", "-n", "1", "--json"],
+        ["inspect-batch", "RECIPE", "-n", "2"],
+    ],
+    ids=["steps", "animate", "prompt", "json", "inspect-batch"],
+)
+def test_a_terminal_or_pipe_that_is_not_utf8_shows_question_marks(trained: Path, arguments: list[str]) -> None:
+    """As pipes on Windows are. JSON loses nothing: it has escapes for every character."""
+    places = {"RUN": str(trained), "RECIPE": str(next(trained.glob("*/recipe.yaml")))}
+    result = CliRunner(charset="cp1252").invoke(app, [places.get(a, a) for a in arguments], env={"NO_COLOR": "1"})
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+    if "--json" in arguments:
+        assert json.loads(result.stdout)["prompt"] == "a█b"
+    else:
+        assert "?" in result.stdout
+        assert "█" not in result.stdout
+
+
 def film(prompt: str = "a██b█", steps: int = 3, seed: int = 0) -> dict[str, Any]:
     policy: Any = make(denoise={"steps": steps, "start_ratio": 0.75, "end_ratio": 0.5})().policy
     return policy.film([Prompt(prompt)], 1, torch.Generator().manual_seed(seed))[0]

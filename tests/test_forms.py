@@ -399,7 +399,11 @@ def test_what_is_escaped_comes_back(text: str) -> None:
         ("date", "0" * 5000 + "2026-01-01", {}, ""),
         ("date", "202-01-01", {}, "badInput"),
         ("number", "1e999999999", {}, "badInput"),
+        ("number", "1e-" + "9" * 5000, {"min": "0", "max": "3"}, ""),
+        ("number", "1e-" + "9" * 5000, {"min": "1"}, "rangeUnderflow"),
+        ("number", "9" * 5000, {}, "badInput"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_constraints(kind: str, value: str, attributes: dict[str, str], fault: str) -> None:
     assert html_rules.fault(kind, value, attributes) == fault

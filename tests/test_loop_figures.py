@@ -142,7 +142,9 @@ def test_a_prompt_without_the_column_is_named():
     ):
         made.update()
     numbers = [Prompt(p.content, {"completion": p.id}, p.id) for p in DIGITS]
-    with pytest.raises(RelgradError, match=r"has no text column 'completion'; it has completion"):
+    with pytest.raises(
+        RelgradError, match=r"prompt \d+: column 'completion' holds \d+; a target is text, or a list of one"
+    ):
         loop(language_model(), numbers, sft_coef=0.1).update()
 
 

@@ -324,6 +324,31 @@ def test_a_vocabulary_comes_back_from_disk(bpe: Path, tmp_path: Path) -> None:
         Vocabulary.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"kind": "char"}',
+        b'{"kind": "char", "symbols": ["a", "b',
+        b'{"kind": "word", "symbols": [], "tokenizer": ""}',
+        b'{"kind": "char", "symbols": "ab", "tokenizer": ""}',
+        b'{"kind": "char", "symbols": ["ab"], "tokenizer": ""}',
+    ],
+)
+def test_a_broken_vocabulary_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vocabulary.json").write_bytes(content)
+    with pytest.raises(RelgradError, match=r"vocabulary\.json: not a vocabulary"):
+        Vocabulary.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_half_a_character_has_no_ids(kind: str) -> None:
+    with pytest.raises(RelgradError, match=r"a text has half a character, '\\ud83d', after 2 others"):
+        Vocabulary.of(kind, "ab").encode("ab\ud83d")
+
+
 def test_characters_outside_the_vocabulary_are_named() -> None:
     with pytest.raises(RelgradError, match=r"2 characters.*'é' \(U\+00E9\) '☃' \(U\+2603\).*the first at 4"):
         LETTERS.encode("the é and ☃")

@@ -119,6 +119,7 @@ def test_number():
     assert scores(number, gsm8k, ["0.15"], column="f", tolerance=0.05) == [1]
     assert scores(number, gsm8k, ["12345678901234567890", "12345678901234567891"], column="big") == [1, 0]
     assert all(map(math.isnan, scores(number, gsm8k, ["1"], column="text")))
+    assert scores(number, gsm8k, ["9" * 5000, "0" * 5000 + "72", "9" * 1_000_001, "1e999", "1e-999"]) == [0, 1, 0, 0, 0]
 
 
 def test_regex():

@@ -148,8 +148,17 @@ BROKEN = {
         ('{"prompt": ""}', r"row 1: the prompt is empty"),
         ('{"prompt": "a"}', "one distinct prompt cannot be split"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
+        (
+            f'{{"prompt": "a"}}\n{{"prompt": {"9" * 5000}}}',
+            r"line 2: Exceeds the limit .*; write such a number as text",
+        ),
+        ("[" * 100_000, r"line 1: more lists or objects inside of each other than can be read"),
     ],
-    "a.json": [('[{"prompt": "a"},\n}', r"line 2: not valid JSON"), ('{"prompt": "a"}', "holds a list of objects")],
+    "a.json": [
+        ('[{"prompt": "a"},\n}', r"line 2: not valid JSON"),
+        ('{"prompt": "a"}', "holds a list of objects"),
+        (f'[{{"prompt": {"9" * 5000}}}]', r"a\.json: Exceeds the limit .*; write such a number as text"),
+    ],
     "a.csv": [
         ("prompt,answer\na,1\nb\n", r"line 3: not the 2 cells"),
         ("prompt,answer\na,1,2\n", r"line 2: not the 2 cells"),
@@ -161,7 +170,11 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [(n, t, m) for n, cases in BROKEN.items() for t, m in cases])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [(n, t, m) for n, cases in BROKEN.items() for t, m in cases],
+    ids=lambda value: str(value)[:40],
+)
 def test_broken_files_are_one_clear_error(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

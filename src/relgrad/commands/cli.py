@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an unexpected error (with its traceback) or a failed docto
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -31,7 +32,15 @@ if TYPE_CHECKING:
 
 
 class Commands(TyperGroup):
-    """All commands, with one place that turns exceptions into messages and exit codes, and one that reads `--key=value`."""
+    """All commands, with one place for each: exceptions become messages and exit codes, `--key=value` is read, and what the
+    terminal cannot show is replaced.
+    """
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """A terminal or a pipe need not be UTF-8: the characters that it does not have become question marks."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -283,7 +292,7 @@ def prepare(
     if recipe is not None and "=" in recipe:
         settings, recipe = [recipe, *settings], None
     if text is not None:
-        settings.append(f"text={json.dumps(text)}")
+        settings.append(f"text={json.dumps(text, ensure_ascii=False)}")
     bar, wrote = progress(Console(stderr=True))
     with bar:
         plan = fill(
@@ -370,13 +379,12 @@ def _without_starting_over(arguments: list[str]) -> list[str]:
 
 
 def _explain(recipe: Recipe, fresh: bool, redo: str | None, accept_changes: bool) -> None:
-    import yaml
-
     from relgrad.runs.plan import plan
+    from relgrad.runs.yaml_text import write_yaml
 
     for line, stage in zip(plan(recipe, fresh, redo, accept_changes), recipe.stages, strict=True):
         print(f"# {line}")
-        print(yaml.safe_dump(stage.used, sort_keys=False, allow_unicode=True))
+        print(write_yaml(stage.used))
 
 
 def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> None:
@@ -397,7 +405,8 @@ def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> No
 def _print_json(record: dict[str, Any]) -> None:
     from relgrad.core.run_folder import finite
 
-    print(json.dumps(finite(record), ensure_ascii=False), flush=True)
+    readable = str(sys.stdout.encoding).lower().startswith("utf")
+    print(json.dumps(finite(record), ensure_ascii=not readable), flush=True)
 
 
 def _show_sample(record: dict[str, Any]) -> None:

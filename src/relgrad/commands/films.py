@@ -20,7 +20,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.types import Prompt
 from relgrad.evaluation.held_out import film
 from relgrad.runs.build import is_linked, load_task
-from relgrad.runs.use import find_source, open_source, rewards_of
+from relgrad.runs.use import find_source, open_source, own_prompts, rewards_of
 from relgrad.stages.kind import build_policy
 from relgrad.stages.settings import Stage
 
@@ -100,7 +100,7 @@ def _prompts(source: str, stage: Stage, prompts: Sequence[str], written: str | N
         return [Prompt(written)], False
     task = load_task(stage)
     if prompts:
-        return [Prompt(task.ask(text), id=i) for i, text in enumerate(prompts)], False
+        return own_prompts(task, prompts), False
     if not task.test:
         raise RelgradError(f"{source}: the task has no test prompts to write for; give your own with --prompt")
     return task.test[:SHOWN], True

@@ -105,26 +105,23 @@ def _tell(frames: Sequence[Frame], errors: Mapping[int, str]) -> None:
 def _read(plan: str) -> str:
     from relgrad.core.errors import RelgradError
 
-    if plan == "-":
-        return sys.stdin.read()
     try:
-        return Path(plan).read_text(encoding="utf-8")
+        return sys.stdin.read() if plan == "-" else Path(plan).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RelgradError(f"forms watch: cannot read the plan {plan!r}: {error}") from None
 
 
 def _grammar(settings: list[str] | None) -> Grammar:
     """The grammar with these settings. Raises RelgradError for one that is unknown or not legal."""
-    import yaml
-
     from relgrad.core.errors import RelgradError
-    from relgrad.core.settings import Component, settings_of
+    from relgrad.core.settings import checked
     from relgrad.environments.forms.making.grammar import Grammar
+    from relgrad.runs.yaml_text import read_yaml
 
     options = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
         if not equals:
             raise RelgradError(f"forms: {setting!r} is no setting; write KEY=VALUE, for example max_fields=8")
-        options[key] = yaml.safe_load(value)
-    return settings_of(Component(kind="forms", **options), Grammar, "grammar")
+        options[key] = read_yaml(value, f"forms: {setting!r}")
+    return checked(options, Grammar, "grammar")

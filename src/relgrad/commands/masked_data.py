@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import settings_of
 from relgrad.core.types import Prompt
 from relgrad.monitor.console import printable
+from relgrad.networks.weights.safe_pickle import is_text
 from relgrad.runs.build import find_recipe
 from relgrad.runs.recipe import load_recipe, parse_recipe
 from relgrad.stages.settings import Stage
@@ -114,6 +116,12 @@ def rows_of(
         known = meta or (beside if beside.is_file() else None)
         found = show.rows_of_file(read(path)), _vocabulary(known)
     elif path.is_file() and path.suffix not in (".yaml", ".yml"):
+        if is_text(path):
+            raise RelgradError(
+                f"{source} is a text file. inspect-batch shows a recipe (.yaml), a folder that `relgrad prepare` made, one of its "
+                ".safetensors files, or a .pt file of the original trainer. To see masks of this text: "
+                f"`relgrad inspect-batch fill-quick text={shlex.quote(source)}`"
+            )
         found = _of_original(path, meta)
     else:
         found = _of_recipe(source, overrides, split, limit)

@@ -93,7 +93,7 @@ def joined() -> Iterator[Ranks]:
     if met.alone:
         yield met
         return
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if met.first else nowhere):
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(sys.stdout if met.first else nowhere):
         try:
             yield met
         except ranks.Lost:

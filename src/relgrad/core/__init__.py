@@ -7,6 +7,7 @@ options.py     options of `relgrad sample` that only some kinds of policy have; 
 tables.py      tables of several parts as one
 ranks.py       the processes that run one job together
 settings.py    the base of all settings: unknown keys are errors
+whole_text.py  text that a file can hold; no torch
 randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
 run_folder.py  the files of a run; no torch

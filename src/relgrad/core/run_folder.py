@@ -31,6 +31,8 @@ from typing import Any
 
 from relgrad.core.errors import RelgradError
 
+HALVES = "backslashreplace"
+"""Half a character, which UTF-8 does not have, is written as the escape that JSON has for it: no text can end a run."""
 RECORDS = ("metrics.jsonl", "evaluations.jsonl")
 """Lines by step that a run goes on by."""
 FOR_PEOPLE = ("warnings.jsonl", "films.jsonl")
@@ -42,7 +44,7 @@ def write_atomic(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(neighbour, "w", encoding="utf-8") as file:
+        with open(neighbour, "w", encoding="utf-8", errors=HALVES) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -134,7 +136,7 @@ class RunDir:
         if not self.writes:
             return
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / name, "a", encoding="utf-8") as file:
+        with open(self.root / name, "a", encoding="utf-8", errors=HALVES) as file:
             file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:

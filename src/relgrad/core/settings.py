@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -57,10 +61,78 @@ class RewardComponent(Component):
 
 def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:
     """The kind's own Settings from a recipe section; RelgradError names the section on a bad key or value."""
+    return checked(component.options, model, f"{where} (kind {component.kind!r})")
+
+
+def checked(data: Mapping[str, Any], model: type[BaseModel], where: str) -> Any:
+    """Settings from plain data. Raises RelgradError, beginning with `where`, with every problem in one message."""
     try:
-        return model.model_validate(component.options)
+        return model.model_validate(by_field(data, model))
     except ValidationError as error:
-        raise RelgradError(f"{where} (kind {component.kind!r}):\n{explain(error, model)}") from None
+        raise RelgradError(f"{where}:\n{explain(error, model)}") from None
+
+
+# ---------------------------------------------------------------------- numbers or text: the field says
+
+
+class Exponent(float):
+    """A number in exponent notation that stood in YAML without quotes. `text` is how it was written, for fields that hold text."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Exponent:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __deepcopy__(self, memo: object) -> Exponent:
+        return self
+
+
+def by_field(value: Any, annotation: Any) -> Any:
+    """Plain data with every Exponent as its field takes it: as text where that is for text, as a number elsewhere.
+
+    annotation  the type that the value is for; a model for its data
+    """
+    if isinstance(value, Exponent):
+        return value.text if _for_text(annotation) else float(value)
+    if isinstance(value, Mapping):
+        return {key: _inner(inner, str(key), annotation) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [args[0] for kind in _alternatives(annotation) if (args := get_args(kind)) and _is_list(kind)]
+        return [by_field(inner, items[0] if items else Any) for inner in value]
+    return value
+
+
+def _inner(value: Any, key: str, annotation: Any) -> Any:
+    """The value under a key, by the field of this name; as it is where another model will say what the key is for."""
+    kinds = _alternatives(annotation)
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    for model in models:
+        if key in model.model_fields:
+            return by_field(value, model.model_fields[key].annotation)
+    if any(model.model_config.get("extra") == "allow" for model in models):
+        return value
+    values = [get_args(kind)[1] for kind in kinds if get_origin(kind) in (dict, Mapping)]
+    return by_field(value, values[0] if values else Any)
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types of a union, each without its notes; one that is no union stands alone."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple, Sequence)
+
+
+def _for_text(annotation: Any) -> bool:
+    kinds = _alternatives(annotation)
+    return not {int, float} & set(kinds) and any(kind in (str, Path) or get_origin(kind) is Literal for kind in kinds)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -78,6 +150,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             received = "" if isinstance(problem["input"], dict) else f" (received {problem['input']!r})"
+            if problem["type"] in ("string_type", "path_type") and isinstance(problem["input"], (int, float, date)):
+                received += "; YAML reads it so without quotes: put the text in quotes"
             lines.append(f"  {path or 'here'}: {message}{received}")
     return "\n".join(lines)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 Message = Mapping[str, str]
 Stop = Literal["eos", "length", "error"]
+SYSTEM_ROLES = ("system", "developer")
+"""Roles of the one message that says how to answer; some templates call it the developer's."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,6 +22,9 @@ class Settings(Strict):
     where: Literal["first", "last", "only"] = "last"
     tolerance: float = Field(1e-6, ge=0, description="largest absolute difference that counts as equal")
 
+
+_WIDE = Context(Emax=MAX_EMAX, Emin=MIN_EMIN)
+"""For numbers of any length; a difference is right to 28 digits, however long the numbers are."""
 
 _NUMBER = re.compile(
     r"(?<![\w.])"  # not inside a word or another number
@@ -53,7 +56,7 @@ def build(settings: Settings) -> Reward:
         if answer is None:
             return [unscored(f"no number in column {settings.column!r}: {value!r}")] * len(outputs)
         found = (_pick(numbers(output.text), settings.where) for output in outputs)
-        return [Score(float(x is not None and abs(x - answer) <= tolerance)) for x in found]
+        return [Score(float(x is not None and abs(_WIDE.subtract(x, answer)) <= tolerance)) for x in found]
 
     return number
 

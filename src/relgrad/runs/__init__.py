@@ -1,6 +1,7 @@
 """Recipes become runs.
 
 recipe.py          YAML in, typed settings out
+yaml_text.py       YAML as recipes are written: which text is a number
 aliases.py         setting names of the original trainers, and what they are called here
 original_config.py Python configuration files of the diffusion-GPT trainer
 build.py           every part found by its kind, checked, built

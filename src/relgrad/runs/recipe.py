@@ -2,8 +2,9 @@
 
 A recipe is one stage, or a list of `stages` that inherit everything else written at the top. So a stage may carry sections of other
 kinds of stage: they are checked by those kinds' Settings, and left out of its own. Overrides from the command line
-(`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML.
-The names of the originals' configuration files are understood too (aliases.py), and a Python file of theirs (original_config.py).
+(`grpo.learning_rate=1e-4`, `stages.1.grpo.beta=0.01`) are applied before validation; their values are read as YAML, as the file
+is (yaml_text.py). The names of the originals' configuration files are understood too (aliases.py), and a Python file of theirs
+(original_config.py).
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import SerializeAsAny, ValidationError, create_model
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import Strict, explain
+from relgrad.core.settings import Strict, by_field, explain
+from relgrad.core.whole_text import half_character
 from relgrad.runs import aliases, original_config
+from relgrad.runs.yaml_text import read_yaml
 from relgrad.stages.kind import find, kind_of
 from relgrad.stages.settings import Stage
+
+_SHOWN = 80
+"""Characters of an override that an error shows."""
 
 
 class Recipe(Strict):
@@ -41,18 +46,23 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if path.suffix == ".py":
         return parse_recipe({"name": path.stem, **original_config.load(path)}, overrides, source=str(path))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise RelgradError(f"{path}: not valid YAML: {error}") from None
+    raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise RelgradError(f"{path}: a recipe is a mapping of settings, got {type(raw).__name__}")
+    if "name" not in raw and half_character(path.stem):
+        raise RelgradError(
+            f"{path}: the file's name is no UTF-8 text, so it cannot be the run's too: give the recipe a `name`"
+        )
     raw.setdefault("name", path.stem)
     return parse_recipe(raw, overrides, source=str(path))
 
 
 def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
     """A recipe from plain data."""
-    data = _numbers(copy.deepcopy(dict(raw)))
+    data = copy.deepcopy(dict(raw))
     shared_overrides, stage_overrides = _split(overrides)
     bodies = data.pop("stages", None) or [{}]
     if not isinstance(bodies, list) or not all(isinstance(body, dict) for body in bodies):
@@ -86,7 +96,7 @@ def _stage(merged: Mapping[str, Any], kind: str, models: Mapping[str, type[Stage
     """The stage's own settings, once everything that is written was checked."""
     own, model = models[kind], stage_model(kind, models)
     try:
-        checked = model.model_validate(merged)
+        checked = model.model_validate(by_field(merged, model))
         return own.model_validate({name: value for name, value in checked if name in own.model_fields})
     except ValidationError as error:
         raise RelgradError(f"{place}:\n{explain(error, model)}") from None
@@ -124,20 +134,6 @@ def _require_own_labels(stages: Sequence[Stage], source: str) -> None:
             )
 
 
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; a recipe's author means the number."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _split(overrides: Iterable[str]) -> tuple[list[aliases.Setting], dict[int, list[aliases.Setting]]]:
     """Overrides of all stages, and those of one stage by its number."""
     shared: list[aliases.Setting] = []
@@ -147,11 +143,8 @@ def _split(overrides: Iterable[str]) -> tuple[list[aliases.Setting], dict[int, l
         if not equals or not key:
             raise RelgradError(f"override {text!r}: write key.sub=value, for example grpo.steps=50")
         parts = key.strip().split(".")
-        try:
-            parsed = _numbers(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise RelgradError(f"override {text!r}: the value is not valid YAML: {error}") from None
-        if parts[0] == "stages" and len(parts) > 2 and parts[1].isdigit():
+        parsed = read_yaml(value, f"override {text[:_SHOWN]!r}")
+        if parts[0] == "stages" and len(parts) > 2 and _is_index(parts[1]):
             by_stage.setdefault(int(parts[1]), []).append((tuple(parts[2:]), parsed))
         else:
             shared.append((tuple(parts), parsed))
@@ -159,10 +152,15 @@ def _split(overrides: Iterable[str]) -> tuple[list[aliases.Setting], dict[int, l
     return aliases.translate_settings(shared, "overrides"), translated
 
 
+def _is_index(part: str) -> bool:
+    """Whether a part of a key counts the entries of a list; `²` is a digit, and 5,000 of them make no number."""
+    return part.isdecimal() and len(part) < 10
+
+
 def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
     target: Any = data
     for depth, part in enumerate(path):
-        if isinstance(target, list) and not (part.isdigit() and int(part) < len(target)):
+        if isinstance(target, list) and not (_is_index(part) and int(part) < len(target)):
             where = ".".join(path[:depth])
             raise RelgradError(
                 f"override {'.'.join(path)}: {where} is a list of {len(target)}, so a number below that must follow, not {part!r}"

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import yaml
-
 from relgrad.core.allocator import keep_freed_memory
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Noted
@@ -33,6 +31,7 @@ from relgrad.runs.lock import held
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.same_recipe import require_same_recipe
 from relgrad.runs.tracking import open_trackers
+from relgrad.runs.yaml_text import write_yaml
 from relgrad.stages.kind import Materials, StageParts, kind_of, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
@@ -181,8 +180,7 @@ class StageRun:
         return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
 
     def _write_head(self, begun: bool) -> None:
-        head = yaml.safe_dump(self.stage.used, sort_keys=False, allow_unicode=True)
-        self.run_dir.write_text("recipe.yaml", head)
+        self.run_dir.write_text("recipe.yaml", write_yaml(self.stage.used))
         if self.ranks.first and not (begun and (self.run_dir.root / named_files.FILE).exists()):
             named_files.write(self.run_dir, self.stage)
         self.run_dir.write_json("environment.json", capture() | {"processes": self.ranks.size})

@@ -12,6 +12,7 @@ from relgrad.core.protocols import Exported
 from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir, refuse_folder_of_runs
 from relgrad.core.types import Prompt
+from relgrad.core.whole_text import half_character
 from relgrad.evaluation.held_out import Evaluation, as_judged, compare, evaluate
 from relgrad.monitor.report.read import headline
 from relgrad.rewards.combine import RewardSet
@@ -23,6 +24,7 @@ from relgrad.runs.same_recipe import written_recipe
 from relgrad.stages import judge
 from relgrad.stages.kind import build_policy, kind_of
 from relgrad.stages.settings import Stage
+from relgrad.tasks import Task
 from relgrad.training import checkpoint
 
 Part = Literal["validation", "test"]
@@ -91,13 +93,26 @@ def export(source: str, file: Path, overrides: Sequence[str] = ()) -> list[str]:
     return policy.export(file)
 
 
+def own_prompts(task: Task, texts: Sequence[str]) -> list[Prompt]:
+    """A person's own texts, worded as the task words its prompts. Raises RelgradError naming the one that cannot be a prompt."""
+    prompts = []
+    for number, text in enumerate(texts):
+        if wrong := half_character(text):
+            raise RelgradError(f"--prompt number {number + 1} has {wrong}: it is no UTF-8 text")
+        try:
+            prompts.append(Prompt(task.ask(text), id=number))
+        except ValueError as error:
+            raise RelgradError(f"--prompt number {number + 1}: {error}") from None
+    return prompts
+
+
 def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Iterator[dict[str, Any]]:
     """Completions of the given prompts, worded as the task words its own, or of the first test prompts, scored."""
     stage, start = open_source(source, overrides)
     task = load_task(stage)
     rewards: RewardSet | None = None
     if prompts:
-        chosen: Sequence[Prompt] = [Prompt(task.ask(text), id=i) for i, text in enumerate(prompts)]
+        chosen: Sequence[Prompt] = own_prompts(task, prompts)
     else:
         chosen = task.test[:4]
         if not chosen:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import InOrder
 from relgrad.core.types import Example
 from relgrad.tasks import Task
+from relgrad.training.targets import example_of
 
 
 class Examples(Sequence[Example]):
-    """Training prompts with their targets, made when they are asked for. A row without the column raises RelgradError.
+    """Training prompts with their targets, made when they are asked for. A row without a target raises RelgradError.
 
     Without a column (for a judge, whose target is what is right) the targets are empty.
     """
@@ -28,11 +28,6 @@ class Examples(Sequence[Example]):
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         prompt = self.prompts[index]
-        target = "" if self.column is None else prompt.columns.get(self.column)
-        if not isinstance(target, str):
-            raise RelgradError(
-                f"sft: prompt {prompt.id} has no text column {self.column!r}; it has "
-                f"{', '.join(sorted(prompt.columns)) or 'none'}. Set sft.completion_column to the column that holds the text "
-                "to learn"
-            )
-        return Example(prompt, target)
+        if self.column is None:
+            return Example(prompt, "")
+        return example_of(prompt, self.column, "sft.completion_column")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import itertools
 import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
-from relgrad.core.types import Message, Prompt
+from relgrad.core.types import SYSTEM_ROLES, Message, Prompt
+from relgrad.core.whole_text import half_character
 from relgrad.tasks import Task
 
 Row = Mapping[str, Any]
@@ -97,21 +97,6 @@ def prompts_of(rows: Sequence[Row], settings: RowSettings, source: str, first_id
     return prompts
 
 
-def half_character(value: Any) -> str | None:
-    """Says where text, however deep inside of lists and mappings, has half of a surrogate pair, which no file can hold as UTF-8."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            return f"half a character, {value[error.start]!a}, after {error.start} others"
-        return None
-    if isinstance(value, Mapping):
-        return next(filter(None, map(half_character, itertools.chain(value, value.values()))), None)
-    if isinstance(value, (list, tuple)):
-        return next(filter(None, map(half_character, value)), None)
-    return None
-
-
 def row_that_fails(read: Callable[[int], Any], count: int) -> int | None:
     """Number, from 1, of the first row that cannot be read as text; None where every row alone can."""
     for number in range(count):
@@ -136,7 +121,7 @@ def content_of(columns: Row, wording: Wording, value: Any) -> str | list[Message
             return value
         value = [{"role": "user", "content": value}]
     chat = _chat(value)
-    if wording.system is not None and chat[0]["role"] != "system":
+    if wording.system is not None and not any(message["role"] in SYSTEM_ROLES for message in chat):
         chat = [{"role": "system", "content": wording.system}, *chat]
     return chat
 

@@ -82,12 +82,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RelgradError(
-                    f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno})"
-                ) from None
+            row = _parsed(line, path, number)
             if not isinstance(row, dict):
                 raise RelgradError(f"{path}, line {number}: a line is one JSON object, received {type(row).__name__}")
             rows.append(row)
@@ -95,13 +90,26 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise RelgradError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
+    rows = _parsed(path.read_text(encoding="utf-8-sig"), path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RelgradError(f"{path}: a .json file holds a list of objects, received {type(rows).__name__}")
     return rows
+
+
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:
+    """What a JSON text holds: a whole file, or a line of one. Raises RelgradError naming the place, also for legal JSON that cannot
+    be read: a whole number of thousands of digits, and lists inside of lists, thousands deep.
+    """
+    place = str(path) if line is None else f"{path}, line {line}"
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}, line {line or error.lineno}"
+        raise RelgradError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from None
+    except ValueError as error:
+        raise RelgradError(f"{place}: {error}; write such a number as text, in quotes") from None
+    except RecursionError:
+        raise RelgradError(f"{place}: more lists or objects inside of each other than can be read") from None
 
 
 def _csv(path: Path) -> list[dict[str, Any]]:

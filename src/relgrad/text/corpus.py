@@ -49,7 +49,10 @@ def load_text(text: str) -> str:
     try:
         whole = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RelgradError(f"{path}: not UTF-8 text ({error}); convert it, for example with iconv") from None
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise RelgradError(
+            f"{path}, line {line}: not UTF-8 text ({error}); convert it, for example with iconv"
+        ) from None
     if not whole.strip():
         raise RelgradError(f"{path}: no text in it ({len(whole)} characters)")
     return whole

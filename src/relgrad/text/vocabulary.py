@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.whole_text import half_character
 
 FILE = "vocabulary.json"
 BLANK = "█"
@@ -52,7 +53,10 @@ class Vocabulary:
         path = Path(symbols) / "tokenizer.json" if Path(symbols).is_dir() else Path(symbols)
         if not path.is_file():
             raise RelgradError(f'symbols={symbols!r}: "char", "byte", or the path of a tokenizer.json or its folder')
-        found = Vocabulary("tokenizer", tokenizer=path.read_text(encoding="utf-8"))
+        try:
+            found = Vocabulary("tokenizer", tokenizer=path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise RelgradError(f"{path}: not a tokenizer.json, which is UTF-8 text ({error})") from None
         found._library  # noqa: B018  a file that is no tokenizer is refused here
         return found
 
@@ -113,7 +117,7 @@ class Vocabulary:
     # ------------------------------------------------------------------ text
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; `BLANK` becomes the mask. Raises RelgradError naming the characters that are not in it."""
+        """Ids of a text; `BLANK` becomes the mask. Raises RelgradError naming the characters that are not in the vocabulary."""
         ids: list[int] = []
         for number, piece in enumerate(text.split(BLANK)):
             if number:
@@ -122,6 +126,8 @@ class Vocabulary:
         return ids
 
     def _encode(self, text: str) -> list[int]:
+        if wrong := half_character(text):
+            raise RelgradError(f"a text has {wrong}; write the whole character. It begins {text[:40]!a}")
         if self.kind == "byte":
             return list(text.encode("utf-8"))
         if self.kind == "tokenizer":
@@ -183,12 +189,25 @@ class Vocabulary:
 
     @staticmethod
     def load(folder: Path) -> Vocabulary:
-        """Read `vocabulary.json`. Raises RelgradError where there is none."""
+        """Read `vocabulary.json`. Raises RelgradError where there is none, or not a whole one."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise RelgradError(f"{folder}: no {FILE}; give the folder of a generator, a judge or prepared data")
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        return Vocabulary(plain["kind"], tuple(plain["symbols"]), plain["tokenizer"])
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            kind, symbols, tokenizer = plain["kind"], plain["symbols"], plain["tokenizer"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RelgradError(
+                f"{path}: not a vocabulary, or cut off ({type(error).__name__}: {error}). Copy it again from where it was made"
+            ) from None
+        if kind not in get_args(Kind) or not isinstance(tokenizer, str) or not _characters(symbols):
+            raise RelgradError(f"{path}: not a vocabulary: kind {kind!r} with symbols or a tokenizer of another form")
+        return Vocabulary(kind, tuple(symbols), tokenizer)
+
+
+def _characters(symbols: Any) -> bool:
+    """Whether it is a list of single characters."""
+    return isinstance(symbols, list) and all(isinstance(symbol, str) and len(symbol) == 1 for symbol in symbols)
 
 
 def _refuse_blanks(text: str) -> None:

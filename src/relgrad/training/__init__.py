@@ -8,6 +8,7 @@ credit.py           the credit that a recipe asks for
 kept_experience.py  experience in files
 settings.py         a recipe's `grpo` section
 sft.py              the supervised loop
+targets.py          the text that a column gives to learn
 optimizer.py        AdamW, schedule, refusal of what is not finite
 checkpoint.py       save and continue
 """

@@ -41,6 +41,7 @@ from relgrad.training.experience import Collected, Fresh, PromptStream, Source
 from relgrad.training.optimizer import Optimizer, require_finite
 from relgrad.training.replay import Replay
 from relgrad.training.settings import GrpoSettings
+from relgrad.training.targets import example_of
 
 __all__ = ["Grpo", "GrpoSettings", "Loop", "train"]
 
@@ -141,7 +142,9 @@ class Grpo:
         """Leave this process's share of sft_coef x the gradient of the rows' prompts' mean cross-entropy in .grad, empty so far."""
         assert isinstance(self.policy, Supervised)
         prompts = batch.prompts
-        examples = [self._example(prompts[group]) for group in batch.group_B[rows].unique().tolist()]
+        column = self.settings.sft_column
+        groups = batch.group_B[rows].unique().tolist()
+        examples = [example_of(prompts[group], column, "grpo.sft_column") for group in groups]
         share = self.ranks.share(len(examples))
         draws = Draws.of(generator(self.seed, "sft", self.step), len(examples))
         total_and_count = torch.zeros(2, dtype=torch.float64)
@@ -158,15 +161,6 @@ class Grpo:
             if parameter.grad is not None:
                 parameter.grad *= self.settings.sft_coef / max(count, 1)
         return {"sft_loss": total / max(count, 1)}
-
-    def _example(self, prompt: Prompt) -> Example:
-        target = prompt.columns.get(self.settings.sft_column)
-        if not isinstance(target, str):
-            raise RelgradError(
-                f"sft_coef: prompt {prompt.id} has no text column {self.settings.sft_column!r}; it has "
-                f"{', '.join(sorted(prompt.columns)) or 'none'}. Set grpo.sft_column to the column that holds the text to learn"
-            )
-        return Example(prompt, target)
 
     def _accumulate(self, batch: Batch, rows: Tensor) -> dict[str, float]:
         """Add this process's share of dL/dtheta of one minibatch to the parameters' .grad; return the minibatch's metrics."""

@@ -13,7 +13,7 @@ import torch
 
 from relgrad.core.errors import RelgradError
 
-NAME = re.compile(r"tiny(?::(\d+)x(\d+))?")
+NAME = re.compile(r"tiny(?::(\d{1,9})x(\d{1,9}))?")
 CHARACTERS = tuple(c for c in string.printable if c not in "\t\r\x0b\x0c")
 
 

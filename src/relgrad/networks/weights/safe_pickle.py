@@ -22,6 +22,9 @@ from relgrad.core.errors import RelgradError
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object of a file that torch.save wrote before it wrote zip archives."""
 
+CONTROL = frozenset(range(32)) - frozenset(b"\t\n\f\r")
+"""Bytes that no text has."""
+
 
 def _mode(value: Any) -> str:
     """In place of model.ModelMode."""
@@ -61,6 +64,8 @@ def load_tensors(path: Path, *, mmap: bool = False) -> Any:
         head = file.read(4)
     if head[:2] == b"PK":
         _require_archive(path)
+    elif is_text(path):
+        raise RelgradError(f"{path}: a text file, not a file of tensors that torch.save wrote")
     elif _first_object(path) != LEGACY_MAGIC:
         raise RelgradError(f"{path}: not a file that torch.save wrote (a pickle of something else)")
     try:
@@ -68,6 +73,13 @@ def load_tensors(path: Path, *, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and head[:2] == b"PK")
     except Exception as error:  # a parser fed with a broken file may fail in any way
         raise _refusal(path, error) from None
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file begins as text does, in whatever encoding of bytes: archives and pickles begin with control characters."""
+    with open(path, "rb") as file:
+        beginning = file.read(4096)
+    return bool(beginning) and not CONTROL & set(beginning)
 
 
 def load_plain(path: Path) -> Any:

@@ -52,9 +52,11 @@ class AutoregressivePolicy:
         self.eos_ids = causal.eos_ids(self.causal_lm, tokenizer, settings.eos_token_ids)
         if not self.eos_ids:
             raise RelgradError(f"model {settings.model!r} names no end-of-sequence id: set policy.eos_token_ids")
-        # a target is closed with the tokenizer's own end of sequence, else with the model's first
+        # a target outside of a chat is closed with the tokenizer's own end of sequence, else with the model's first
         end_id = self.eos_ids[0] if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
-        self.encoder = Encoder(tokenizer, settings, causal.context(self.causal_lm.config), end_id)
+        self.encoder = Encoder(
+            tokenizer, settings, causal.context(self.causal_lm.config), end_ids=tuple(self.eos_ids), end_id=end_id
+        )
         self.modes = Modes(self.causal_lm, recompute=settings.gradient_checkpointing)
 
     def encode(self, prompt: Prompt) -> Tensor:
@@ -94,7 +96,7 @@ class AutoregressivePolicy:
         if generated.support is not None:
             trace["support_offset"], trace["support_index"] = generated.support
         texts = [row[: n - e] for row, n, e in zip(token_BT.tolist(), length_B.tolist(), ended, strict=True)]
-        decoded = self.tokenizer.batch_decode(texts, skip_special_tokens=True)
+        decoded = self.encoder.decode(texts)
         stops: tuple[Stop, ...] = tuple("eos" if e else "length" for e in ended)
         return Rollouts(
             prompts=prompts,
@@ -127,7 +129,7 @@ class AutoregressivePolicy:
     # ------------------------------------------------------------------ supervised
 
     def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
-        """Summed cross-entropy (nats, at temperature 1) of the targets' tokens and of the end of sequence after each.
+        """Summed cross-entropy (nats, at temperature 1) of the targets' tokens and of what ends each.
 
         Take the gradient before the next call: where there is dropout, the layers stay in training mode until then.
         """

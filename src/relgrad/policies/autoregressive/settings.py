@@ -25,6 +25,8 @@ class Settings(Strict):
     lora                    adapter settings; leave out for full-parameter training
     max_completion_length   tokens
     chat                    wrap a plain-text prompt as one user message in the model's chat template
+    system_prompt           system message of chats that have none of their own; turns a plain-text prompt into a chat
+    skip_special_tokens     leave special tokens out of the text of completions
     engine                  "auto": shared-prompt engine where the probe passes; "shared" insists on it; "transformers" avoids it
     """
 
@@ -42,6 +44,7 @@ class Settings(Strict):
     chat: bool = False
     system_prompt: str | None = None
     eos_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = False
     gradient_checkpointing: bool = False
     engine: Literal["auto", "shared", "transformers"] = "auto"
     device: str = "auto"

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import date
-from decimal import Context, Decimal
+from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 
 FILLABLE = ("text", "email", "number", "date", "textarea")
@@ -93,12 +93,20 @@ def _is_number(value: str) -> bool:
 def _number_fault(value: str, attributes: Mapping[str, str]) -> str:
     if not _is_number(value):
         return "badInput"
-    number, low, high = Decimal(value), _bound(attributes, "min"), _bound(attributes, "max")
+    number, low, high = _decimal(value), _bound(attributes, "min"), _bound(attributes, "max")
     if low is not None and number < low:
         return "rangeUnderflow"
     if high is not None and number > high:
         return "rangeOverflow"
     return "stepMismatch" if _between_steps(_EXACT.subtract(number, low or Decimal(0))) else ""
+
+
+def _decimal(value: str) -> Decimal:
+    """The number that a text says; 0 where its exponent is further below zero than a Decimal's can be (1e-9999999999999999999)."""
+    try:
+        return Decimal(value)
+    except InvalidOperation:
+        return Decimal(0)
 
 
 def _bound(attributes: Mapping[str, str], name: str) -> Decimal | None:
