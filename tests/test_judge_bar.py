@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from relgrad.commands import cli
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.judges import refill
@@ -89,6 +90,13 @@ def test_a_stage_to_start_over_from_that_is_not_there(recipe: dict[str, Any]):
         RelgradError, match="--from judges: the recipe has no such stage; there are sft, judge, watcher, grpo"
     ):
         run_recipe(parse_recipe(recipe), redo="judges")
+
+
+def test_going_on_does_not_start_over():
+    again = cli._without_starting_over(
+        ["run", "r", "--from", "judge", "--fresh", "a=1", "--from=judge", "--processes", "2"]
+    )
+    assert again == ["run", "r", "a=1", "--processes", "2"]
 
 
 @pytest.mark.parametrize(
