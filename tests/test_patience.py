@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
 from relgrad.runs import course
-from relgrad.runs.evaluations import best_of, choices, finished
+from relgrad.runs.evaluations import Evaluations, best_of, choices, finished
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from relgrad.runs.use import evaluate_run
@@ -302,6 +302,34 @@ def test_killed_between_the_last_evaluation_and_its_checkpoint(
     assert_ended_with_the_best(folder)
     resumed = records(folder)
     run_recipe(recipe(tmp_path, parts, every=1, patience=2), fresh=True)
+    assert records(folder) == resumed
+
+
+@pytest.mark.parametrize(("part", "ends"), [("validation", "total"), ("test", "total"), ("test", "patience")])
+def test_an_end_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, ends: str
+) -> None:
+    """What was learnt is saved as of the last step, which alone says nothing of an end; then the end is that of any other run."""
+    total, patience = (END, 7) if ends == "total" else (7, 2)
+    made = Evaluations._evaluate
+
+    def evaluate(self: Evaluations, name: str, step: int, weights: int) -> None:
+        if (name, step) == (part, END):
+            raise RelgradError("no reward answers")
+        made(self, name, step, weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluations, "_evaluate", evaluate)
+        with pytest.raises(RelgradError, match="no reward answers"):
+            run_recipe(recipe(tmp_path, 3, steps=total, every=1, patience=patience))
+    folder = tmp_path / "runs" / "patient" / "1-stage_of_numbers"
+    assert number(folder, END) == SCORES[END]
+    assert not finished(RunDir(folder), total, patience)
+    run_recipe(recipe(tmp_path, 3, steps=total, every=1, patience=patience))
+    assert number(folder, END) == SCORES[BEST]
+    resumed = records(folder)
+    assert (resumed[-1]["name"], resumed[-1]["step"], resumed[-1]["weights"]) == ("test", END, BEST)
+    run_recipe(recipe(tmp_path, 3, steps=total, every=1, patience=patience), fresh=True)
     assert records(folder) == resumed
 
 

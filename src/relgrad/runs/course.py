@@ -46,21 +46,31 @@ class Course:
         step = record.step
         self.parts.after_step(record)
         self._log(record)
-        last = step == self.total
-        try:
-            evaluated = self.evaluations.during(step, last)
-        except RelgradError:
-            self._save()  # nothing that was learnt is lost
-            raise
-        if evaluated and not last and self.evaluations.settled():
-            self.console.note(f"validation score stopped improving: the stage ends after step {step} of {self.total}")
-            last = True
+        evaluated = self._evaluate(step)
+        if step == self.total or (evaluated and self.evaluations.settled()):
+            self._end(step)
+            return True
         every = self.stage.checkpoint.every
-        if last:
-            self._save(self._end(step))
-        elif evaluated or (every and step % every == 0):
+        if evaluated or (every and step % every == 0):
             self._save()
-        return last
+        return False
+
+    def conclude(self, step: int) -> bool:
+        """End a stage whose last step was saved before its end failed; False where there is more to train."""
+        if step < self.total and not self.evaluations.settled():
+            return False
+        if not self.evaluations.validated(step):
+            self._evaluate(step)
+        self._end(step)
+        return True
+
+    def _evaluate(self, step: int) -> bool:
+        """The evaluation after a step, where one is due; whether it was. Where it fails, nothing that was learnt is lost."""
+        try:
+            return self.evaluations.during(step, step == self.total)
+        except RelgradError:
+            self._save()
+            raise
 
     def _log(self, record: StepRecord) -> None:
         step = record.step
@@ -76,14 +86,25 @@ class Course:
                 self.folder.append("warnings.jsonl", {**vars(warning), "step": step})
                 self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
 
-    def _end(self, step: int) -> Path | None:
-        """Put the weights in place that are kept, then say how good they are; where the last step's are, if those are others."""
+    def _end(self, step: int) -> None:
+        """Put the weights in place that are kept, say how good they are, and save them.
+
+        Where that fails, the last step is saved as any other: the same command tries its end again.
+        """
+        if step < self.total:
+            self.console.note(f"validation score stopped improving: the stage ends after step {step} of {self.total}")
         kept, last = self._take_best(step)
-        self.evaluations.end(step, kept)
-        self.parts.finish(self.folder, self.console)
-        if self.evaluations.scores(self.evaluations.final):
-            self._film(step)
-        return last
+        try:
+            self.evaluations.end(step, kept)
+            self.parts.finish(self.folder, self.console)
+            if self.evaluations.scores(self.evaluations.final):
+                self._film(step)
+        except RelgradError:
+            if last is not None:
+                self.parts.trained.load(last)
+            self._save()
+            raise
+        self._save(last, ended=True)
 
     def _take_best(self, step: int) -> tuple[int, Path | None]:
         """(the step whose weights are kept, where those of the last step were set aside): with patience the best are loaded."""
@@ -109,9 +130,9 @@ class Course:
             for one in film(policy, self.task.test[:FILMED], 1, draw, rewards):
                 self.folder.append("films.jsonl", {"step": step, **one})
 
-    def _save(self, last: Path | None = None) -> None:
+    def _save(self, last: Path | None = None, ended: bool = False) -> None:
         root = self.folder.checkpoints
-        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners, self.ranks, last)
+        checkpoint.save(root, self.parts.loop, self.parts.trained, self.parts.learners, self.ranks, last, ended)
         best = self.evaluations.best(checkpoint.steps(root))
         if self.ranks.first:
             checkpoint.prune(root, self.stage.checkpoint.keep, best)

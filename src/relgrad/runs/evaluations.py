@@ -141,6 +141,10 @@ class Evaluations:
 
     # ------------------------------------------------------------------ what follows
 
+    def validated(self, step: int) -> bool:
+        """Whether the validation prompts were evaluated after a step."""
+        return self.ranks.same(any(record["step"] == step for record in choices(records_of(self.folder))))
+
     def settled(self) -> bool:
         """Whether patience is at its end."""
         return self.ranks.same(checkpoint.settled(choices(records_of(self.folder)), self.settings.patience))
@@ -182,9 +186,11 @@ def finished(folder: RunDir, total: int, patience: int | None) -> bool:
     """Whether a stage ended: its newest checkpoint is of the last step, or of the step at which patience ended.
 
     Only what was recorded up to that checkpoint counts. The last checkpoint is written when everything else was done, so an
-    evaluation after it belongs to a process that was stopped before it could keep the best weights.
+    evaluation after it belongs to a process that was stopped before it could keep the best weights. A checkpoint that says that
+    its stage has not ended was saved when the end failed.
     """
-    saved = checkpoint.steps(folder.checkpoints)
-    if not saved:
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is None or checkpoint.ended(newest) is False:
         return False
-    return saved[-1] >= total or checkpoint.settled(choices(records_of(folder), saved[-1]), patience)
+    step = checkpoint.step_of(newest)
+    return step >= total or checkpoint.settled(choices(records_of(folder), step), patience)

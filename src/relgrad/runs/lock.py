@@ -161,7 +161,7 @@ class Lock:
         for _ in range(ATTEMPTS):
             try:
                 with open(self.path, "x", encoding="utf-8") as file:
-                    file.write(self.own)
+                    self._write(file)
                 return
             except FileExistsError:
                 content = self._settled()
@@ -172,6 +172,15 @@ class Lock:
         raise RelgradError(
             f"{self.folder}: other processes start here at this very moment; start again when they have settled"
         )
+
+    def _write(self, file: IO[str]) -> None:
+        """Fill the file of the lock; on a full disk no empty one stays."""
+        try:
+            file.write(self.own)
+            file.flush()
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
 
     def _settled(self) -> str | None:
         """What is in the file, once whoever makes it at this moment has written it."""
@@ -192,7 +201,7 @@ class Lock:
                     return False
                 file.seek(0)
                 file.truncate()
-                file.write(self.own)
+                self._write(file)
         except FileNotFoundError:
             return False
         return True

@@ -183,7 +183,7 @@ def require_unchanged(folder: Path, stage: Stage) -> None:
     """Raise RelgradError, naming the files, where the run in this folder began with other ones."""
     if changed := changes(folder, stage):
         raise RelgradError(
-            f"{folder}: since this run began, {_sentence(changed)}. What was kept to judge by may be trained on now. Bring "
+            f"{folder / FILE}: since this run began, {_sentence(changed)}. What was kept to judge by may be trained on now. Bring "
             "back what it began with, or give a new run another name (name=...), or go on all the same with --accept-changes"
         )
 
@@ -192,7 +192,9 @@ def warn_of_changes(folder: Path, stage: Stage) -> None:
     """Say so where files that a stage's settings name are not those that the run in this folder was trained with."""
     if changed := changes(folder, stage):
         logger.warning(
-            "%s: since this run began, %s; what is judged by now may have been trained on", folder, _sentence(changed)
+            "%s: since this run began, %s; what is judged by now may have been trained on",
+            folder / FILE,
+            _sentence(changed),
         )
 
 

@@ -156,7 +156,8 @@ class StageRun:
                 console.note(f"resumed after step {first}")
             course = Course(self.stage, task, parts, self.run_dir, (trackers, console), self.ranks)
             course.begin(first)
-            train(parts.loop, partial(self._after, course))
+            if not (first and course.conclude(first)):
+                train(parts.loop, partial(self._after, course))
         for rewards in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewards.close()
         self._report()

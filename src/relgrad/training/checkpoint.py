@@ -33,7 +33,7 @@ from relgrad.training.batch import Batch
 from relgrad.training.grpo import Grpo, Loop
 from relgrad.training.kept_experience import load_parts, save_parts
 
-SUMS, LAST = Path("trainer", "checksums.json"), Path("trainer", "last")
+STATE, SUMS, LAST = Path("trainer", "state.json"), Path("trainer", "checksums.json"), Path("trainer", "last")
 BATCH_TENSORS = (
     "keep_B", "group_B", "behaviour_logp_BT", "mask_BT", "advantage_B", "reward_B", "advantage_BT", "reference_logp_BT",
     "correction_BT",
@@ -109,6 +109,16 @@ def require_undamaged(folder: Path, *, trainer: bool = True) -> None:
     raise RelgradError(f"the checkpoint of step {step_of(folder)} is damaged: {problem}. {advice}")
 
 
+def ended(folder: Path) -> bool | None:
+    """Whether the stage ended with a checkpoint; None where it does not say. Raises RelgradError where it cannot be read."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return None if "ended" not in state else bool(state["ended"])
+    except (OSError, ValueError, TypeError) as error:
+        require_undamaged(folder)
+        raise RelgradError(f"{folder / STATE} cannot be read: {error}") from error
+
+
 def seal(folder: Path) -> None:
     """Write the checksums of a checkpoint as it is now."""
     checksums.seal(folder, folder / SUMS)
@@ -121,19 +131,26 @@ def save(
     learners: Mapping[str, Weights] | None = None,
     ranks: Ranks = ALONE,
     last: Path | None = None,
+    ended: bool = False,
 ) -> Path:
     """Write the loop's checkpoint atomically. Raises RelgradError when it cannot; older checkpoints stay as they are.
 
     `learners` are rewards that have weights of their own. `last`, from `set_aside`, are the weights of the loop's step, where
-    `weights` are those of a better one: whoever goes on, goes on with them. Every process calls it, and the first one writes.
+    `weights` are those of a better one: whoever goes on, goes on with them. `ended`: the stage ended with it. Every process calls
+    it, and the first one writes.
     """
     target = folder_of(root, loop.step)
 
     def write() -> None:
         unfinished = root / f".unfinished_{target.name}"
         try:
-            _write(unfinished, loop, weights, learners or {}, ranks, last)
+            _write(unfinished, loop, weights, learners or {}, ranks)
             if ranks.first:
+                if last is not None:
+                    os.rename(last, unfinished / LAST)
+                state = {"counters": loop.counters(), "parameters": _shapes(loop), "ended": ended}
+                write_json(unfinished / STATE, state)
+                seal(unfinished)
                 _publish(unfinished, target)
         except Exception as error:  # safetensors reports a full disk with an exception class of its own
             if ranks.first:
@@ -163,10 +180,8 @@ def set_aside(root: Path, weights: Weights, ranks: Ranks = ALONE) -> Path:
     return folder
 
 
-def _write(
-    folder: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights], ranks: Ranks, last: Path | None
-) -> None:
-    """Fill a new folder with everything a checkpoint has, its checksums last."""
+def _write(folder: Path, loop: Loop, weights: Weights, learners: Mapping[str, Weights], ranks: Ranks) -> None:
+    """Fill a new folder with the tensors of a checkpoint."""
     trainer = folder / "trainer"
     if ranks.first:
         shutil.rmtree(folder, ignore_errors=True)
@@ -175,13 +190,9 @@ def _write(
     if not ranks.first:
         return
     weights.save(folder)
-    if last is not None:
-        os.rename(last, folder / LAST)
     for name, learner in learners.items():
         learner.save(trainer / "rewards" / name)
     save_file(loop.optimizer.state(), trainer / "optimizer.safetensors")
-    write_json(trainer / "state.json", {"counters": loop.counters(), "parameters": _shapes(loop)})
-    seal(folder)
 
 
 def _publish(folder: Path, target: Path) -> None:
@@ -218,7 +229,7 @@ def restore(
     """
     require_undamaged(folder)
     try:
-        state = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         _require_same_model(folder, state["parameters"], _shapes(loop))
         weights.load(folder / LAST if (folder / LAST).is_dir() else folder)
         for name, learner in (learners or {}).items():
