@@ -7,33 +7,52 @@
 
 Every policy fills in the same 200 forms of the test families, four times each, in headless Chromium; no stage has seen these
 families. "cooled" is the supervised policy at temperature 0.4. Differences are to the supervised policy, paired by form, with 95 %
-intervals. The last lines pool the seeds: a form's score is its mean over them.
+intervals: in the rows of a seed over the 6 families (forms of a family are alike), in the last rows over the seeds (Student's). The
+sentences below the table say what follows.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from relgrad.evaluation.test import Evaluation, compare_rewards, evaluate
-
-from relgrad.evaluation.statistics import Interval, paired_difference
+from relgrad.evaluation.comparison import Contender, Estimate, Training, difference, per_prompt
+from relgrad.evaluation.held_out import Evaluation, evaluate, mean
+from relgrad.monitor.intervals import counted
 from relgrad.runs.build import load_task
 from relgrad.runs.use import open_source, rewards_of
 from relgrad.stages.kind import build_policy
 
 FIGURES = ("reward", "success", "perfect", "nonzero")
 GENERATIONS, SEED, COOL = 4, 99, 0.4
+START = "SFT"
 HEAD = f"| seed | policy | {' | '.join(FIGURES)} |\n|---|---|{'---|' * len(FIGURES)}"
 
 
-def cell(value: float, difference: Interval | None) -> str:
-    if difference is None:
+def row(seeds: str, start: Contender, policy: Contender) -> str:
+    """One line of the table: every figure, with its difference to the start."""
+    cells = [cell(start, policy, figure) for figure in FIGURES]
+    return f"| {seeds} | {policy.label} | {' | '.join(cells)} |"
+
+
+def cell(start: Contender, policy: Contender, figure: str) -> str:
+    """The mean over the seeds; behind it the difference to the start and its interval, unless it is the start's own."""
+    value = mean([mean(per_prompt(training.evaluation, figure)) for training in policy.trainings])
+    if policy.label == START:
         return f"{value:.3f}"
-    return f"{value:.3f} ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+    gain, low, high = difference(start, policy, figure).interval
+    return f"{value:.3f} ({gain:+.3f} [{low:+.3f}, {high:+.3f}])"
+
+
+def sentence(name: str, figure: str, gain: Estimate) -> str:
+    """What one pooled difference allows to say."""
+    value, low, high = gain.interval
+    change = (
+        f"{name} changes {figure} by {value:+.3f}, 95 % over {counted(gain.units, gain.over)} [{low:+.3f}, {high:+.3f}]"
+    )
+    if gain.interval.excludes(0):
+        return f"{change}: it {'raises' if value > 0 else 'lowers'} it in other seeds too."
+    return f"{change}: what another seed would do is not known from these."
 
 
 def judged(seed: int, folder: Path, root: Path, **law: float) -> Evaluation:
@@ -54,18 +73,22 @@ def rows(seed: int, root: Path) -> dict[str, Evaluation]:
     """The evaluations of one seed by policy, printed as they come."""
     begun, trained = root / f"forms-flow-{seed}" / "1-sft", root / f"forms-flow-{seed}" / "2-grpo"
     baseline = root / f"forms-flow-baseline-{seed}"
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     for name, folder, law in (
-        ("SFT", begun, {}),
+        (START, begun, {}),
         ("Flow-GRPO", trained, {}),
         ("Advantage x denoising loss", baseline, {}),
         ("SFT cooled", begun, {"temperature": COOL}),
     ):
-        found[name] = judged(seed, folder, root, **law)
-        differences = compare_rewards(found["SFT"], found[name]) if name != "SFT" else {}
-        cells = [cell(found[name].rewards[figure], differences.get(figure)) for figure in FIGURES]
-        print(f"| {seed} | {name} | {' | '.join(cells)} |", flush=True)
-    return found
+        evaluations[name] = judged(seed, folder, root, **law)
+        start, policy = (contender(one, {seed: evaluations}) for one in (START, name))
+        print(row(str(seed), start, policy), flush=True)
+    return evaluations
+
+
+def contender(name: str, by_seed: dict[int, dict[str, Evaluation]]) -> Contender:
+    """A policy with its evaluations of all seeds."""
+    return Contender(name, tuple(Training(name, seed, evaluations[name]) for seed, evaluations in by_seed.items()))
 
 
 def tell(done: int, total: int) -> None:
@@ -73,26 +96,21 @@ def tell(done: int, total: int) -> None:
     print(f"evaluating: {done} of {total}", end="\r", file=sys.stderr, flush=True)
 
 
-def pooled(seeds: list[dict[str, Evaluation]]) -> None:
-    """Print the means over seeds, and their differences to the supervised policy."""
-    means: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name in seeds[0]:
-        for figure in FIGURES:
-            means[name][figure] = np.nanmean([one[name].per_prompt_rewards[figure] for one in seeds], axis=0)
-        cells = [
-            cell(
-                float(np.nanmean(means[name][figure])),
-                paired_difference(means["SFT"][figure], means[name][figure]) if name != "SFT" else None,
-            )
-            for figure in FIGURES
-        ]
-        print(f"| all | {name} | {' | '.join(cells)} |", flush=True)
+def pooled(by_seed: dict[int, dict[str, Evaluation]]) -> list[str]:
+    """The rows over all seeds, and what they allow to say."""
+    names = next(iter(by_seed.values()))
+    policies = [contender(name, by_seed) for name in names]
+    start, *others = policies
+    table = [row("all", start, policy) for policy in policies]
+    said = [sentence(one.label, "reward", difference(start, one, "reward")) for one in others]
+    return [*table, "", *said]
 
 
 def main() -> None:
     """Print the table of the seeds given."""
     print(HEAD, flush=True)
-    pooled([rows(seed, Path("runs")) for seed in map(int, sys.argv[1:])])
+    by_seed = {seed: rows(seed, Path("runs")) for seed in map(int, sys.argv[1:])}
+    print("\n".join(pooled(by_seed)))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ from rich.table import Table
 
 from relgrad.core.run_folder import RunDir
 
-COLUMNS = ("seed", "before", "after", "difference, paired by prompt", "prompts x completions", "steps", "training time")
+COLUMNS = (
+    "seed", "before, 95 % over prompts", "after, 95 % over prompts", "difference, paired by prompt", "prompts x completions",
+    "steps", "training time",
+)  # fmt: skip
 
 
 def row(run: Path) -> str:

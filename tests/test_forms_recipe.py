@@ -53,9 +53,16 @@ def test_report_steps_through_trajectories(finished: Path) -> None:
 
 def test_what_was_trained_can_be_used(finished: Path) -> None:
     printed = relgrad("evaluate", finished, "--against", finished / "1-sft", "evaluation.num_prompts=16")
-    table = dict(line.split(None, 1) for line in printed.splitlines())
-    assert float(table["score"]) - float(table["against"]) == pytest.approx(float(table["difference"]), abs=1e-3)
+    assert {"score", "reward", "success", "nonzero"} <= {line.split(" ")[0] for line in printed.splitlines()}
+    assert "over 6 families" in relgrad("evaluate", finished)
     assert "submit" in relgrad("sample", finished, "--prompt", "text town: Bonn", "-n", "1")
+
+
+@pytest.mark.parametrize("name", FLOW_RECIPES)
+def test_every_evaluation_shows_success_and_what_earns_nothing(name: str) -> None:
+    for stage in load_recipe(find_recipe(name)).stages:
+        parts = {reward.options.get("part") for reward in stage.judged_by if not reward.weight}
+        assert {"success", "nonzero"} <= parts
 
 
 @pytest.mark.parametrize("name", FLOW_RECIPES)

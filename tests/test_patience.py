@@ -202,7 +202,7 @@ def test_two_parts_are_evaluated_once_and_the_result_is_of_the_weights_that_are_
     shown = capsys.readouterr().out
     assert shown.count("evaluating on") == END + 1
     assert f"step {END}  validation score 0.71" in shown
-    assert evaluate_run(str(folder), None, [])["per_prompt"] == lines[-1]["per_prompt"]
+    assert evaluate_run(str(folder), [])["per_prompt"] == lines[-1]["per_prompt"]
     text = (folder / "report.html").read_text()
     assert "its validation prompts serve for both" in text
     assert f"weights of step {BEST}" in text
@@ -224,8 +224,8 @@ def test_three_parts_choices_look_at_validation_and_the_result_is_of_test(tmp_pa
     assert after["difference"] == pytest.approx(SCORES[BEST] - SCORES[0])
     assert after["ids"] == before["ids"] == list(range(5, 13))
     assert all(r["ids"] == list(range(1, 5)) for r in choices(lines))
-    assert evaluate_run(str(folder), None, [])["per_prompt"] == after["per_prompt"]
-    on_validation = evaluate_run(str(folder), None, [], part="validation")
+    assert evaluate_run(str(folder), [])["per_prompt"] == after["per_prompt"]
+    on_validation = evaluate_run(str(folder), [], part="validation")
     assert (on_validation["name"], on_validation["ids"]) == ("validation", list(range(1, 5)))
     assert "serve for both" not in (folder / "report.html").read_text()
 

@@ -63,11 +63,16 @@ def test_evaluate_repeats_the_logged_score(finished: Path):
     assert f"{logged['score']:.4g}" in relgrad("evaluate", finished)
 
 
-def test_evaluate_against_the_stage_before(finished: Path):
+def test_evaluate_against_the_stage_before(finished: Path, tmp_path: Path):
     shown = relgrad("evaluate", finished, "--against", finished / "1-sft", "evaluation.num_prompts=32")
-    figures = dict(line.split(None, 1) for line in shown.splitlines() if len(line.split(None, 1)) == 2)
-    assert float(figures["difference_low"]) > 0
-    assert float(figures["score"]) - float(figures["against"]) == pytest.approx(float(figures["difference"]), abs=1e-3)
+    assert "A - this" in shown
+    assert shown.count("over 32 prompts") > 3
+    file = tmp_path / "comparison.json"
+    relgrad("compare", finished / "1-sft", finished, "--on", finished, "--json", file, "evaluation.num_prompts=32")
+    score = json.loads(file.read_text())["figures"][0]
+    before, after = (mean["value"] for mean in score["means"])
+    assert score["differences"][1]["value"] == pytest.approx(after - before)
+    assert score["differences"][1]["low"] > 0
 
 
 def test_report(finished: Path):

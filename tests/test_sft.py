@@ -300,7 +300,7 @@ def test_a_run_is_opened_with_the_weights_under_its_adapter(full_then_lora: Path
     """The adapter alone would sit on the untrained model: the score shows which one it is on."""
     logged = [json.loads(line) for line in (full_then_lora / "evaluations.jsonl").read_text().splitlines()]
     assert logged[-1]["score"] > 0.3, "the supervised stage taught nothing, so the test could not tell"
-    assert evaluate_run(str(full_then_lora.parent), None, [])["score"] == logged[-1]["score"]
+    assert evaluate_run(str(full_then_lora.parent), [])["score"] == logged[-1]["score"]
 
 
 def test_adapter_whose_base_is_gone(full_then_lora: Path, tmp_path: Path):

@@ -7,8 +7,18 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from relgrad.evaluation.statistics import bootstrap_mean, expected_max, paired_difference, pass_at_k
+from relgrad.evaluation.statistics import (
+    bootstrap_mean,
+    bootstrap_over_families,
+    enough,
+    expected_max,
+    paired_difference,
+    pass_at_k,
+    t_over_seeds,
+    welch_over_seeds,
+)
 
 NAN = math.nan
 
@@ -47,6 +57,59 @@ def test_bootstrap_of_little_data():
     assert math.isnan(one.high)
     assert not one.excludes(0.0)
     assert math.isnan(bootstrap_mean([]).value)
+
+
+def test_families_are_drawn_whole():
+    """Equal prompts of a family count once: the interval is as wide as Student's over the families' means, whatever their size."""
+    levels = [0.1, 0.2, 0.25, 0.3, 0.0, 0.15]
+    student = t_over_seeds(levels)
+    for size in (1, 40):
+        got = bootstrap_over_families(
+            [v for v in levels for _ in range(size)], [f for f in "abcdef" for _ in range(size)]
+        )
+        assert got.value == pytest.approx(student.value)
+        assert (got.low, got.high) == pytest.approx(
+            (student.low, student.high), abs=0.15 * (student.high - student.low)
+        )
+    prompts = bootstrap_mean([v for v in levels for _ in range(40)])
+    assert got.high - got.low > 5 * (prompts.high - prompts.low)
+    assert got == bootstrap_over_families(
+        [*(v for v in levels for _ in range(40)), NAN], [*(f for f in "abcdef" for _ in range(40)), "g"]
+    ), "what is unscored is left out"
+
+
+def test_few_families_have_no_interval():
+    """All of n families lie on one side of the median with chance 2^(1 - n): 5 % is undercut from 6 on."""
+    assert [enough(n) for n in (1, 5, 6)] == [False, False, True]
+    got = bootstrap_over_families([0.1, 0.2, 0.3, 0.4, 0.5, NAN], list("abcdef"))
+    assert got.value == pytest.approx(0.3)
+    assert math.isnan(got.low)
+    assert math.isnan(got.high)
+    assert bootstrap_over_families([0.5] * 6, list("abcdef")) == (0.5, 0.5, 0.5)
+    assert math.isnan(bootstrap_over_families([], []).value)
+    with pytest.raises(ValueError, match="one of each"):
+        bootstrap_over_families([0.5], [])
+
+
+def test_three_seeds_tell_little():
+    """The gains of Flow-GRPO in docs/results.md: three positive differences, and an interval that holds 0."""
+    got = t_over_seeds([0.059, 0.023, 0.013])
+    assert got.value == pytest.approx(0.0317, abs=1e-4)
+    assert got.high - got.value == pytest.approx(0.0601, abs=1e-3)
+    assert not got.excludes(0)
+    assert t_over_seeds([0.5, NAN]).value == 0.5
+    assert math.isnan(t_over_seeds([0.5, NAN]).low)
+
+
+def test_unpaired_seeds_are_compared_as_welch_does():
+    before, after = [1.0, 2.0, 4.0, 3.0], [2.0, 7.0, 9.0]
+    expected = stats.ttest_ind(after, before, equal_var=False).confidence_interval()
+    got = welch_over_seeds(before, after)
+    assert (got.low, got.high) == pytest.approx((expected.low, expected.high))
+    assert got.value == pytest.approx(3.5)
+    assert welch_over_seeds([1.0, 1.0], [2.0, 2.0]) == (1.0, 1.0, 1.0)
+    assert math.isnan(welch_over_seeds([1.0], [2.0, 3.0]).low)
+    assert welch_over_seeds([1.0], [2.0, 3.0]).value == 1.5
 
 
 def test_pairing_removes_the_spread_between_prompts():

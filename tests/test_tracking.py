@@ -170,7 +170,7 @@ def test_off_a_terminal_the_console_prints_plain_lines(monkeypatch: pytest.Monke
     assert lines[0].startswith("quick/grpo  step 1/40  reward 0.1  KL 0.5  tokens/s 1,234  left ")
     assert [int(line.split()[2].split("/")[0]) for line in lines[1:21]] == list(range(2, 41, 2))
     assert "warning: KL explodes: \N{REPLACEMENT CHARACTER}[2J 9.1 nats" in lines
-    assert lines[-1] == "quick/grpo  step 40  held-out score 0.5 [0.4, unscored], 100 prompts"
+    assert lines[-1] == "quick/grpo  step 40  held-out score 0.5 no interval, 100 prompts"
 
 
 def test_off_a_terminal_a_resumed_run_reports_its_first_step() -> None:

@@ -11,8 +11,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import relgrad
+from relgrad.commands import compare as comparing
+from relgrad.commands.bar import with_bar
+from relgrad.commands.compare import Part
 from relgrad.commands.forms import app as forms
 from relgrad.commands.original_flags import as_overrides
 from relgrad.commands.sample_options import with_declared
@@ -72,13 +74,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
 STEPS = "Writing in several steps"
-
-
-class Part(StrEnum):
-    """The prompts of a task that were not trained on."""
-
-    test = "test"
-    validation = "validation"
 
 
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
@@ -191,19 +186,30 @@ app.command()(with_declared(sample, STEPS))
 def evaluate(
     source: Source,
     overrides: Overrides = None,
-    against: Annotated[str | None, typer.Option(help="Another run to compare with, on the same prompts.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="What to compare it with, by its prompts and rewards; others may follow.")
+    ] = None,
     part: Annotated[Part, typer.Option(help="The prompts of the task to score on.")] = Part.test,
 ) -> None:
-    """Score a policy on the task's test prompts, with a 95 % interval; --against compares two runs pairwise.
+    """Score a policy on the task's test prompts, with a 95 % interval; --against compares it with others, paired by prompt.
 
-    Example: [bold]relgrad evaluate runs/quick --against runs/other[/bold]
+    Example: [bold]relgrad evaluate runs/quick --against runs/other quick[/bold]
     """
     from relgrad.runs.use import evaluate_run
 
-    def score(progress: Any) -> dict[str, Any]:
-        return evaluate_run(source, against, overrides or [], progress, part.value)
+    if against:
+        more, settings = comparing.split(overrides or [])
+        others = [source, *against, *more]
+        comparing.show(comparing.measure(others, settings, on=source, part=part.value, mirrored=True))
+        return
 
-    _show_figures(_with_bar("evaluating", score))
+    def score(progress: Any) -> dict[str, Any]:
+        return evaluate_run(source, overrides or [], partial(progress, "evaluating"), part.value)
+
+    _show_figures(_in_words(with_bar("evaluating", score)))
+
+
+app.command()(comparing.compare)
 
 
 @app.command()
@@ -218,7 +224,7 @@ def audit(
     """
     from relgrad.runs.use import audit as examine
 
-    _show_figures(_with_bar("auditing", lambda progress: examine(judge, generator, out, progress)))
+    _show_figures(with_bar("auditing", lambda progress: examine(judge, generator, out, partial(progress, "auditing"))))
 
 
 @app.command()
@@ -419,14 +425,13 @@ def _show_sample(record: dict[str, Any]) -> None:
     console.print(Text("        " + "  ".join(f"{k} {_brief(v)}" for k, v in rest.items()), style="dim"))
 
 
-def _with_bar(what: str, work: Callable[[Callable[[int, int], None]], dict[str, Any]]) -> dict[str, Any]:
-    """Do the work under a progress bar."""
-    from rich.progress import Progress
+def _in_words(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation's record with its interval in words, behind the score."""
+    from relgrad.monitor.intervals import ends_of
 
-    errors = Console(stderr=True)
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        return work(lambda done, total: bar.update(task, completed=done, total=total))
+    interval = {"score": evaluation["score"], "95 % interval": ends_of(evaluation, _brief)}
+    rest = {k: v for k, v in evaluation.items() if k not in ("score", "low", "high", "over", "units")}
+    return {"step": rest.pop("step"), "weights": rest.pop("weights"), "name": rest.pop("name"), **interval, **rest}
 
 
 def _show_figures(figures: dict[str, Any]) -> None:

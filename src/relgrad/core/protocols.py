@@ -152,6 +152,37 @@ class WritesInSteps(Protocol):
 
 
 @runtime_checkable
+class Tempered(Protocol):
+    """A policy whose law has a temperature, at which its frozen start can be looked at otherwise.
+
+    temperature  the one it samples and scores at
+    """
+
+    @property
+    def temperature(self) -> float: ...
+
+    def start_at(self, temperature: float) -> AbstractContextManager[None]:
+        """Inside it, `sample` and `score` speak for the frozen start at this temperature, also as the policy is judged.
+
+        What the divergence is measured from stays the start at the policy's own temperature. Raises RelgradError where the policy
+        was built without a reference, or does not score by the law that it samples.
+        """
+        ...
+
+
+@runtime_checkable
+class OpensAdapters(Protocol):
+    """A kind of policy (its module) that reads the folder of a bare PEFT adapter, whoever trained it."""
+
+    def adapter_settings(self, folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a policy that holds the adapter, to be built with `start=folder`; else as `like` says.
+
+        Raises RelgradError for an adapter of a kind that the policy does not know.
+        """
+        ...
+
+
+@runtime_checkable
 class CostlyEntropy(Protocol):
     """A policy whose entropy costs much more than its log-probabilities.
 

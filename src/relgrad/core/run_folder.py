@@ -4,7 +4,8 @@
     environment.json         versions, hardware, git commit, command line
     metrics.jsonl            one object per optimizer step: {"step": 3, "time": 1763…, "reward": …, …}; NaN is null
     samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why
-    evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval), n, per_prompt, samples
+    evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval over `over`), n, …
+    cooled.json              the untrained start, cooled to where the trained policy went: one evaluation, on request
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
     films.jsonl              one object per text that was written in several steps: step, prompt, frames, final, ids
     audit.json               what a judge stage's audit found
@@ -37,6 +38,7 @@ RECORDS = ("metrics.jsonl", "evaluations.jsonl")
 """Lines by step that a run goes on by."""
 FOR_PEOPLE = ("warnings.jsonl", "films.jsonl")
 """Lines by step that only people read."""
+COOLED = "cooled.json"
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -183,12 +185,14 @@ class RunDir:
             self._rewind_lines(name, step)
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise RelgradError(f"{self.checkpoints} is a file, and a folder belongs there: move it away")
-        notes = [self._set_aside(name) for name in ("environment.json", "report.html") if (self.root / name).is_dir()]
+        notes = [self._set_aside(name) for name in ("environment.json", "report.html", COOLED) if (self.root / name).is_dir()]
         for name in FOR_PEOPLE:
             try:
                 self._rewind_lines(name, step)
             except RelgradError as error:
                 notes.append(f"{error}; {self._set_aside(name)}")
+        if (self.root / COOLED).is_file() and self.cooled().get("step") not in range(step + 1):
+            (self.root / COOLED).unlink()
         if (self.root / "samples").exists() and not (self.root / "samples").is_dir():
             notes.append(self._set_aside("samples"))
         for number, path in self.sample_files():
@@ -213,6 +217,14 @@ class RunDir:
         aside = next(other for other in free if not other.exists())
         path.rename(aside)
         return f"{name} was damaged and is kept as {aside.name}"
+
+    def cooled(self) -> dict[str, Any]:
+        """The evaluation of the cooled start; empty where there is none, or none that can be read."""
+        try:
+            record = json.loads((self.root / COOLED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def clear(self) -> None:
         """Remove the folder with everything in it."""

@@ -24,12 +24,14 @@ class Prompt:
     """One question put to the policy.
 
     `content` is plain text or a chat (a sequence of {"role", "content"}); `columns` holds every other column of the
-    dataset row (the answer, say), which rewards receive by name; `id` is stable across epochs and runs.
+    dataset row (the answer, say), which rewards receive by name; `id` is stable across epochs and runs. Prompts of one
+    `family` are alike (forms of one kind), so that intervals are over families; "" where there are none.
     """
 
     content: str | Sequence[Message]
     columns: Mapping[str, Any] = field(default_factory=dict)
     id: int = 0
+    family: str = ""
 
     @property
     def text(self) -> str:

@@ -20,7 +20,8 @@ from relgrad.core.randomness import Draws
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import require_scored
 from relgrad.core.types import Output, Prompt, RewardTable, Rollouts, Stop
-from relgrad.evaluation.statistics import Interval, bootstrap_mean, paired_difference, pass_at_k
+from relgrad.evaluation.metric import METRICS, Completions
+from relgrad.evaluation.statistics import Interval, difference_over, mean_over, pass_at_k
 from relgrad.objectives.advantages import combine
 
 SCORING_TOKENS = 8192
@@ -31,12 +32,14 @@ SCORING_TOKENS = 8192
 class Evaluation:
     """What an evaluation found. The score of a prompt is the mean weighted reward of its scored completions.
 
-    score, low, high  mean over prompts and its 95 % interval (bootstrap over prompts); NaN where nothing was scored
+    score, low, high  mean over prompts and its 95 % interval over `over`; NaN where nothing, or too little, was scored
     prompts           how many prompts have a score
     per_prompt        one score per prompt, in the order given; NaN where no completion was scored
     ids               the prompts' ids, by which two evaluations are paired
     rewards           mean of each reward over the completions it scored, unweighted; monitors too
     per_prompt_rewards  each reward's mean per prompt, as `per_prompt`
+    per_prompt_metrics  each figure of evaluation/metric.py per prompt; not recorded
+    families          the prompts' families; empty where they have none
     pass_at_k         mean over prompts of the unbiased pass@k; empty unless every total reward is 0 or 1
     mean_length       elementary choices (tokens) per completion
     stop              share of completions per reason they ended
@@ -60,6 +63,21 @@ class Evaluation:
     per_prompt_rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     kl: float = math.nan
     entropy: float = math.nan
+    families: tuple[str, ...] = ()
+    per_prompt_metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def over(self) -> str:
+        """What its intervals are over: "prompts", or "families" where the prompts come in such."""
+        return "families" if self.families else "prompts"
+
+    @property
+    def units(self) -> int:
+        """How many of these were scored."""
+        if not self.families:
+            return self.prompts
+        scored = zip(self.families, self.per_prompt, strict=True)
+        return len({family for family, score in scored if not math.isnan(score)})
 
     def to_record(
         self, step: int, name: str, baseline: Evaluation | None = None, *, weights: int | None = None
@@ -75,6 +93,8 @@ class Evaluation:
             "score": self.score,
             "low": self.low,
             "high": self.high,
+            "over": self.over,
+            "units": self.units,
             "n": self.prompts,
             "rewards": dict(self.rewards),
             "pass_at_k": {str(k): v for k, v in self.pass_at_k.items()},
@@ -86,6 +106,7 @@ class Evaluation:
             "per_prompt": list(self.per_prompt),
             "per_prompt_rewards": {name: list(values) for name, values in self.per_prompt_rewards.items()},
             "ids": list(self.ids),
+            "families": list(self.families),
             "samples": [dict(s) for s in self.samples],
         }
         if baseline is not None:
@@ -119,6 +140,7 @@ class Evaluation:
             },
             kl=number(record.get("kl")),
             entropy=number(record.get("entropy")),
+            families=tuple(record.get("families", ())),
         )
 
 
@@ -236,15 +258,18 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
     """The figures of an evaluation from its scored rollouts."""
     groups: list[list[float]] = []
     samples: list[Mapping[str, Any]] = []
+    answers: list[Completions] = []
     for rollouts, table in batches:
         totals = combine(table, rollouts.group_B).reward_B.tolist()
         for group, prompt in enumerate(rollouts.prompts):
             rows = (rollouts.group_B == group).nonzero()[:, 0].tolist()
             groups.append([totals[row] for row in rows])
+            answers.append(completions_of(rollouts, rows, groups[-1]))
             first = rows[0]
             samples.append({"prompt": prompt.text, "completion": rollouts.outputs[first].text, "score": totals[first]})
     per_prompt = tuple(mean(group) for group in groups)
-    interval = bootstrap_mean(per_prompt)
+    families = families_of([prompt for rollouts, _ in batches for prompt in rollouts.prompts])
+    interval = mean_over(per_prompt, families)
     stops = [stop for rollouts, _ in batches for stop in rollouts.stop]
     return Evaluation(
         score=interval.value,
@@ -260,7 +285,23 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
         stop={reason: stops.count(reason) / len(stops) for reason in get_args(Stop)},
         unscored=sum(math.isnan(total) for group in groups for total in group),
         samples=tuple(samples),
+        families=families,
+        per_prompt_metrics={metric.name: tuple(metric(one) for one in answers) for metric in METRICS},
     )
+
+
+def completions_of(rollouts: Rollouts, rows: Sequence[int], scores: Sequence[float]) -> Completions:
+    """What a metric sees of one prompt's rows."""
+    tokens_B = (rollouts.size_BT * rollouts.mask_BT).sum(-1)
+    return Completions(
+        tuple(rollouts.outputs[row] for row in rows), tuple(scores), tuple(int(tokens_B[row]) for row in rows)
+    )
+
+
+def families_of(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """The families of these prompts; empty unless every one has one."""
+    families = tuple(prompt.family for prompt in prompts)
+    return families if all(families) else ()
 
 
 def mean(values: Sequence[float]) -> float:
@@ -301,19 +342,20 @@ def mean_pass_at_k(groups: Sequence[Sequence[float]]) -> dict[int, float]:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Interval:
-    """Mean paired difference after - before over the same prompts, with its 95 % interval.
+    """Mean paired difference after - before over the same prompts, with its 95 % interval over `after.over`.
 
     Raises RelgradError when the two were not made on the same prompts.
     """
     _require_same_prompts(before, after)
-    return paired_difference(before.per_prompt, after.per_prompt)
+    return difference_over(before.per_prompt, after.per_prompt, after.families)
 
 
 def compare_rewards(before: Evaluation, after: Evaluation) -> dict[str, Interval]:
     """The same for every reward that both have per prompt, unweighted."""
     _require_same_prompts(before, after)
     earlier, later = before.per_prompt_rewards, after.per_prompt_rewards
-    return {name: paired_difference(earlier[name], later[name]) for name in later if name in earlier}
+    families = after.families
+    return {name: difference_over(earlier[name], later[name], families) for name in later if name in earlier}
 
 
 def _require_same_prompts(before: Evaluation, after: Evaluation) -> None:

@@ -28,6 +28,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from relgrad.monitor.intervals import ends_of
+
 FIGURES = {
     "reward": "reward",
     "reward_std": "± std",
@@ -132,11 +134,12 @@ class Console:
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Print one score with its 95 % interval (a record of evaluations.jsonl)."""
-        score, low, high = (number(record[key]) for key in ("score", "low", "high"))
         name, step = record.get("name", "held-out"), record["step"]
         weights = record.get("weights", step)
         of = f", weights of step {weights}" if weights != step else ""
-        self._line(f"{self.title}  step {step}  {name} score {score} [{low}, {high}], {record['n']} prompts{of}")
+        score = f"{name} score {number(record['score'])} {ends_of(record, number)}"
+        prompts = "" if record.get("over", "prompts") == "prompts" else f", {record['n']} prompts"
+        self._line(f"{self.title}  step {step}  {score}{prompts}{of}")
 
     def warn(self, text: str) -> None:
         """Print a warning above the display."""

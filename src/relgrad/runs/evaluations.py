@@ -2,7 +2,8 @@
 
     before the first step   test prompts; validation prompts too where `patience` compares with them
     every `every` steps     validation prompts: patience and the best checkpoint are decided by these alone
-    after the last step     test prompts, by the weights that the stage ends with
+    after the last step     test prompts, by the weights that the stage ends with; with `cooled`, also by the untrained start at the
+                            temperature at which it is as far from itself (`cooled.json`)
 
 A task of two parts has no test prompts of its own. Its validation prompts then serve for both and are evaluated once; the records
 say "validation". Every record tells the step whose weights it is about: `weights`.
@@ -16,11 +17,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Tempered
 from relgrad.core.ranks import Ranks
-from relgrad.core.run_folder import RunDir, lines_until
+from relgrad.core.run_folder import COOLED, RunDir, lines_until
 from relgrad.core.types import Prompt
+from relgrad.evaluation.cooled import cooled_start
 from relgrad.evaluation.held_out import Evaluation, evaluate
 from relgrad.monitor.console import Console, number
+from relgrad.monitor.intervals import ends, ends_of
 from relgrad.stages.kind import StageParts
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
@@ -48,7 +52,10 @@ class Evaluations:
                 f"evaluation.patience={self.settings.patience} looks at validation prompts, and the task has none: give it some, "
                 "or leave patience out"
             )
+        if self.settings.cooled and self.scores(self.final):
+            require_tempered(parts, stage)
         self.start: dict[Part, Evaluation] = {}
+        self.trained: dict[Part, Evaluation] = {}
 
     def scores(self, part: Part) -> bool:
         """Whether there is something to evaluate in this part, and something to judge it by."""
@@ -99,6 +106,55 @@ class Evaluations:
         elif kept != step and (record := next((r for r in self._recorded("validation") if r["step"] == kept), None)):
             self.folder.append(FILE, {**record, "step": step})  # these prompts by these weights: known already
             self.console.evaluation({**record, "step": step})
+            self.trained["validation"] = Evaluation.from_record(record)
+        if self.settings.cooled:
+            try:
+                self._cool(step)
+            except RelgradError as error:  # a control is no reason to lose what was trained
+                self.console.warn(f"the cooled start could not be judged: {error}")
+
+    def _cool(self, step: int) -> None:
+        """Judge the start, cooled to where the policy is now, and keep the result as one record. Raises RelgradError."""
+        policy, rewards, settings, prompts = (
+            self.parts.policy,
+            self.parts.judged_by,
+            self.settings,
+            self.prompts[self.final],
+        )
+        assert isinstance(policy, Tempered)
+        assert rewards is not None
+        start, trained = self.start[self.final], self.trained[self.final]
+        if math.isnan(trained.kl):
+            raise RelgradError("the trained policy decided nothing, so that it has no distance to its start")
+        self.console.note(f"cooling the untrained start to {number(trained.kl)} nats per decision from itself ...")
+        with rewards.fixed():
+            cooled = cooled_start(
+                policy,
+                trained.kl,
+                prompts,
+                rewards,
+                num_generations=settings.num_generations,
+                seed=settings.seed,
+                progress=lambda done, total: self.console.busy("cooling", done, total),
+                ranks=self.ranks,
+            )
+        record = cooled.to_record(step, start, trained)
+        self.folder.write_json(COOLED, record)
+        self._say_cooled(record)
+
+    def _say_cooled(self, record: Mapping[str, Any]) -> None:
+        """The cooled start in words, beside the policy."""
+        difference, low, high = record["trained_differences"]["score"]
+        beyond = ends(low, high, number, over=record["over"], units=record["units"])
+        nearer = (
+            ""
+            if record["reached"]
+            else f", which is no further from itself than {number(record['kl'])} nats even there"
+        )
+        self.console.note(
+            f"the start cooled to temperature {number(record['temperature'])}{nearer}: score {number(record['score'])} "
+            f"{ends_of(record, number)}; the trained policy is {number(difference)} beyond it {beyond}"
+        )
 
     def _evaluate(self, part: Part, step: int, weights: int) -> None:
         rewards, settings, prompts = self.parts.judged_by, self.settings, self.prompts[part]
@@ -115,7 +171,7 @@ class Evaluations:
                 divergence=self.parts.divergence,
                 ranks=self.ranks,
             )
-        start = self.start.setdefault(part, evaluation)
+        start, self.trained[part] = self.start.setdefault(part, evaluation), evaluation
         record = evaluation.to_record(step, part, None if start is evaluation else start, weights=weights)
         self.folder.append(FILE, record)
         self._say(record, evaluation)
@@ -123,8 +179,9 @@ class Evaluations:
     def _say(self, record: Mapping[str, Any], evaluation: Evaluation) -> None:
         self.console.evaluation(record)
         for name, (difference, low, high) in record.get("reward_differences", {}).items():
+            interval = ends(low, high, number, over=evaluation.over, units=evaluation.units)
             mean = number(record["rewards"][name])
-            self.console.note(f"  {name} {mean}, {number(difference)} [{number(low)}, {number(high)}] from the start")
+            self.console.note(f"  {name} {mean}, {number(difference)} from the start {interval}")
         if math.isnan(evaluation.kl):
             return
         bound = self.settings.kl_bound
@@ -164,6 +221,18 @@ def records_of(folder: RunDir) -> list[dict[str, Any]]:
         if not whole or not (score is None or isinstance(score, (int, float))):
             raise RelgradError(f"{path}, line {line} is no evaluation: {str(record)[:80]}")
     return records
+
+
+def require_tempered(parts: StageParts, stage: Stage) -> None:
+    """Raise RelgradError for a stage whose policy cannot be looked at cooler, or that measures no distance to its start."""
+    if not isinstance(parts.policy, Tempered):
+        raise RelgradError(
+            f"evaluation.cooled=true: the law of a policy of kind {stage.policy.kind} has no temperature; leave it out"
+        )
+    if not parts.divergence:
+        raise RelgradError(
+            f"evaluation.cooled=true: a {stage.called} stage does not measure how far its policy is from its start; leave it out"
+        )
 
 
 def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list[dict[str, Any]]:

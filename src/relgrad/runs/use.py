@@ -13,7 +13,8 @@ from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir, refuse_folder_of_runs
 from relgrad.core.types import Prompt
 from relgrad.core.whole_text import half_character
-from relgrad.evaluation.held_out import Evaluation, as_judged, compare, evaluate
+from relgrad.evaluation.held_out import as_judged, evaluate
+from relgrad.monitor.intervals import ends_of
 from relgrad.monitor.report.read import headline
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs import named_files
@@ -136,13 +137,9 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
 
 
 def evaluate_run(
-    source: str,
-    against: str | None,
-    overrides: list[str],
-    progress: Callable[[int, int], None] | None = None,
-    part: Part = "test",
+    source: str, overrides: list[str], progress: Callable[[int, int], None] | None = None, part: Part = "test"
 ) -> dict[str, Any]:
-    """The score of a run or recipe on a part of its task; with `against`, also that of another and the paired difference.
+    """The score of a run or recipe on a part of its task, as a line of evaluations.jsonl.
 
     Where the task has no test prompts of its own, the score is of its validation prompts, and the record says so.
     """
@@ -151,23 +148,16 @@ def evaluate_run(
     if rewards is None:
         raise RelgradError(f"{source}: nothing to score with; add rewards to the recipe")
     settings = stage.evaluation
-    prompts = (task.test if part == "test" else task.validation)[: settings.num_prompts]
-
-    def score(stage: Stage, start: Path | None) -> Evaluation:
-        return evaluate(
-            build_policy(stage, start), prompts, rewards,
-            num_generations=settings.num_generations, seed=settings.seed, progress=progress,
-        )  # fmt: skip
-
-    evaluation = score(stage, start)
+    evaluation = evaluate(
+        build_policy(stage, start),
+        (task.test if part == "test" else task.validation)[: settings.num_prompts],
+        rewards,
+        num_generations=settings.num_generations,
+        seed=settings.seed,
+        progress=progress,
+    )
     step = int(start.name.removeprefix("step_")) if start else 0
-    record = evaluation.to_record(step, "validation" if task.two_parts else part)
-    if against is not None:
-        other = score(*open_source(against, overrides))
-        difference = compare(other, evaluation)
-        record |= {"against": other.score, "difference": difference.value}
-        record |= {"difference_low": difference.low, "difference_high": difference.high}
-    return record
+    return evaluation.to_record(step, "validation" if task.two_parts else part)
 
 
 def demo(overrides: list[str]) -> None:
@@ -178,11 +168,9 @@ def demo(overrides: list[str]) -> None:
     before, after = records[0], records[-1]
     for name, record in (("before", before), ("after", after)):
         label = f"{record['name']} score {name}"
-        print(f"{label:23}{record['score']:.3f}   95 % interval [{record['low']:.3f}, {record['high']:.3f}]")
-    low, high = after["difference_low"], after["difference_high"]
-    print(
-        f"difference             {after['difference']:+.3f}   95 % interval [{low:+.3f}, {high:+.3f}], paired by prompt"
-    )
+        print(f"{label:23}{record['score']:.3f}   95 % interval {ends_of(record, '{:.3f}'.format)}")
+    paired = ends_of(after, "{:+.3f}".format, "difference_")
+    print(f"difference             {after['difference']:+.3f}   95 % interval {paired}, paired by prompt")
     print(f"report                 {json.dumps(str((folder / 'report.html').resolve()))[1:-1]}")
 
 

@@ -42,7 +42,8 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     rewards = materials.rewards(stage.rewards, stage.reward_seconds)
     others = stage.evaluation.rewards
     judged_by = materials.rewards(others, stage.reward_seconds) if others else rewards
-    policy: Policy = build_policy(stage, materials.start, reference=stage.grpo.beta > 0)
+    divergence = stage.grpo.beta > 0 or stage.evaluation.cooled
+    policy: Policy = build_policy(stage, materials.start, reference=divergence)
     loss = policy_loss(stage.grpo)
     loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)
 
@@ -55,7 +56,7 @@ def build(stage: Settings, materials: Materials) -> StageParts:
         policy=policy,
         rewards=rewards,
         judged_by=judged_by,
-        divergence=stage.grpo.beta > 0,
+        divergence=divergence,
         filmed_by=rewards,
         figures=policy.figures if isinstance(policy, ShowsFigures) else None,
         after_step=after_step,

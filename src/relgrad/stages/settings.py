@@ -27,6 +27,10 @@ class Evaluation(Strict):
     kl_bound: float | None = Field(
         None, gt=0, description="nats per decision away from the reference; more is warned of"
     )
+    cooled: bool = Field(
+        False,
+        description="at the end, also judge the untrained start, cooled to the trained policy's distance from it",
+    )
     reward_timeout: float = Field(
         60.0,
         gt=0,

@@ -18,9 +18,10 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     """The examples before the policy: a column that is not there costs no loading of a model."""
     judged_by = materials.rewards(stage.judged_by, stage.reward_seconds) if stage.judged_by else None
     examples = Examples(materials.task, stage.sft.completion_column)
-    policy = build_policy(stage, materials.start)
+    divergence = stage.evaluation.cooled
+    policy = build_policy(stage, materials.start, reference=divergence)
     loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks)
-    return StageParts(loop=loop, trained=policy, policy=policy, judged_by=judged_by)
+    return StageParts(loop=loop, trained=policy, policy=policy, judged_by=judged_by, divergence=divergence)
 
 
 def describe(stage: Settings) -> str:

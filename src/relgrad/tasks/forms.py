@@ -91,7 +91,7 @@ class FormPrompts(Sequence[Prompt]):
         draw = Random(f"{self.key}/{index}")
         form = make(draw.choice(self.names), draw.randrange(2**40), self.grammar)
         columns = {"plan": wording.plan(form), "form": form.spec, "values": form.values, "family": form.family}
-        return Prompt(wording.prompt(form), columns, index)
+        return Prompt(wording.prompt(form), columns, index, form.family)
 
 
 def _ask(grammar: Grammar) -> Callable[[str], str]:

@@ -73,7 +73,7 @@ def evaluation_chart(evaluations: Records) -> Chart:
     return Chart(
         "evaluation",
         "Score",
-        "Mean over prompts never trained on; bars are 95\N{NO-BREAK SPACE}% intervals.",
+        "Mean over prompts never trained on; bars are 95\N{NO-BREAK SPACE}% intervals over prompts, or over their families.",
         series,
         "points",
     )

@@ -14,6 +14,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import finite, write_atomic
 from relgrad.monitor.diagnose import diagnose
 from relgrad.monitor.diagnose.history import monitors
+from relgrad.monitor.intervals import counted
 from relgrad.monitor.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
 from relgrad.monitor.report.read import StageFiles, headline, read_stage, shorten, stage_folders
 
@@ -119,6 +120,7 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "missing": stage.missing,
         "warnings": all_warnings(stage),
         "scores": scores,
+        "cooled": cooled_figures(stage.cooled, headline(stage.evaluations)),
         "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
         "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
         "audit": audit_rows(stage.audit),
@@ -198,11 +200,28 @@ def reward_figures(evaluations: Sequence[Mapping[str, Any]], watching: set[str])
     return figures
 
 
+def cooled_figures(cooled: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The untrained start, cooled to where the trained policy went, beside its score before and after; empty where there is none.
+
+    rows  (figure, before, after, cooled, difference of after and cooled, its ends) of the score and every reward
+    """
+    beyond = _mapping(cooled.get("trained_differences"))
+    if not beyond or not evaluations:
+        return {}
+    sides = [
+        {"score": one.get("score"), **_mapping(one.get("rewards"))} for one in (evaluations[0], evaluations[-1], cooled)
+    ]
+    rows = [(name, *(side.get(name) for side in sides), *beyond[name]) for name in beyond]
+    keys = ("temperature", "reached", "kl", "trained_kl")
+    return {**score_figures(cooled), **{key: cooled.get(key) for key in keys}, "rows": rows}
+
+
 def score_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table shows of one evaluation; None for what it does not have."""
+    """What the table shows of one evaluation; None for what it does not have. `over`: what its intervals are over."""
     figures = {key: evaluation.get(key) for key in SCORE_KEYS}
     passed = _mapping(evaluation.get("pass_at_k"))
-    return figures | {"pass_at_k": ", ".join(f"{k}: {number(v)}" for k, v in passed.items())}
+    over = counted(evaluation.get("units", evaluation.get("n")), str(evaluation.get("over", "prompts")))
+    return figures | {"pass_at_k": ", ".join(f"{k}: {number(v)}" for k, v in passed.items()), "over": over}
 
 
 def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -227,7 +246,8 @@ def audit_rows(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if key in audit:
             text = number(audit[key])
             if key == "within_group_correlation":
-                text += f" ({number(audit.get('within_group_low'))} to {number(audit.get('within_group_high'))})"
+                low, high = (number(audit.get(f"within_group_{end}")) for end in ("low", "high"))
+                text += f" ({low} to {high}, over prompts)"
             rows.append((label, text, note))
     return rows
 

@@ -38,6 +38,7 @@ class StageFiles:
     films: list[dict[str, Any]]
     audit: Mapping[str, Any]
     film_count: int
+    cooled: Mapping[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -116,6 +117,7 @@ def read_stage(folder: Path) -> StageFiles:
         sample_steps=len(steps),
         films=[thinned(film) for film in films[-MAX_FILMS:]],
         film_count=len(films),
+        cooled=run.cooled(),
         audit=_object(folder / "audit.json", missing) if (folder / "audit.json").exists() else {},
         missing=missing,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ class Keeper:
     def __init__(self, network: torch.nn.Module, ema_decay: float = 0.0) -> None:
         self.network, self.start = network, FrozenStart()
         self.average = Ema(self.parameters(), ema_decay) if ema_decay else None
+        self._at_start = False
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The trainable parameters by name, always in the same order."""
@@ -35,9 +36,15 @@ class Keeper:
         """Take the weights of this moment as the reference. Raises RelgradError for sharded parameters."""
         self.start.take(self.parameters())
 
-    def reference(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def reference(self) -> Iterator[None]:
         """Inside, the network has the weights of the start; its own come back whatever happens. Raises RelgradError without."""
-        return self.start.in_place(self.parameters())
+        before, self._at_start = self._at_start, True
+        try:
+            with self.start.in_place(self.parameters()):
+                yield
+        finally:
+            self._at_start = before
 
     def after_update(self) -> None:
         """Take the weights of this moment into their average, where one is kept."""
@@ -45,8 +52,10 @@ class Keeper:
             self.average.update(self.parameters())
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the network has the averaged weights, where an average is kept."""
-        return nullcontext() if self.average is None else self.average.in_place(self.parameters())
+        """Inside, the network has the averaged weights, where an average is kept; inside `reference`, those of the start still."""
+        if self.average is None or self._at_start:
+            return nullcontext()
+        return self.average.in_place(self.parameters())
 
     def save_average(self, folder: Path) -> None:
         """Write the average, where one is kept, beside the weights that are in `folder`."""

@@ -2,6 +2,7 @@
 
 settings.py             what a recipe says
 build.py                from settings and folders to a policy
+adapter.py              which settings hold a bare PEFT adapter
 policy.py               sampling, scoring, supervised loss
 engine.py               what an engine is: draw completions, score them, plan the scoring
 shared_engine.py        the one that computes a prompt once for its group
@@ -14,9 +15,10 @@ modes.py                dropout and recomputed activations
 toy.py                  tiny instances for the contract tests
 """
 
+from relgrad.policies.autoregressive.adapter import adapter_settings
 from relgrad.policies.autoregressive.build import build
 from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.policies.autoregressive.settings import Lora, Settings
 from relgrad.policies.autoregressive.toy import toys
 
-__all__ = ["AutoregressivePolicy", "Lora", "Settings", "build", "toys"]
+__all__ = ["AutoregressivePolicy", "Lora", "Settings", "adapter_settings", "build", "toys"]

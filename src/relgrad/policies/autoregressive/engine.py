@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,13 @@ from torch import Tensor
 from relgrad.core.types import CellScores, Rollouts
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.causal.decode import Generated
+
+
+class Reference(NamedTuple):
+    """What a divergence is measured from: inside `weights` the model holds other weights, and `law` is what it writes by then."""
+
+    weights: AbstractContextManager[None]
+    law: Truncation
 
 
 class Engine(Protocol):
@@ -38,11 +45,11 @@ class Engine(Protocol):
         law: Truncation,
         *,
         entropy: bool = False,
-        reference: AbstractContextManager[None] | None = None,
+        reference: Reference | None = None,
     ) -> CellScores:
         """Log-probs (nats, differentiable) of the chosen cells under `law`, over the support recorded in the rollouts.
 
-        Inside `reference` the model holds other weights; where it is given, so is the exact KL from the law of now to theirs.
+        Where `reference` is given, so is the exact KL from the law of now to the reference's.
         """
         ...
 

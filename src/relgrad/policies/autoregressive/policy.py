@@ -9,7 +9,8 @@ of the weights (`networks/weights/keeper.py`), an encoder of texts (`encode.py`)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from relgrad.networks.causal.decode import Generated
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.autoregressive.encode import Encoder
-from relgrad.policies.autoregressive.engine import Engine, arithmetic
+from relgrad.policies.autoregressive.engine import Engine, Reference, arithmetic
 from relgrad.policies.autoregressive.modes import Modes
 from relgrad.policies.autoregressive.settings import Settings
 from relgrad.policies.autoregressive.weights import bare, load
@@ -45,7 +46,7 @@ class AutoregressivePolicy:
         self.engine, self.notes = engine, notes
         self.version = 0
         self.max_decisions = settings.max_completion_length
-        self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
+        self.start_law = self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
         self.weights = Keeper(model)
         self.causal_lm = bare(model)
         self.device = next(model.parameters()).device
@@ -123,7 +124,7 @@ class AutoregressivePolicy:
     ) -> CellScores:
         """See protocols.Policy. Dropout is off."""
         self.modes.score(dropout=False)
-        reference = self.reference() if reference_kl else None
+        reference = Reference(self.reference(), self.start_law) if reference_kl else None
         return self.engine.score(rollouts, cells_N2, self.truncation, entropy=entropy, reference=reference)
 
     # ------------------------------------------------------------------ supervised
@@ -150,9 +151,26 @@ class AutoregressivePolicy:
         """Take the trainable weights of this moment as the reference (for a fresh LoRA adapter: the bare model)."""
         self.weights.freeze_reference()
 
-    def reference(self) -> AbstractContextManager[None]:
+    @property
+    def temperature(self) -> float:
+        """See protocols.Tempered."""
+        return self.settings.temperature
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
-        return self.weights.reference()
+        with self.start_at(self.temperature):
+            yield
+
+    @contextmanager
+    def start_at(self, temperature: float) -> Iterator[None]:
+        """See protocols.Tempered."""
+        before, self.truncation = self.truncation, replace(self.truncation, temperature=temperature)
+        try:
+            with self.weights.reference():
+                yield
+        finally:
+            self.truncation = before
 
     def save(self, folder: Path) -> None:
         """A PEFT adapter folder or a full model folder, with the tokenizer; transformers and peft load it as it is."""

@@ -7,7 +7,6 @@ vocabulary's distribution is never whole in memory (laws/tiled.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from relgrad.laws import tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.causal import decode, shared_prompt
 from relgrad.networks.causal.decode import Generated
-from relgrad.policies.autoregressive.engine import cut
+from relgrad.policies.autoregressive.engine import Reference, cut
 from relgrad.policies.autoregressive.packed import Packed
 
 
@@ -46,7 +45,7 @@ class SharedEngine:
         law: Truncation,
         *,
         entropy: bool = False,
-        reference: AbstractContextManager[None] | None = None,
+        reference: Reference | None = None,
     ) -> CellScores:
         """See engine.Engine. The entropy comes at no extra cost."""
         packed = Packed.of(rollouts, cells_N2, self.model.device)
@@ -54,8 +53,8 @@ class SharedEngine:
         logp_N, entropy_N = tiled.log_probs(hidden_NH, head, packed.target_N, support=packed.support)
         kl_N = None
         if reference is not None:
-            with torch.no_grad(), reference:
-                reference_NH, reference_head = self._hidden(packed), self._head(law)
+            with torch.no_grad(), reference.weights:
+                reference_NH, reference_head = self._hidden(packed), self._head(reference.law)
                 # detached, these are the start's own tensors; the parameters themselves get their weights back
                 bias = reference_head.bias_V
                 reference_head = reference_head._replace(

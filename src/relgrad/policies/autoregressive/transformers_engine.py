@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.causal.decode import Generated
 from relgrad.objectives.divergences import categorical_kl
-from relgrad.policies.autoregressive.engine import cut
+from relgrad.policies.autoregressive.engine import Reference, cut
 
 
 class TransformersEngine:
@@ -61,7 +60,7 @@ class TransformersEngine:
         law: Truncation,
         *,
         entropy: bool = False,
-        reference: AbstractContextManager[None] | None = None,
+        reference: Reference | None = None,
     ) -> CellScores:
         """See engine.Engine. One right-padded batch, the model's own logits at the chosen cells only."""
         row_N, step_N = cells_N2[:, 0], cells_N2[:, 1]
@@ -73,8 +72,8 @@ class TransformersEngine:
             entropy_N = -(log_p_NV.exp() * log_p_NV.masked_fill(log_p_NV == -torch.inf, 0.0)).sum(-1)
         kl_N = None
         if reference is not None:
-            with torch.no_grad(), reference:
-                log_q_NV = categorical.log_probs(self._logits(rollouts, row_N, step_N), law, support_NV)
+            with torch.no_grad(), reference.weights:
+                log_q_NV = categorical.log_probs(self._logits(rollouts, row_N, step_N), reference.law, support_NV)
             kl_N = categorical_kl(log_p_NV, log_q_NV)
         return CellScores(log_p_NV.gather(-1, target_N1)[:, 0], entropy_N, kl_N)
 

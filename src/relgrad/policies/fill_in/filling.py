@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -45,10 +47,23 @@ class Filling:
     ) -> None:
         self.model, self.device, self.truncation = model, model.device, truncation
         self.untempered = scoring == "untempered"
-        self.scored_law = Truncation() if self.untempered else truncation
         vocab_size = model.config.vocab_size
         excluded_K = torch.tensor([i for i in excluded if i < vocab_size])
         self.excluded_V = torch.zeros(vocab_size, dtype=torch.bool).index_fill(0, excluded_K, True).to(self.device)
+
+    @property
+    def scored_law(self) -> Truncation:
+        """The law that scores."""
+        return Truncation() if self.untempered else self.truncation
+
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Inside, the law has this temperature."""
+        before, self.truncation = self.truncation, replace(self.truncation, temperature=temperature)
+        try:
+            yield
+        finally:
+            self.truncation = before
 
     # ------------------------------------------------------------------ the network
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,10 +108,15 @@ class FillInPolicy:
         self.version = 0
         self.max_decisions = model.config.block_size
         self.device = model.device
-        self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
-        self.filling = Filling(self.model, vocabulary.excluded, self.truncation, settings.scoring)
+        law = Truncation(settings.temperature, settings.top_k, settings.top_p)
+        self.filling = Filling(self.model, vocabulary.excluded, law, settings.scoring)
         self.estimator: Estimator = Exact()
         self.weights = Keeper(self.model)
+
+    @property
+    def truncation(self) -> Truncation:
+        """The law that draws."""
+        return self.filling.truncation
 
     @property
     def law(self) -> Literal["exact", "surrogate"]:
@@ -322,9 +327,27 @@ class FillInPolicy:
         """Take the weights of this moment as the reference."""
         self.weights.freeze_reference()
 
-    def reference(self) -> AbstractContextManager[None]:
+    @property
+    def temperature(self) -> float:
+        """See protocols.Tempered."""
+        return self.settings.temperature
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
-        return self.weights.reference()
+        with self.weights.reference(), self.filling.at_temperature(self.temperature):
+            yield
+
+    @contextmanager
+    def start_at(self, temperature: float) -> Iterator[None]:
+        """See protocols.Tempered."""
+        if self.filling.untempered:
+            raise RelgradError(
+                "policy.scoring=untempered scores at temperature 1 whatever was drawn, so that the start at another temperature is "
+                "no further away: leave it out, or evaluation.cooled"
+            )
+        with self.weights.reference(), self.filling.at_temperature(temperature):
+            yield
 
     def save(self, folder: Path) -> None:
         """`model.safetensors`, `config.json` and `vocabulary.json`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,15 @@ class Engine:
         self.temperature, self.device = temperature, model.device
         excluded_V = torch.ones(symbols.size, dtype=torch.bool).index_fill(0, symbols.drawable_K, False)
         self._excluded_V = excluded_V.to(self.device) if bool(excluded_V.any()) else None
+
+    @contextmanager
+    def at_temperature(self, temperature: float) -> Iterator[None]:
+        """Inside, logits are divided by this temperature."""
+        before, self.temperature = self.temperature, temperature
+        try:
+            yield
+        finally:
+            self.temperature = before
 
     def hidden(
         self, trace: Mapping[str, Tensor], group_N: Tensor, state_NE: Tensor, step_N: Tensor, steps: int, at: At

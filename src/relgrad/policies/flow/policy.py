@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -259,9 +259,22 @@ class FlowPolicy:
         """Take the weights of this moment as the reference."""
         self.weights.freeze_reference()
 
-    def reference(self) -> AbstractContextManager[None]:
+    @property
+    def temperature(self) -> float:
+        """See protocols.Tempered."""
+        return self.settings.temperature
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
         """Score with the frozen start; the trainable weights come back whatever happens inside."""
-        return self.weights.reference()
+        with self.weights.reference(), self.engine.at_temperature(self.temperature):
+            yield
+
+    @contextmanager
+    def start_at(self, temperature: float) -> Iterator[None]:
+        """See protocols.Tempered."""
+        with self.weights.reference(), self.engine.at_temperature(temperature):
+            yield
 
     def save(self, folder: Path) -> None:
         """The network or a PEFT adapter, `vocabulary.json`, `flow.json` and, where they are kept, the averaged weights."""
