@@ -2,6 +2,8 @@
 
 cli.py             the commands and their options
 processes.py       relgrad run in several processes
+compare.py         relgrad compare
+bar.py             the progress bar of commands that evaluate
 films.py           writing in several steps, for `relgrad sample`
 original_flags.py  --key=value, as the originals write settings
 sample_options.py  the options of `relgrad sample` that kinds of policies declare

@@ -1,7 +1,8 @@
 """What people see of a run; files in, words and pictures out. Imports no torch.
 
-console.py   the live display
-animate.py   a text coming about, played in the terminal
-diagnose/    named warnings
-report/      one HTML page per run
+console.py    the live display
+intervals.py  intervals in words
+animate.py    a text coming about, played in the terminal
+diagnose/     named warnings
+report/       one HTML page per run
 """

@@ -13,6 +13,8 @@ named_files.py     the files that a recipe names, and whether they are those tha
 lock.py            one run folder, one writer
 plan.py            what a run would do, and what it would refuse
 use.py             what was trained, used: sample, evaluate, audit, demo
+compare.py         policies compared: the same prompts, the same rewards
+contenders.py      what is compared, opened, and which runs are seeds of one recipe
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
 environment.py     what a run ran on
 """

@@ -233,6 +233,8 @@ def require_tempered(parts: StageParts, stage: Stage) -> None:
         raise RelgradError(
             f"evaluation.cooled=true: a {stage.called} stage does not measure how far its policy is from its start; leave it out"
         )
+    with parts.policy.start_at(parts.policy.temperature):  # a policy that cannot do it says so now, not after training
+        pass
 
 
 def choices(records: Sequence[dict[str, Any]], until: int | None = None) -> list[dict[str, Any]]:
