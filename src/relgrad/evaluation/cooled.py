@@ -7,7 +7,7 @@ trained policy's with the same function). The control is the start at the temper
     D(start at tau) = D(trained policy),        tau between LOWEST and 1 of the policy's own temperature,
 
 found by bisection of log tau: D falls as tau rises, and is 0 at the policy's own temperature. Every step of it writes the
-evaluation's texts anew, from the same random numbers, and scores none. What training gains beyond the control is more than sharpness.
+evaluation's texts anew, from the same random numbers, and scores none. What training gains beyond it is more than sharpness.
 """
 
 from __future__ import annotations
