@@ -50,9 +50,9 @@ def sentence(name: str, figure: str, gain: Estimate) -> str:
     change = (
         f"{name} changes {figure} by {value:+.3f}, 95 % over {counted(gain.units, gain.over)} [{low:+.3f}, {high:+.3f}]"
     )
-    if gain.interval.excludes(0):
-        return f"{change}: it {'raises' if value > 0 else 'lowers'} it in other seeds too."
-    return f"{change}: what another seed would do is not known from these."
+    if gain.over == "seeds" and gain.interval.excludes(0):
+        return f"{change}: over seeds the mean {'rises' if value > 0 else 'falls'}."
+    return f"{change}: what another seed would do is not known from this."
 
 
 def judged(seed: int, folder: Path, root: Path, **law: float) -> Evaluation:

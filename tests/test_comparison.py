@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
+from benchmarks import forms_results
 from scipy import stats
 
 from relgrad.core.errors import RelgradError
@@ -131,6 +132,30 @@ def test_what_cannot_be_compared_is_named():
     judged = contender("b", evaluation([0.1, 0.3], style=[1, 1]))
     with pytest.raises(RelgradError, match="b-0 and a-0 were judged by different rewards: only one of them has style"):
         compare_all([a, judged])
+
+
+def test_the_table_of_forms_pools_over_seeds_and_says_what_holds():
+    families = list("abcdef")
+
+    def policies(gain: float) -> dict[str, Evaluation]:
+        levels = {forms_results.START: 0.5, "Flow-GRPO": 0.5 + gain, "SFT cooled": 0.6 + gain / 100}
+        return {
+            n: evaluation([v] * 6, families, **dict.fromkeys(forms_results.FIGURES, [v] * 6)) for n, v in levels.items()
+        }
+
+    by_seed = {seed: policies(gain) for seed, gain in enumerate((0.059, 0.023, 0.013))}
+    start, trained, _, _, said, also = forms_results.pooled(by_seed)
+    assert start == "| all | SFT | 0.500 | 0.500 | 0.500 | 0.500 |"
+    assert trained.startswith("| all | Flow-GRPO | 0.532 (+0.032 [-0.028, +0.092]) |")
+    assert said == (
+        "Flow-GRPO changes reward by +0.032, 95 % over 3 seeds [-0.028, +0.092]: what another seed would do is not known from this."
+    )
+    assert also.endswith("over seeds the mean rises.")
+    one = {0: by_seed[0]}
+    of_one = forms_results.row(
+        "0", *(forms_results.contender(name, one) for name in (forms_results.START, "Flow-GRPO"))
+    )
+    assert of_one.startswith("| 0 | Flow-GRPO | 0.559 (+0.059 [+0.059, +0.059]) |")
 
 
 def test_metrics_are_figures_of_a_prompts_completions():
