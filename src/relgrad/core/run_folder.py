@@ -185,7 +185,9 @@ class RunDir:
             self._rewind_lines(name, step)
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise RelgradError(f"{self.checkpoints} is a file, and a folder belongs there: move it away")
-        notes = [self._set_aside(name) for name in ("environment.json", "report.html", COOLED) if (self.root / name).is_dir()]
+        notes = [
+            self._set_aside(name) for name in ("environment.json", "report.html", COOLED) if (self.root / name).is_dir()
+        ]
         for name in FOR_PEOPLE:
             try:
                 self._rewind_lines(name, step)
