@@ -105,7 +105,7 @@ def test_a_second_run_is_refused_and_told_who_writes(copied: Path) -> None:
             ):
                 refused()
         assert checkpoint.steps(STAGE / "checkpoints") == [1, 2]
-        evaluate_run(str(STAGE), None, [])
+        evaluate_run(str(STAGE), [])
         assert write_report(RUN).is_file()
     assert not (RUN / lock.FILE).exists()
     run_recipe(recipe(3))
@@ -409,7 +409,7 @@ def test_going_on_with_a_file_that_changed_is_refused(
         with pytest.raises(RelgradError, match=rf"since this run began, {change}.*Bring back .*--accept-changes"):
             refused()
     with caplog.at_level(logging.WARNING):
-        evaluate_run(str(RUN), None, [])
+        evaluate_run(str(RUN), [])
         COMMANDS["sample"]()
     assert sum(f"since this run began, {file} has changed" in r.getMessage() for r in caplog.records) == 2
     plan(recipe(3), accept_changes=True)
@@ -449,7 +449,7 @@ def test_files_that_come_and_go_in_a_folder_are_changes(copied: Path, monkeypatc
 def test_another_file_in_an_override_is_no_change(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy("text.txt", "other.txt")
     with caplog.at_level(logging.WARNING):
-        evaluate_run(str(RUN), None, ["task.text=other.txt", "policy.text=other.txt"])
+        evaluate_run(str(RUN), ["task.text=other.txt", "policy.text=other.txt"])
     assert caplog.records == []
 
 

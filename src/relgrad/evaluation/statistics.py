@@ -43,7 +43,7 @@ def bootstrap_mean(values: Sequence[float], *, confidence: float = CONFIDENCE, s
     if min(scored) == max(scored):
         return Interval(mean, mean, mean)
     import numpy as np
-    from scipy.stats import bootstrap
+    from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
     result = bootstrap(
         (np.asarray(scored),),
