@@ -137,7 +137,10 @@ RECIPE = {
     "name": "sharp",
     "policy": {"kind": "autoregressive", "model": "tiny:32x1", "max_completion_length": 3},
     "task": {"kind": "digits", "length": 2, "train_size": 40, "held_out_size": 10, "test_size": 10},
-    "rewards": [{"kind": "regex", "pattern": "[A-Za-z]", "match": "partial"}, {"kind": "exact", "per_character": True, "weight": 0}],
+    "rewards": [
+        {"kind": "regex", "pattern": "[A-Za-z]", "match": "partial"},
+        {"kind": "exact", "per_character": True, "weight": 0},
+    ],
     "grpo": {"steps": 2, "num_prompts": 2, "num_generations": 8, "learning_rate": 1e-2},
     "evaluation": {"num_prompts": 4, "num_generations": 2, "cooled": True},
 }
