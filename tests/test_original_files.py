@@ -401,6 +401,11 @@ def test_padding_is_looked_at_as_in_the_original_s_training(tmp_path: Path) -> N
         loss -= float(logp[range(len(holes)), [prompt.columns["truth_ids"][i] for i in holes]].sum())
     supervised, count = policy.supervised_loss([Example(p, "") for p in prompts], torch.Generator().manual_seed(0))
     assert (supervised.item(), count) == (pytest.approx(loss, rel=1e-5), 5)
+    at_once = fill_in.Settings.model_validate({"checkpoint": str(path), "device": "cpu", "denoise": {"steps": 1}})
+    films = fill_in.build(at_once, seed=0).film(prompts, 3, torch.Generator().manual_seed(0))
+    assert [tuple(film["ids"]) for film in films] == [output.ids for output in rollouts.outputs], (
+        "writing in steps, in one"
+    )
     policy.save(tmp_path / "folder")
     again = fill_in.build(fill_in.Settings(checkpoint=str(tmp_path / "folder"), device="cpu"), seed=0)
     assert torch.equal(again.score(rollouts, rollouts.cells()).logp_N, scored), "and so it goes on in later stages"
