@@ -51,7 +51,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "baselines": (*POLICIES, "baselines"),
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),
-    "monitor": ("core.errors", "core.registry", "core.run_folder", "monitor"),
+    "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
     "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
     "runs": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages", "monitor", "runs"),
     "commands": ("",),

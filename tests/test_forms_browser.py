@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import re
@@ -53,6 +54,7 @@ from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.outcome import Outcome, Unscored
 from relgrad.environments.forms.plan import parse
 from relgrad.rewards import forms as reward
+from relgrad.rewards._deadline import Hung
 
 PATIENT = 300.0
 """Seconds; machines that run tests may be busy with other things."""
@@ -273,3 +275,28 @@ def test_the_command_keeps_the_pictures(browser: Browser, tmp_path: Path, monkey
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"https?://", page), "one file that needs nothing else"
+
+
+def test_plans_end_when_the_wait_for_them_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group whose time is over leaves no plans behind that the next one would wait for."""
+    monkeypatch.setattr("relgrad.environments.forms.executing.browser.find_chromium", lambda: None)
+    begun, ended = threading.Event(), threading.Event()
+
+    async def run(self: Browser, *plan: Any) -> Outcome:
+        begun.set()
+        try:
+            return await asyncio.sleep(600)
+        finally:
+            ended.set()
+
+    def interrupted(future: object) -> None:
+        assert begun.wait(60)
+        raise Hung
+
+    monkeypatch.setattr(Browser, "_run", run)
+    monkeypatch.setattr("relgrad.environments.forms.executing.browser._answer", interrupted)
+    waiting = Browser()
+    with pytest.raises(Hung):
+        waiting.run_all(form_of(MAIL), [parse("submit")] * 2)
+    assert ended.wait(60)
+    waiting.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from relgrad.core import secrets
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir, read_lines
 from relgrad.monitor.console import Console, duration, excerpt, number, printable
@@ -263,13 +264,13 @@ def test_printable_keeps_ordinary_text_of_any_script() -> None:
     ],
 )
 def test_redaction_hides_secrets_and_nothing_else(arguments: list[str], shown: list[str]) -> None:
-    assert environment.redact(arguments) == shown
+    assert secrets.command_line(arguments) == shown
 
 
 def test_without_secrets_reaches_into_nested_settings() -> None:
     settings = {"rewards": [{"kind": "judge", "api_key": "abc", "top_p": 0.9}], "steps": 3, "token": None}
     expected = {"rewards": [{"kind": "judge", "api_key": "[redacted]", "top_p": 0.9}], "steps": 3, "token": None}
-    assert environment.without_secrets(settings) == expected
+    assert secrets.without_secrets(settings) == expected
 
 
 def test_capture_records_versions_and_allowed_variables_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

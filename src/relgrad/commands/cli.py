@@ -11,8 +11,10 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,6 +30,7 @@ from relgrad.commands.compare import Part
 from relgrad.commands.forms import app as forms
 from relgrad.commands.original_flags import as_overrides
 from relgrad.commands.sample_options import with_declared
+from relgrad.core.secrets import hide, hide_patterns
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe
@@ -364,10 +367,17 @@ def main() -> None:
     """Entry point of the `relgrad` command."""
     # Torch's waiting threads spin unless told otherwise before torch is loaded; on shared cores that costs several times more.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.excepthook = _show_traceback
     app(prog_name="relgrad")
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An unexpected error, without the secrets that its message may quote."""
+    sys.stderr.write(hide_patterns(hide("".join(traceback.format_exception(kind, error, trace)))))
+
+
 def _say(word: str, text: str, style: str) -> None:
+    text = hide_patterns(hide(text))
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{word}: ", style=style) + Text(text))
 
 

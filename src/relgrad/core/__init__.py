@@ -8,6 +8,7 @@ tables.py      tables of several parts as one
 ranks.py       the processes that run one job together
 settings.py    the base of all settings: unknown keys are errors
 whole_text.py  text that a file can hold; no torch
+secrets.py     `env:NAME` in recipes; what is never written or shown; no torch
 randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
 run_folder.py  the files of a run; no torch

@@ -20,12 +20,21 @@ import importlib.util
 import pkgutil
 import re
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
 from relgrad.core.errors import RelgradError
 
 ROOMS = ("policies", "rewards", "tasks", "judges", "stages")
+OFFERS = {
+    "policies": ("Settings", "build"),
+    "rewards": ("Settings", "build"),
+    "tasks": ("Settings", "load"),
+    "judges": ("Settings", "build"),
+    "losses": ("build",),
+}
+"""What every module of a room has; a stage's is checked by stages/kind.py."""
 
 
 def kinds(room: str) -> tuple[str, ...]:
@@ -45,16 +54,13 @@ def _text(path: str) -> str:
 
 
 def find(room: str, kind: str) -> ModuleType:
-    """The module of `kind`. Raises RelgradError naming what was received, what there is, and the nearest name."""
-    if kind.endswith(".py"):
-        return _from_file(room, Path(kind))
-    if "." in kind and all(part.isidentifier() for part in kind.split(".")):
-        try:
-            return by_name(kind)
-        except ModuleNotFoundError as error:
-            raise RelgradError(
-                f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
-            ) from None
+    """The module of `kind`.
+
+    Raises RelgradError naming what was received, what there is, and the nearest name; or what a module of the user's raised when it
+    was executed, and where.
+    """
+    if is_own(kind):
+        return _offering(room, kind, _users(room, kind))
     if room == "losses":
         raise RelgradError(
             f"grpo.loss={kind!r}: give a .py file or an importable module; built-in losses are `loss_type`s"
@@ -65,6 +71,42 @@ def find(room: str, kind: str) -> ModuleType:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise RelgradError(f"{room}: unknown kind {kind!r}. Known: {', '.join(known)}; or your own .py file.{hint}")
     return importlib.import_module(f"relgrad.{room}.{kind}")
+
+
+def _users(room: str, kind: str) -> ModuleType:
+    """A module of the user's, by its path or dotted name."""
+    try:
+        return by_path(kind, room) if kind.endswith(".py") else by_name(kind)
+    except RelgradError:
+        raise
+    except ModuleNotFoundError as error:
+        raise RelgradError(
+            f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
+        ) from None
+    except Exception as error:
+        frames = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if f.filename != __file__ and "importlib" not in f.filename
+        ]
+        lines = "".join(traceback.format_list(frames)).rstrip()
+        raise RelgradError(f"{room}: {kind!r} cannot be executed ({type(error).__name__}: {error})\n{lines}") from error
+
+
+def _offering(room: str, kind: str, module: ModuleType) -> ModuleType:
+    """The module, which has what modules of its room have. Raises RelgradError where it has not."""
+    for part in OFFERS.get(room, ()):
+        if part not in vars(module):
+            parts = " and ".join(f"`{name}`" for name in OFFERS[room])
+            raise RelgradError(
+                f"{room}: {kind!r} offers no `{part}`; a module of your own has {parts} here (docs/write-your-own.md)"
+            )
+    return module
+
+
+def is_own(kind: str) -> bool:
+    """Whether a kind is written as a module of the user's is: a path to a Python file, or a dotted name."""
+    return kind.endswith(".py") or ("." in kind and all(part.isidentifier() for part in kind.split(".")))
 
 
 def short(kind: str) -> str:
@@ -97,17 +139,25 @@ def file_of(name: str) -> Path | None:
     return Path(str(spec.origin)) if spec is not None and spec.has_location else None
 
 
-def _from_file(room: str, path: Path) -> ModuleType:
-    """The module of a Python file, which is executed once however often and under whatever path it is named."""
-    if not path.is_file():
-        raise RelgradError(f"{room}: no file {str(path)!r} (working directory {Path.cwd()})")
+def by_path(place: str, room: str) -> ModuleType:
+    """The module of a Python file, which is executed once however often and under whatever path it is named.
+
+    Raises RelgradError, beginning with `room`, where there is no such file; and what executing it raises.
+    """
+    path = Path(place)
+    try:
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # too long, or a null character
+        raise RelgradError(f"{room}: {place[:60]!r} is no path of a file ({error.__class__.__name__})") from None
+    if not there:
+        raise RelgradError(f"{room}: no file {place!r} (working directory {Path.cwd()})")
     if (module := _executed(path)) is not None:
         return module
     path = path.resolve()
     name = f"relgrad_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise RelgradError(f"{room}: {str(path)!r} is not a Python file")
+        raise RelgradError(f"{room}: {place!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

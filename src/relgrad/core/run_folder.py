@@ -15,6 +15,7 @@
 
 Beside the stages, in `runs/<name>/`: lock.json while the run is written (see lock.py), and the report of them all.
 
+No value that a recipe names as `env:NAME` is written into any of them (secrets.py).
 Whole files are written to a neighbour and renamed; lines are appended and flushed. After a kill a torn last line may
 remain: readers skip it, and `rewind` cuts everything after the step that training resumes from. Metrics and evaluations are what
 a run goes on by: damage in them is an error. What is only for people is set aside where it is damaged, and the run goes on.
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.secrets import hide, hide_in
 
 HALVES = "backslashreplace"
 """Half a character, which UTF-8 does not have, is written as the escape that JSON has for it: no text can end a run."""
@@ -139,21 +141,21 @@ class RunDir:
             return
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / name, "a", encoding="utf-8", errors=HALVES) as file:
-            file.write(json.dumps(finite(record), ensure_ascii=False) + "\n")
+            file.write(json.dumps(hide_in(finite(record)), ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a whole file."""
         if self.writes:
-            write_atomic(self.root / name, text)
+            write_atomic(self.root / name, hide(text))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a whole file; non-finite floats become null."""
         if self.writes:
-            write_json(self.root / name, value)
+            write_json(self.root / name, hide_in(value))
 
     def write_samples(self, step: int, records: list[dict[str, Any]]) -> None:
         """Write all completions of one step."""
-        lines = "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in records)
+        lines = "".join(json.dumps(hide_in(finite(r)), ensure_ascii=False) + "\n" for r in records)
         self.write_text(str(self.samples_path(step).relative_to(self.root)), lines)
 
     def samples_path(self, step: int) -> Path:

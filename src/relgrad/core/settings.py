@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from relgrad.core import secrets
 from relgrad.core.errors import RelgradError
 
 
@@ -48,19 +49,31 @@ class Component(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every key but `kind` (and a reward's `weight` and `name`, which the recipe reads itself)."""
+        """Every key but `kind` (and a reward's `weight`, `name` and `isolate`, which the recipe reads itself)."""
         return dict(self.model_extra or {})
 
 
 class RewardComponent(Component):
-    """A reward of weight 0 is a monitor: logged and evaluated, never part of the sum."""
+    """A reward of weight 0 is a monitor: logged and evaluated, never part of the sum.
+
+    isolate  "process": it is called in a process of its own, which is ended at the deadline
+    """
 
     weight: float = 1.0
     name: str | None = None
+    isolate: Literal["process"] | None = None
 
 
 def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:
-    """The kind's own Settings from a recipe section; RelgradError names the section on a bad key or value."""
+    """The kind's own Settings from a recipe section, to be used: `env:NAME` is replaced by what it stands for.
+
+    Raises RelgradError, which names the section, for a bad key or value, and for an environment variable that is not set.
+    """
+    return checked(secrets.resolved(component.options, where), model, f"{where} (kind {component.kind!r})")
+
+
+def written_settings(component: Component, model: type[BaseModel], where: str) -> Any:
+    """The kind's own Settings from a recipe section, to be kept: references stay references. Raises as `settings_of` does."""
     return checked(component.options, model, f"{where} (kind {component.kind!r})")
 
 
@@ -149,11 +162,15 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"  {path}: missing; this key is required")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            received = "" if isinstance(problem["input"], dict) else f" (received {problem['input']!r})"
+            received = "" if isinstance(problem["input"], dict) else f" (received {_shown(path, problem['input'])})"
             if problem["type"] in ("string_type", "path_type") and isinstance(problem["input"], (int, float, date)):
                 received += "; YAML reads it so without quotes: put the text in quotes"
             lines.append(f"  {path or 'here'}: {message}{received}")
     return "\n".join(lines)
+
+
+def _shown(path: str, value: Any) -> str:
+    return secrets.HIDDEN if secrets.is_secret(path, value) else secrets.hide(repr(secrets.without_secrets(value)))
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -5,21 +5,18 @@
 - A mistake in the recipe or in the reward's shape (a column that is not there, the wrong number of values, a value
   that is no number) raises RelgradError: it would not go away by itself.
 - Whether a batch in which nothing was scored is a mistake is for the caller to judge, who knows all of it (core/tables.py).
+
+Where rewards are called, and what happens at a deadline: _runners.py.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -28,9 +25,13 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Learner, Reward
 from relgrad.core.types import RewardTable, Rollouts, Score
-from relgrad.rewards import _calling, _workers
-from relgrad.rewards._calling import Caller, read_scores
-from relgrad.rewards._workers import AsyncWorker, Hung, Worker
+from relgrad.rewards._answers import Answer, Group, Unanswered
+from relgrad.rewards._calling import Caller
+from relgrad.rewards._process import Isolated, IsolatedRunner
+from relgrad.rewards._runners import Runner, runner_of
+from relgrad.rewards._workers import AsyncWorker
+
+__all__ = ["Isolated", "NamedReward", "NamesRewards", "RewardSet"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class NamedReward:
     """A reward, the name it is logged under and its weight in the sum; weight 0 makes it a monitor."""
 
     name: str
-    function: Reward
+    function: Reward | Isolated
     weight: float = 1.0
 
 
@@ -61,22 +62,11 @@ class _Batch:
     trace: str = ""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One reward (by number) for one group (its rows), ready to run, and the parts it will log."""
-
-    reward: int
-    rows: list[int]
-    run: Callable[[], Any]
-    parts: list[dict[str, float]]
-
-
 class RewardSet:
     """Implements protocols.Rewards.
 
-    Synchronous rewards run one after the other; asynchronous ones start first and run meanwhile, all groups at once.
-    `timeout` is in seconds, for one reward and one group. `learners` are the rewards that go on learning during the run,
-    by name.
+    Functions run one after the other; coroutines and isolated rewards start first and run meanwhile. `timeout` is in seconds, for
+    one reward and one group. `learners` are the rewards that go on learning during the run, by name.
     """
 
     def __init__(self, rewards: Sequence[NamedReward], timeout: float) -> None:
@@ -91,27 +81,46 @@ class RewardSet:
         self._weights_R = torch.tensor([reward.weight for reward in rewards], dtype=torch.float64)
         functions: list[tuple[str, object]] = [(reward.name, reward.function) for reward in rewards]
         self.learners = {name: f for name, f in functions if isinstance(f, Learner) and f.learns}
-        self._callers = [Caller(reward.name, reward.function) for reward in rewards]
         self._timeout = timeout
-        self._worker = Worker()
-        self._async_worker = AsyncWorker()
+        self._loop = AsyncWorker()
+        self._runners = self._started(rewards)
         self._hung: set[str] = set()
+
+    def _started(self, rewards: Sequence[NamedReward]) -> list[Runner]:
+        """The runner of every reward; processes start together. Raises RelgradError, and leaves none behind."""
+        runners: list[Runner] = []
+        try:
+            for reward in rewards:
+                if isinstance(reward.function, Isolated):
+                    runners.append(IsolatedRunner(reward.name, reward.function, self._timeout))
+                else:
+                    runners.append(runner_of(Caller(reward.name, reward.function), self._timeout, self._loop))
+            for runner in runners:
+                if isinstance(runner, IsolatedRunner):
+                    runner.wait()
+        except BaseException:
+            for runner in runners:
+                runner.close()
+            raise
+        return runners
 
     def __call__(self, rollouts: Rollouts) -> RewardTable:
         """Reward every row. Raises RelgradError for wrong shapes and missing columns."""
+        rows_of: dict[int, list[int]] = {}
+        for row, group in enumerate(rollouts.group_B.tolist()):
+            rows_of.setdefault(group, []).append(row)
+        outputs = rollouts.outputs
+        groups = [Group(rollouts.prompts[g], [outputs[row] for row in rows]) for g, rows in rows_of.items()]
         batch = _Batch()
-        calls = self._calls(rollouts)
-        started = [(call, self._async_worker.start(call.run)) for call in calls if self._callers[call.reward].is_async]
-        deadline = time.monotonic() + self._timeout
         try:
-            for call in calls:
-                if not self._callers[call.reward].is_async:
-                    self._settle(batch, call, partial(self._worker.call, call.run, self._timeout))
-            for call, future in started:
-                self._settle(batch, call, partial(self._collect, future, deadline))
+            for runner in self._runners:
+                runner.begin(groups, rollouts.policy_version)
+            for number in sorted(range(len(self._runners)), key=lambda n: self._runners[n].meanwhile):
+                for rows, answer in zip(rows_of.values(), self._runners[number].answers(), strict=True):
+                    self._settle(batch, number, rows, answer)
         finally:
-            for _, future in started:
-                future.cancel()
+            for runner in self._runners:
+                runner.cancel()
         return self._table(rollouts, batch)
 
     @contextmanager
@@ -126,49 +135,26 @@ class RewardSet:
                 learner.fixed = False
 
     def close(self) -> None:
-        """Let the worker threads end (they are daemons, so this is only tidiness)."""
-        self._worker.close()
-        self._async_worker.close()
+        """Let threads and processes end. They end with this process too."""
+        for runner in self._runners:
+            runner.close()
 
-    def _calls(self, rollouts: Rollouts) -> list[_Call]:
-        rows_of: dict[int, list[int]] = {}
-        for row, group in enumerate(rollouts.group_B.tolist()):
-            rows_of.setdefault(group, []).append(row)
-        calls = []
-        for number, caller in enumerate(self._callers):
-            for group, rows in rows_of.items():
-                outputs = [rollouts.outputs[row] for row in rows]
-                run, parts = caller.bind(rollouts.prompts[group], outputs, rollouts.policy_version)
-                calls.append(_Call(number, rows, run, parts))
-        return calls
-
-    def _collect(self, future: Future[Any], deadline: float) -> Any:
-        return self._async_worker.result(future, max(0.0, deadline - time.monotonic()))
-
-    def _settle(self, batch: _Batch, call: _Call, answer: Callable[[], Any]) -> None:
-        """Turn the outcome of one call into scores."""
-        name = self.names[call.reward]
-        try:
-            scores = read_scores(name, answer(), len(call.rows))
-        except RelgradError:
-            raise
-        except Hung:
-            self._say_hung(name)
-            scores = [Score(math.nan, why=f"no answer within {self._timeout:g} s")] * len(call.rows)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit and the like must not end the run either
-            batch.trace = batch.trace or "".join(traceback.format_list(_frames(error)[-6:]))
-            scores = [Score(math.nan, why=_reason(error))] * len(call.rows)
-        for row, score, logged in zip(call.rows, scores, call.parts, strict=True):
-            batch.scores[row, call.reward] = score._replace(parts={**logged, **score.parts})
+    def _settle(self, batch: _Batch, number: int, rows: Sequence[int], answer: Answer) -> None:
+        """Put one reward's answer for one group where it belongs."""
+        if isinstance(answer, Unanswered):
+            batch.trace = batch.trace or answer.trace
+            if answer.hung:
+                self._say_hung(self.names[number])
+            answer = [Score(math.nan, why=answer.why)] * len(rows)
+        for row, score in zip(rows, answer, strict=True):
+            batch.scores[row, number] = score
 
     def _say_hung(self, name: str) -> None:
         if name not in self._hung:
             self._hung.add(name)
             logger.warning(
-                "reward %r gave no answer within %g s; its call is left behind on its own thread and the completions "
-                "count as unscored (raise reward_timeout if it only needs longer)",
+                "reward %r gave no answer within %g s, and its completions count as unscored (raise reward_timeout if it only "
+                "needs longer)",
                 name,
                 self._timeout,
             )
@@ -207,17 +193,3 @@ class RewardSet:
     def _why(self, row: int, batch: _Batch) -> str:
         scores = ((name, batch.scores[row, r]) for r, name in enumerate(self.names))
         return "; ".join(f"{name}: {s.why or 'unscored'}" for name, s in scores if math.isnan(s.value))
-
-
-def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The traceback from the reward's own code on."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [i for i, frame in enumerate(frames) if frame.filename in (_calling.__file__, _workers.__file__)]
-    return frames[ours[-1] + 1 :] if ours else list(frames)
-
-
-def _reason(error: BaseException) -> str:
-    """The exception's type, message and the line of the reward that it passed through."""
-    frames = _frames(error)
-    where = f" ({Path(frames[0].filename).name}:{frames[0].lineno} in {frames[0].name})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"

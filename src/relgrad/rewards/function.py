@@ -49,8 +49,9 @@ def build(settings: Settings) -> Reward:
         try:
             found = found(**settings.arguments)
         except (TypeError, ValueError) as error:
+            names = ", ".join(settings.arguments)
             raise RelgradError(
-                f"reward function {settings.function!r} refuses {settings.arguments}: {error}"
+                f"reward function {settings.function!r} refuses its arguments {names}: {error}"
             ) from error
     if not callable(found):
         raise RelgradError(f"reward function {settings.function!r} is {type(found).__name__}, which cannot be called")
@@ -64,7 +65,7 @@ def name_of(settings: Settings) -> str:
 
 def _module(place: str) -> ModuleType:
     try:
-        return registry.find("rewards", place) if place.endswith(".py") else registry.by_name(place)
+        return registry.by_path(place, "rewards") if place.endswith(".py") else registry.by_name(place)
     except RelgradError:
         raise
     except Exception as error:

@@ -24,7 +24,8 @@ class Settings(Strict):
 def build(settings: Settings) -> Reward:
     """A row whose expected answer cannot be parsed is unscored; a completion without a readable answer scores 0.
 
-    math-verify's own time-outs need the main thread's signals and are off; the reward time-out stands in for them.
+    math-verify's own time-outs are off, which take what they interrupt for a wrong answer and need the main thread; the reward
+    time-out stands in for them.
     """
     try:
         from math_verify import parse, verify

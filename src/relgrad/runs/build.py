@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import relgrad
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
-from relgrad.core.settings import RewardComponent, settings_of
-from relgrad.rewards.combine import NamedReward, NamesRewards, RewardSet
+from relgrad.core.secrets import require_references
+from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
+from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, RewardSet
 from relgrad.runs.recipe import Recipe
 from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import RewardedStage, Stage
@@ -35,11 +36,16 @@ def find_recipe(name: str) -> Path:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with every component's settings checked and its defaults written out. Raises RelgradError."""
+    """The recipe with every component's settings checked and its defaults written out.
+
+    Raises RelgradError, also for a secret that is written out, and for one that the environment does not have.
+    """
     stages = []
     for number, stage in enumerate(recipe.stages):
         try:
             stages.append(resolve_stage(stage))
+            for where, component in _components(stage):
+                require_references(component.options, where)
         except RelgradError as error:
             raise RelgradError(f"{recipe.name}, stage {number + 1} ({stage.stage}): {error}") from None
     _require_links(recipe)
@@ -49,7 +55,7 @@ def resolve(recipe: Recipe) -> Recipe:
 def resolve_stage(stage: Stage) -> Stage:
     """The stage with the settings of every kind it names checked, and their defaults written out. Raises RelgradError."""
     values = dict(stage)
-    rooms = {"policy": "policies", "task": "tasks", **kind_of(stage).components}
+    rooms = _rooms(stage)
     parts: dict[str, Any] = {
         name: _filled(values[name], room, name) for name, room in rooms.items() if values[name] is not None
     }
@@ -60,8 +66,22 @@ def resolve_stage(stage: Stage) -> Stage:
     return stage.model_copy(update=parts)
 
 
+def _rooms(stage: Stage) -> dict[str, str]:
+    """The stage's sections that name one kind, and the room of these kinds."""
+    return {"policy": "policies", "task": "tasks", **kind_of(stage).components}
+
+
+def _components(stage: Stage) -> Iterator[tuple[str, Component]]:
+    """All of the stage's sections that name a kind, and where they stand in its recipe."""
+    values = dict(stage)
+    yield from ((name, values[name]) for name in _rooms(stage) if values[name] is not None)
+    yield from ((f"evaluation.rewards.{number}", reward) for number, reward in enumerate(stage.evaluation.rewards))
+    if isinstance(stage, RewardedStage):
+        yield from ((f"rewards.{number}", reward) for number, reward in enumerate(stage.rewards))
+
+
 def _filled(component: Any, room: str, where: str) -> Any:
-    settings = settings_of(component, registry.find(room, component.kind).Settings, where)
+    settings = written_settings(component, registry.find(room, component.kind).Settings, where)
     own = component.model_dump(include=set(type(component).model_fields))
     return type(component)(**own, **settings.model_dump(mode="json"))
 
@@ -70,8 +90,8 @@ def _all_filled(components: Sequence[RewardComponent], where: str) -> tuple[Rewa
     """With the names that rewards give themselves, for whoever reads the recipe without the code."""
     filled = []
     for number, component in enumerate(components):
-        settings = settings_of(component, registry.find("rewards", component.kind).Settings, f"{where}.{number}")
-        own = {**component.model_dump(include={"kind", "weight"}), "name": _own_name(component, settings)}
+        settings = written_settings(component, registry.find("rewards", component.kind).Settings, f"{where}.{number}")
+        own = {**component.model_dump(include={"kind", "weight", "isolate"}), "name": _own_name(component, settings)}
         filled.append(RewardComponent(**own, **settings.model_dump(mode="json")))
     return tuple(filled)
 
@@ -235,13 +255,9 @@ def build_rewards(components: Sequence[RewardComponent], timeout: float) -> Rewa
     for number, component in enumerate(components):
         where = f"rewards.{number}"
         module = registry.find("rewards", component.kind)
-        for part in ("Settings", "build"):
-            if part not in vars(module):
-                raise RelgradError(
-                    f"{where}: {component.kind!r} offers no `{part}`; a reward module has Settings and build"
-                )
         settings = settings_of(component, module.Settings, where)
-        reward = module.build(settings)
+        isolated = component.isolate == "process"
+        reward = Isolated(component.kind, component.options, where) if isolated else module.build(settings)
         name = _own_name(component, settings) or registry.short(component.kind)
         rewards.append(NamedReward(name, reward, component.weight))
     return RewardSet(rewards, timeout)

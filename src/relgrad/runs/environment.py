@@ -1,7 +1,6 @@
 """What a run ran on, for environment.json: versions, hardware, git commit, command line. Never a secret.
 
-Of the process environment only the variables in VARIABLES are recorded. In the command line the values of keys that
-name a secret, credentials inside URLs and well-known token formats are replaced.
+Of the process environment only the variables in VARIABLES are recorded, and of the command line what core/secrets.py lets through.
 """
 
 from __future__ import annotations
@@ -9,15 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from relgrad.core.secrets import command_line
 
 PACKAGES = ("relgrad", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy", "gguf", "datasets")
 VARIABLES = (
@@ -35,15 +34,6 @@ VARIABLES = (
     "WORLD_SIZE",
 )
 
-HIDDEN = "[redacted]"
-SECRET_WORDS = frozenset(
-    {"apikey", "auth", "authorization", "bearer", "credential", "credentials", "passphrase", "passwd", "password"}
-    | {"pwd", "secret", "secrets", "token"}
-)
-KEY_KINDS = {"access", "api", "private", "secret"}
-KNOWN_TOKENS = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{8,}")
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
-
 
 def capture() -> dict[str, Any]:
     """Everything environment.json holds, as plain data."""
@@ -54,7 +44,7 @@ def capture() -> dict[str, Any]:
         "hardware": hardware(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "git": git_state(Path.cwd()),
-        "command": redact(sys.argv),
+        "command": command_line(sys.argv),
     }
 
 
@@ -112,34 +102,3 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def redact(arguments: Sequence[str]) -> list[str]:
-    """A command line with secrets replaced: `key=value`, `--key value`, credentials in URLs, known token formats."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if hide_next and not argument.startswith("--"):
-            shown.append(HIDDEN)
-        elif equals and is_secret(key):
-            shown.append(f"{key}={HIDDEN}")
-        else:
-            shown.append(KNOWN_TOKENS.sub(HIDDEN, URL_CREDENTIALS.sub(HIDDEN, argument)))
-        hide_next = argument.startswith("-") and not equals and is_secret(argument)
-    return shown
-
-
-def without_secrets(value: Any) -> Any:
-    """Nested plain data (a resolved recipe, say) with the values of keys that name a secret replaced."""
-    if isinstance(value, Mapping):
-        return {k: HIDDEN if v is not None and is_secret(str(k)) else without_secrets(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(v) for v in value]
-    return value
-
-
-def is_secret(key: str) -> bool:
-    """Whether a key names a secret: "judge.api_key", "--hfToken"; not "micro_batch_tokens", not "monkey"."""
-    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower().replace("-", "_").replace(".", "_").split("_")
-    return bool(SECRET_WORDS & set(words)) or any(a in KEY_KINDS and b in ("key", "keys") for a, b in pairwise(words))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.secrets import without_secrets
 from relgrad.runs.build import resolve_stage
 from relgrad.runs.recipe import parse_recipe
 from relgrad.stages.kind import kind_of, loop_settings
@@ -64,7 +65,14 @@ def _with_defaults(file: Path) -> dict[str, Any]:
         return written
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flat(recipe: Any) -> dict[str, Any]:
+    """Every setting by its dotted name. Of secrets it is known whether there is one, and not which."""
+    return _leaves(without_secrets(recipe, references=True), "")
+
+
+def _leaves(value: Any, path: str) -> dict[str, Any]:
     if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}" if path else key).items()}
+        return {
+            k: v for key, inner in value.items() for k, v in _leaves(inner, f"{path}.{key}" if path else key).items()
+        }
     return {path: value}

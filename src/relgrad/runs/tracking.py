@@ -21,7 +21,7 @@ from typing import Any
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Tracker
 from relgrad.core.run_folder import RunDir, write_atomic
-from relgrad.runs.environment import without_secrets
+from relgrad.core.secrets import hide, hide_in, hide_patterns, without_secrets
 
 Warn = Callable[[str], None]
 
@@ -89,7 +89,7 @@ class WeightsAndBiases:
         except self.wandb.errors.CommError as error:
             if mode is not None:
                 raise
-            warn(f"Weights & Biases: no connection ({error}), {upload}")
+            warn(f"Weights & Biases: no connection ({_shown(error)}), {upload}")
             self.wandb.teardown()  # its background process still holds the run's id
             self.session = self.wandb.init(**arguments, mode="offline")
 
@@ -131,14 +131,14 @@ class Trackers:
                 if isinstance(tracker, JsonLines):
                     raise
                 self.trackers.remove(tracker)
-                self.warn(f"{type(tracker).__name__} stopped at step {step} ({error!r}); metrics.jsonl goes on")
+                self.warn(f"{type(tracker).__name__} stopped at step {step} ({_shown(error)}); metrics.jsonl goes on")
 
     def close(self) -> None:
         for tracker in self.trackers:
             try:
                 tracker.close()
             except Exception as error:
-                self.warn(f"{type(tracker).__name__} did not close ({error!r})")
+                self.warn(f"{type(tracker).__name__} did not close ({_shown(error)})")
 
     def __enter__(self) -> Trackers:
         return self
@@ -161,7 +161,7 @@ def open_trackers(
     `title` is the run's name on a dashboard, `config` the resolved recipe shown beside it, its secrets left out.
     Raises RelgradError for an unknown name and, with the install line, for a library that is missing.
     """
-    config = without_secrets(config)
+    config = hide_in(without_secrets(config))
     makers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(run, first_step),
         "wandb": lambda: WeightsAndBiases(run, title, config, warn),
@@ -182,6 +182,11 @@ def _library(module: str, extra: str) -> ModuleType:
         raise RelgradError(
             f"trackers: {module!r} is not installed; run `pip install 'relgrad[{extra}]'` or take it out of `trackers`"
         ) from None
+
+
+def _shown(error: Exception) -> str:
+    """What a library says of its failure, which may quote the key it was given."""
+    return hide_patterns(hide(repr(error)))
 
 
 def _run_id(path: Path) -> str:

@@ -38,13 +38,13 @@ class Settings(RewardedStage):
 
 
 def build(stage: Settings, materials: Materials) -> StageParts:
-    """Rewards before the policy: a mistake in them costs no loading of a model."""
+    """Rewards and loss before the policy: a mistake in them costs no loading of a model."""
     rewards = materials.rewards(stage.rewards, stage.reward_seconds)
     others = stage.evaluation.rewards
     judged_by = materials.rewards(others, stage.reward_seconds) if others else rewards
     divergence = stage.grpo.beta > 0 or stage.evaluation.cooled
-    policy: Policy = build_policy(stage, materials.start, reference=divergence)
     loss = policy_loss(stage.grpo)
+    policy: Policy = build_policy(stage, materials.start, reference=divergence)
     loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)
 
     def after_step(record: StepRecord) -> None:

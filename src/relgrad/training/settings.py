@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from relgrad.core.registry import is_own
 from relgrad.core.settings import NamesCode, Strict
 from relgrad.objectives.advantages import Scale
 from relgrad.objectives.losses import KlEstimator, LossType
@@ -93,6 +94,10 @@ class ObjectiveSettings(Strict):
         if self.delta is not None and self.delta <= upper:
             raise ValueError(
                 f"delta={self.delta} must exceed 1 + epsilon_high = {upper}: below it the ordinary clip acts first"
+            )
+        if self.loss is not None and not is_own(self.loss):
+            raise ValueError(
+                f"loss={self.loss!r}: give a .py file or an importable module; built-in losses are loss_type"
             )
         if self.loss is not None and "loss_type" in self.model_fields_set and self.loss_type != "dapo":
             raise ValueError(f"loss={self.loss!r} and loss_type={self.loss_type!r} exclude each other; keep one")

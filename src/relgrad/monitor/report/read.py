@@ -12,6 +12,7 @@ import yaml
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir, read_lines, refuse_folder_of_runs
+from relgrad.core.secrets import without_secrets
 
 STAGE_FILES = ("metrics.jsonl", "recipe.yaml", "environment.json", "evaluations.jsonl")
 MAX_SAMPLE_STEPS = 40  # steps whose samples the page carries, spread evenly with the first and the last among them
@@ -103,6 +104,8 @@ def read_stage(folder: Path) -> StageFiles:
     recipe_text = _text(folder / "recipe.yaml", missing)
     steps = [step for step, _ in run.sample_files()]
     recipe = _recipe(recipe_text, missing)
+    if (shown := without_secrets(recipe)) != recipe:
+        recipe_text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     films = _films(run, missing)
     absent: list[str] = []
     stage = StageFiles(

@@ -82,9 +82,13 @@ class Browser:
         return self._start(self._run(form, plan, after)).result()
 
     def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
-        """The same for many plans; what is unscored is returned in its place."""
+        """The same for many plans, what is unscored in its place. When the wait for them is interrupted, the plans end too."""
         started = [self._start(self._run(form, plan, None)) for plan in plans]
-        return [_answer(future) for future in started]
+        try:
+            return [_answer(future) for future in started]
+        finally:
+            for future in started:
+                future.cancel()  # of no effect on one that is done
 
     def close(self) -> None:
         """End the browser. It starts again when another plan comes."""
@@ -178,6 +182,10 @@ class _Chromium:
         except TimeoutError:
             await asyncio.wait_for(tab.page.close(), _FAREWELL)  # raises when the browser hangs
             raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                await asyncio.wait_for(tab.page.close(), _FAREWELL)
+            raise
         self._tab = tab
         return outcome
 

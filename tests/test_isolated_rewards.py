@@ -1,0 +1,151 @@
+"""Rewards in a process of their own: what they answer, how they are ended, and that no process is left over."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.settings import RewardComponent
+from relgrad.core.types import Prompt, RewardTable
+from relgrad.rewards import _child
+from relgrad.rewards._process import Order
+from relgrad.rewards.combine import Isolated, RewardSet
+from relgrad.runs.build import build_rewards
+from test_rewards import rollouts
+
+MINE = '''
+import asyncio, os, re, subprocess, threading, time
+from pathlib import Path
+
+with open("executed", "a") as log:
+    log.write("x")
+
+def act(completions, what, log_metric, **columns):
+    """Answers with its process."""
+    if what[0] == "fails":
+        raise ValueError("quotes " + os.environ["NAMED_BY_A_RECIPE"])
+    if what[0] == "dies":
+        os._exit(3)
+    if what[0] == "hangs":
+        started = subprocess.Popen(["sleep", "600"])
+        Path("hanging").write_text(f"{os.getpid()} {started.pid}")
+        if "hold" in columns:
+            re.match(r"(a+)+$", "a" * 64 + "b")  # holds the interpreter, which no handler can interrupt
+        time.sleep(600)
+    log_metric("main_thread", float(threading.current_thread() is threading.main_thread()))
+    return [float(os.getpid())] * len(completions)
+
+async def together(completions, what, **columns):
+    await asyncio.sleep(600 if what[0] == "hangs" else 0.01)
+    return [1.0] * len(completions)
+
+def keyed(secret):
+    return act
+'''
+
+
+def component(function: str, **options: object) -> RewardComponent:
+    return RewardComponent.model_validate({"kind": "function", "function": function, "isolate": "process", **options})
+
+
+def answers(rewards: RewardSet, *what: str) -> RewardTable:
+    return rewards(rollouts(*((Prompt("x", {"what": w}), ["a"]) for w in what)))
+
+
+def gone(*processes: int) -> bool:
+    """Whether they have ended, or do within a minute."""
+    until = time.monotonic() + 60
+    while alive := [p for p in processes if psutil.pid_exists(p) and psutil.Process(p).status() != "zombie"]:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return not alive
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NAMED_BY_A_RECIPE", "not-to-be-told")
+    return tmp_path
+
+
+def test_a_reward_in_a_process_of_its_own(folder: Path) -> None:
+    parts = [component("mine.py:keyed", arguments={"secret": "env:NAMED_BY_A_RECIPE"}), component("mine.py:together")]
+    rewards = build_rewards(parts, 2.0)
+    assert rewards.names == ("keyed", "together")
+    first = answers(rewards, "", "fails", "")
+    process = int(first.value_BR[0, 0])
+    assert process != os.getpid()
+    assert first.value_BR[:, 1].tolist() == [1, 1, 1]
+    assert first.value_BR[2, 0] == process
+    assert first.parts[0] == {"keyed/main_thread": 1}
+    assert first.why[1].startswith("keyed: ValueError: quotes [redacted] (mine.py:"), "its own line, and no secret"
+    assert 'raise ValueError("quotes' in first.trace
+
+    hung = answers(rewards, "hangs", "")
+    assert hung.why[0] == "keyed: no answer within 2 s; together: no answer within 2 s"
+    assert gone(*map(int, (folder / "hanging").read_text().split())), "what it had started is ended with it"
+    fresh = int(hung.value_BR[1, 0])
+    assert fresh not in (process, os.getpid()), "the next call gets a fresh one"
+    assert (folder / "executed").read_text() == "xxx", "the file is executed once in every process, and not in this one"
+
+    with pytest.raises(
+        RelgradError, match=r"reward 'keyed': isolate: process sends prompts .* a column cannot be sent"
+    ):
+        rewards(rollouts((Prompt("x", {"what": "", "more": lambda: None}), ["a"])))
+    died = answers(rewards, "dies")
+    assert died.why == ("keyed: its process ended with exit code 3",)
+    assert died.value_BR[0, 1] == 1
+    rewards.close()
+    assert gone(process, fresh)
+
+
+def work_and_hang() -> None:
+    """A run, as far as its rewards are concerned."""
+    rewards = build_rewards([component("mine.py:act")], 600.0)
+    rewards(rollouts((Prompt("x", {"what": "hangs", "hold": True}), ["a"])))
+
+
+def test_no_process_outlives_the_one_that_started_it(folder: Path) -> None:
+    """Killed while a reward holds its interpreter, so that only the kernel can end it."""
+    run = multiprocessing.get_context("fork").Process(target=work_and_hang)
+    run.start()
+    while not (folder / "hanging").is_file() or not (folder / "hanging").read_text().count(" "):
+        assert run.is_alive()
+        time.sleep(0.02)
+    os.kill(run.pid or 0, signal.SIGKILL)
+    run.join()
+    assert gone(*map(int, (folder / "hanging").read_text().split()))
+
+
+def built(function: str, **options: object) -> Order:
+    return Order("mine", Isolated("function", {"function": function, **options}, "rewards.0"), 1.0)
+
+
+def test_what_goes_wrong_in_building_is_told(folder: Path) -> None:
+    (folder / "broken.py").write_text("import no_such_library")
+    for order, message in [
+        (built("mine.py:acct"), r"mine.py has no 'acct'. Did you mean 'act'\?"),
+        (built("broken.py:f"), "cannot import 'broken.py' .ModuleNotFoundError: No module named 'no_such_library'"),
+        (
+            built("mine.py:keyed", arguments={"secret": "env:NOT_THERE"}),
+            "rewards.0.arguments.secret: env:NOT_THERE names",
+        ),
+    ]:
+        with pytest.raises(RelgradError, match=message):
+            _child._build(order)
+
+
+def test_a_process_that_cannot_start_says_why_and_leaves_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relgrad.rewards._process.START", "import sys; sys.exit(4)")
+    with pytest.raises(RelgradError, match="reward 'act': its process ended with exit code 4 while it was starting"):
+        build_rewards([component("mine.py:act")], 1.0)
