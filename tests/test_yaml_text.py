@@ -124,3 +124,19 @@ def test_an_emoji_in_the_escapes_of_json_is_whole_and_half_of_one_is_refused():
         RelgradError, match=r"r\.yaml: not valid YAML: half a character, '\\ud83d', after 6 others.*\n.*line 2"
     ):
         read_yaml('a: 1\nb: "smile \\ud83d"', "r.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3\n", "part: {a: 1, a: 1}"])
+def test_a_key_that_is_written_twice_is_refused(text: str):
+    with pytest.raises(RelgradError, match="'a' is written twice"):
+        read_yaml(text, "x")
+
+
+def test_a_merged_mapping_may_be_changed():
+    assert read_yaml("one: &one {a: 1, b: 2}\ntwo: {<<: *one, a: 3}\n", "x")["two"] == {"a": 3, "b": 2}
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: &a {b: {c: *a}}\n"])
+def test_what_contains_itself_is_refused(text: str):
+    with pytest.raises(RelgradError, match="an alias stands inside of what it stands for"):
+        read_yaml(text, "x")

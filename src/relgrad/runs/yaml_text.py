@@ -22,7 +22,7 @@ _WRITTEN = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads exponent notation as Exponent, and refuses text that no file can hold."""
+    """Reads exponent notation as Exponent; refuses text that no file can hold, a key written twice, and what contains itself."""
 
     def exponent(self, node: yaml.ScalarNode) -> Exponent | str:
         """Text where no double is so large."""
@@ -35,6 +35,22 @@ class _Loader(yaml.SafeLoader):
         if wrong := half_character(text):
             raise ConstructorError(None, None, f"{wrong}; write the whole character", node.start_mark)
         return text
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        node = super().compose_node(parent, index)
+        if node is not None and node.end_mark is None:  # an alias (*a) of what is being read at this moment
+            raise ConstructorError(None, None, "an alias stands inside of what it stands for", node.start_mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """YAML forbids two equal keys; the library would take the last one."""
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise ConstructorError(None, None, f"{key.value!r} is written twice", key.start_mark)
+            keys.add(key.value if isinstance(key, yaml.ScalarNode) else key)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
