@@ -56,7 +56,7 @@ def build(settings: Settings) -> Reward:
         if answer is None:
             return [unscored(f"no number in column {settings.column!r}: {value!r}")] * len(outputs)
         found = (_pick(numbers(output.text), settings.where) for output in outputs)
-        return [Score(float(x is not None and _WIDE._WIDE.abs(_WIDE.subtract(x, answer)) <= tolerance)) for x in found]
+        return [Score(float(x is not None and _WIDE.abs(_WIDE.subtract(x, answer)) <= tolerance)) for x in found]
 
     return number
 
