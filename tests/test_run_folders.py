@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import fill_text
@@ -337,6 +338,19 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_the_older_one_named(copie
         empty(checkpoint.folder_of(STAGE / "checkpoints", step) / "trainer" / "state.json")
     with pytest.raises(RelgradError, match=r"state\.json has 0 bytes.*No other one is whole: .*--fresh"):
         run_recipe(recipe(4))
+
+
+def test_a_damaged_checkpoint_of_another_run_is_not_used(copied: Path) -> None:
+    """The policy begins with it: a run, its dry run, and whoever uses the recipe."""
+    other = recipe(1, name="other", policy={"kind": "fill_in", "checkpoint": str(STAGE)})
+    Path("other.yaml").write_text(yaml.safe_dump(other.stages[0].used))
+    sample("other.yaml", ["a█"], 1, [])
+    flip(STAGE / "checkpoints" / "step_000002" / "model.safetensors")
+    for refused in (lambda: run_recipe(other), lambda: plan(other), lambda: list(sample("other.yaml", ["a█"], 1, []))):
+        with pytest.raises(
+            RelgradError, match=r"step 2 is damaged: .*step_000002/model\.safetensors does not hold what was"
+        ):
+            refused()
 
 
 def test_a_checkpoint_without_checksums_is_read_as_it_is(copied: Path) -> None:

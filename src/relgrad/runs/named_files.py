@@ -120,14 +120,19 @@ def _code(setting: str, value: str) -> Iterator[Named]:
 
 
 def require_there(stage: Stage) -> None:
-    """Raise RelgradError for a file that is named and not there, or a named checkpoint that is damaged."""
+    """Raise RelgradError for a file that a stage's settings name and that is not there."""
     for named in named_files(stage):
         if named.needed and not named.path.exists():
             raise RelgradError(
                 f"{named.setting}: no file or folder {str(named.path)!r} (working directory {Path.cwd()})"
             )
+
+
+def require_undamaged(stage: Stage) -> None:
+    """Raise RelgradError for a checkpoint of another run that a stage's settings name and that is damaged."""
+    for named in named_files(stage):
         source = newest(named.path)
-        if (source / checkpoint.SUMS).is_file():
+        if (source / checkpoint.SUMS).exists():
             checkpoint.require_undamaged(source, trainer=False)
 
 

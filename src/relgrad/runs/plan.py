@@ -35,6 +35,7 @@ def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_ch
     for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         require_writable(folder)
         named_files.require_there(stage)
+        named_files.require_undamaged(stage)
         if number >= anew:
             start = "deleting what is there" if folder.exists() else "from the beginning"
         else:

@@ -176,6 +176,7 @@ class StageRun:
             start = checkpoint.latest_to_use(RunDir(self.previous).checkpoints)
             if start is None:
                 raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
+        named_files.require_undamaged(self.stage)
         task = load_task(self.stage)
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
         return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))

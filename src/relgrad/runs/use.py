@@ -34,9 +34,11 @@ Part = Literal["validation", "test"]
 def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
     """A recipe (untrained policy of its last stage), or a run or stage folder (its newest checkpoint).
 
-    Says so where a run was trained on other files than those that its settings name now.
+    Raises RelgradError for what is none of them, and where a checkpoint, also one that the settings name, is damaged. Says so where
+    a run was trained on other files than those that its settings name now.
     """
     stage, start = find_source(source, overrides)
+    named_files.require_undamaged(stage)
     if start is not None:
         named_files.warn_of_changes(start.parents[1], stage)
     return stage, start
