@@ -25,7 +25,8 @@ import relgrad
 from relgrad.core import checksums, registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
-from relgrad.core.settings import Component, NamesCode, NamesFiles, settings_of
+from relgrad.core.secrets import is_reference
+from relgrad.core.settings import Component, NamesCode, NamesFiles, written_settings
 from relgrad.networks.weights.folder import newest
 from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import RewardedStage, Stage
@@ -77,7 +78,7 @@ def named_files(stage: Stage) -> list[Named]:
     sections += [(f"evaluation.rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.evaluation.rewards)]
     named = [*_code("stage", stage.stage), *_marked(loop_settings(stage), kind_of(stage).loop)]
     for where, component, room in sections:
-        settings = settings_of(component, registry.find(room, component.kind).Settings, where)
+        settings = written_settings(component, registry.find(room, component.kind).Settings, where)
         named += [*_code(f"{where}.kind", component.kind), *_marked(settings, where)]
     return list({(each.path, each.within): each for each in reversed(named)}.values())[::-1]
 
@@ -97,7 +98,7 @@ def _marked(settings: BaseModel, where: str) -> Iterator[Named]:
 
 
 def _file(setting: str, value: str | Path, mark: NamesFiles) -> Iterator[Named]:
-    if str(value) in mark.besides or str(value).startswith(LINK):
+    if str(value) in mark.besides or str(value).startswith(LINK) or is_reference(value):
         return
     path = Path(value).expanduser()
     like_a_path = str(value).startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES
