@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +16,17 @@ import pytest
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import RewardComponent
-from relgrad.core.types import Prompt, RewardTable
+from relgrad.core.types import Output, Prompt, RewardTable, Score
 from relgrad.rewards import _child
-from relgrad.rewards._process import Order
+from relgrad.rewards._answers import Group, Unanswered
+from relgrad.rewards._calling import Caller
+from relgrad.rewards._process import Order, _Life
 from relgrad.rewards.combine import Isolated, RewardSet
 from relgrad.runs.build import build_rewards
 from test_rewards import rollouts
 
 MINE = '''
-import asyncio, os, re, subprocess, threading, time
+import os, subprocess, threading, time
 from pathlib import Path
 
 with open("executed", "a") as log:
@@ -37,15 +41,9 @@ def act(completions, what, log_metric, **columns):
     if what[0] == "hangs":
         started = subprocess.Popen(["sleep", "600"])
         Path("hanging").write_text(f"{os.getpid()} {started.pid}")
-        if "hold" in columns:
-            re.match(r"(a+)+$", "a" * 64 + "b")  # holds the interpreter, which no handler can interrupt
         time.sleep(600)
     log_metric("main_thread", float(threading.current_thread() is threading.main_thread()))
     return [float(os.getpid())] * len(completions)
-
-async def together(completions, what, **columns):
-    await asyncio.sleep(600 if what[0] == "hangs" else 0.01)
-    return [1.0] * len(completions)
 
 def keyed(secret):
     return act
@@ -79,24 +77,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_reward_in_a_process_of_its_own(folder: Path) -> None:
-    parts = [component("mine.py:keyed", arguments={"secret": "env:NAMED_BY_A_RECIPE"}), component("mine.py:together")]
-    rewards = build_rewards(parts, 2.0)
-    assert rewards.names == ("keyed", "together")
+    rewards = build_rewards([component("mine.py:keyed", arguments={"secret": "env:NAMED_BY_A_RECIPE"})], 2.0)
+    assert rewards.names == ("keyed",)
     first = answers(rewards, "", "fails", "")
     process = int(first.value_BR[0, 0])
     assert process != os.getpid()
-    assert first.value_BR[:, 1].tolist() == [1, 1, 1]
     assert first.value_BR[2, 0] == process
     assert first.parts[0] == {"keyed/main_thread": 1}
     assert first.why[1].startswith("keyed: ValueError: quotes [redacted] (mine.py:"), "its own line, and no secret"
     assert 'raise ValueError("quotes' in first.trace
 
     hung = answers(rewards, "hangs", "")
-    assert hung.why[0] == "keyed: no answer within 2 s; together: no answer within 2 s"
+    assert hung.why[0] == "keyed: no answer within 2 s"
     assert gone(*map(int, (folder / "hanging").read_text().split())), "what it had started is ended with it"
     fresh = int(hung.value_BR[1, 0])
     assert fresh not in (process, os.getpid()), "the next call gets a fresh one"
-    assert (folder / "executed").read_text() == "xxx", "the file is executed once in every process, and not in this one"
+    assert (folder / "executed").read_text() == "xx", "the file is executed once in every process, and not in this one"
 
     with pytest.raises(
         RelgradError, match=r"reward 'keyed': isolate: process sends prompts .* a column cannot be sent"
@@ -104,22 +100,55 @@ def test_a_reward_in_a_process_of_its_own(folder: Path) -> None:
         rewards(rollouts((Prompt("x", {"what": "", "more": lambda: None}), ["a"])))
     died = answers(rewards, "dies")
     assert died.why == ("keyed: its process ended with exit code 3",)
-    assert died.value_BR[0, 1] == 1
     rewards.close()
     assert gone(process, fresh)
 
 
-def work_and_hang() -> None:
-    """A run, as far as its rewards are concerned."""
-    rewards = build_rewards([component("mine.py:act")], 600.0)
-    rewards(rollouts((Prompt("x", {"what": "hangs", "hold": True}), ["a"])))
+def test_coroutines_in_a_process_run_together_and_are_cancelled_one_by_one() -> None:
+    running: list[str] = []
+
+    async def together(completions: list[str], what: list[str]) -> list[float]:
+        running.append(what[0])
+        while len(running) < 2:
+            await asyncio.sleep(0.001)
+        if what[0] == "hangs":
+            await asyncio.sleep(600)
+        return [1.0 for _ in completions]
+
+    here, there = multiprocessing.Pipe()
+    process = threading.Thread(target=_child._answer_all, args=(there, Caller("together", together), 0.3))
+    process.start()
+    here.send((0, [Group(Prompt("x", {"what": what}), [Output("a")]) for what in ("hangs", "")]))
+    answer = here.recv()
+    assert answer == [Unanswered("no answer within 0.3 s", hung=True), [Score(1.0)]]
+    here.send((0, [Group(Prompt("x"), [Output("a")])]))
+    assert "the dataset has no column 'what'" in here.recv().message
+    here.close()
+    process.join()
 
 
-def test_no_process_outlives_the_one_that_started_it(folder: Path) -> None:
-    """Killed while a reward holds its interpreter, so that only the kernel can end it."""
-    run = multiprocessing.get_context("fork").Process(target=work_and_hang)
+HELD = """
+import os, re, subprocess, sys
+from relgrad.rewards._lifeline import end_with
+end_with(int(sys.argv[3]))
+started = subprocess.Popen(["sleep", "600"])
+open("writing", "w").write(f"{os.getpid()} {started.pid}")
+os.rename("writing", "hanging")
+re.match(r"(a+)+$", "a" * 64 + "b")  # holds the interpreter, which no handler can interrupt
+"""
+
+
+def test_no_process_outlives_the_one_that_started_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while what it started holds its interpreter, so that only the kernel can end it."""
+    monkeypatch.setattr("relgrad.rewards._process.START", HELD)
+
+    def work() -> None:
+        held = _Life(built("mine.py:act"))
+        held.process.wait()
+
+    run = multiprocessing.get_context("fork").Process(target=work)
     run.start()
-    while not (folder / "hanging").is_file() or not (folder / "hanging").read_text().count(" "):
+    while not (folder / "hanging").is_file():
         assert run.is_alive()
         time.sleep(0.02)
     os.kill(run.pid or 0, signal.SIGKILL)

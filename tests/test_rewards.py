@@ -405,6 +405,23 @@ def test_functions_that_need_the_main_thread_have_it():
         signal.signal(signal.SIGUSR2, before)
 
 
+def test_a_function_leaves_the_gradient_mode_as_it_was():
+    """A reward model often switches gradients off for good; on the main thread that would be the training's own switch."""
+    modes = []
+
+    def careless(completions):
+        modes.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+        return [0.0] * len(completions)
+
+    reward_with(careless, batch=rollouts((ASK, ["4"]), (CHAT, ["6"])))
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        reward_with(careless)
+        assert not torch.is_grad_enabled()
+    assert modes == [True] * 3
+
+
 def test_math_verify_gives_what_it_gives_where_trl_calls_it():
     """Its time-outs are alarms, which the main thread alone can set."""
     pytest.importorskip("math_verify", reason="math-verify is not installed (pip install 'relgrad[math]')")

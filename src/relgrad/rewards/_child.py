@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
-import sys
-import threading
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -19,6 +15,7 @@ from relgrad.core.secrets import hide
 from relgrad.core.settings import Component, settings_of
 from relgrad.rewards._answers import Answer, Group, answer_of
 from relgrad.rewards._calling import Caller
+from relgrad.rewards._lifeline import end_with
 from relgrad.rewards._process import Mistake, Order, Ready
 from relgrad.rewards._runners import Asynchronous, bind
 from relgrad.rewards._workers import AsyncWorker
@@ -41,23 +38,6 @@ def serve(connection_number: int, lifeline: int) -> None:
         _answer_all(connection, caller, order.seconds)
     except (EOFError, BrokenPipeError):
         return
-
-
-def end_with(lifeline: int) -> None:
-    """End this process and all of its group when the pipe's other end closes, whatever they are doing then.
-
-    On Linux the kernel does it, which no code can hold up; elsewhere a thread, which needs the interpreter.
-    """
-    if sys.platform == "linux":
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    threading.Thread(target=_watch, args=(lifeline,), name="relgrad-lifeline", daemon=True).start()
-
-
-def _watch(lifeline: int) -> None:
-    os.read(lifeline, 1)  # returns when the pipe closes, also before this process looked
-    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _build(order: Order) -> Caller:

@@ -4,8 +4,7 @@ The process is a fresh interpreter that builds the reward once, user files inclu
 after the other (coroutines: all groups at once). A call that outlasts its deadline is ended with the process and with whatever the
 process has started; the next call gets a fresh one. Starting a process is not counted against a deadline.
 
-No process is left over. It leads a group of processes, which ends when this process ends, however it does: the read end of a pipe
-whose write end only this process holds is set up so that the kernel kills the group when the pipe closes (_child.py).
+No process is left over: it leads a group of processes, which ends when this process ends, however it does (_lifeline.py).
 """
 
 from __future__ import annotations

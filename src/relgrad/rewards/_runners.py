@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import torch
+
 from relgrad.rewards._answers import Answer, Group, Running, answer_of
 from relgrad.rewards._calling import Caller
 from relgrad.rewards._deadline import MainThread, can_interrupt
@@ -70,7 +72,12 @@ class Synchronous:
     def _call(self, function: Callable[[], Any]) -> Any:
         if self._worker.running:
             raise Running
-        return self._main.call(function) if can_interrupt() else self._worker.call(function, self._seconds)
+        if not can_interrupt():
+            return self._worker.call(function, self._seconds)
+        with (
+            torch.enable_grad()
+        ):  # the mode of a fresh thread, and afterwards the one from before, whatever the function sets
+            return self._main.call(function)
 
     def cancel(self) -> None:
         self._calls = []
