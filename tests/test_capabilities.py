@@ -19,6 +19,8 @@ CAPABILITIES = (
     protocols.Filmed,
     protocols.CostlyEntropy,
     protocols.ShowsFigures,
+    protocols.Described,
+    protocols.KnowsTruth,
 )
 
 
@@ -28,14 +30,15 @@ def capabilities(policy: object) -> set[str]:
 
 def test_a_flow_policy_is_averaged_judged_differently_filmed_and_costly_in_entropy() -> None:
     policy = next(iter(flow.toys().values()))().policy
-    wanted = {"Supervised", "Averaged", "JudgedDifferently", "Filmed", "CostlyEntropy"}
+    wanted = {"Supervised", "Averaged", "JudgedDifferently", "Filmed", "CostlyEntropy", "Described"}
     assert capabilities(policy) == wanted
     assert isinstance(policy, flow.FlowPolicy)
     assert capabilities(denoising_flow.DenoisingPolicy(policy)) == wanted
 
 
-def test_a_fill_in_policy_is_filmed_and_shows_its_own_figures() -> None:
-    assert capabilities(next(iter(fill_in.toys().values()))().policy) == {"Supervised", "Filmed", "ShowsFigures"}
+def test_a_fill_in_policy_is_filmed_shows_its_own_figures_and_knows_the_truth() -> None:
+    wanted = {"Supervised", "Filmed", "ShowsFigures", "Described", "KnowsTruth"}
+    assert capabilities(next(iter(fill_in.toys().values()))().policy) == wanted
 
 
 def test_kinds_that_write_in_steps_say_so_with_their_options() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -53,8 +56,37 @@ def healthy(steps=80, **changed):
     return records
 
 
-def names(records, recipe=RECIPE):
-    return [warning.name for warning in diagnose(records, recipe)]
+RECORDED = json.loads((Path(__file__).parent / "recorded_runs.json").read_text(encoding="utf-8"))
+"""What the rules read of stages of real runs: `fill-quick` and `forms-flow-quick` with the seeds 0 to 4, `quick`, and `quick` with
+learning rates that teach nothing (`still`, `flatsft`) or far too much (`explode`); three digits, constants once."""
+MUST = {
+    "still/2-grpo": {"reward_flat", "learning_rate_without_effect"},
+    "flatsft/1-sft": {"sft_loss_flat"},
+    "explode/2-grpo": {"kl_exploding"},
+}
+
+
+def recorded(run):
+    """The records of a recorded stage."""
+    steps = range(run["steps"])
+    columns = {
+        key: value if isinstance(value, list) else [value for _ in steps] for key, value in run["metrics"].items()
+    }
+    return [{"step": t + 1, **{k: column[t] for k, column in columns.items() if column[t] is not None}} for t in steps]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_real_runs_warn_of_what_is_so_and_of_nothing_else(name):
+    """As a run asks: after every step, with the evaluations up to it."""
+    run, seen = RECORDED[name], set()
+    records = recorded(run)
+    for step in range(1, run["steps"] + 1):
+        seen |= set(names(records[:step], run["recipe"], [e for e in run["evaluations"] if e["step"] <= step]))
+    assert seen == MUST.get(name, set())
+
+
+def names(records, recipe=RECIPE, evaluations=()):
+    return [warning.name for warning in diagnose(records, recipe, evaluations)]
 
 
 def with_grpo(**changed):
@@ -69,12 +101,12 @@ def test_a_healthy_run_has_no_warnings(steps):
 FIRING = {
     "kl_exploding": {"kl": lambda t: 2.0},
     "no_spread": {"frac_reward_zero_std": lambda t: 0.8},
-    "reward_flat": {"reward": lambda t: 0.3 + 0.05 * (-1) ** t},
+    "reward_flat": {"reward": lambda t: 0.3 + 0.03 * (-1) ** t},
     "length_hacking": {"completions/mean_length": lambda t: 40 + 2 * t},
     "reward_hacking": {"rewards/watcher/mean": lambda t: 0.6 - 0.003 * t + 0.01 * (-1) ** t},
     "parity_broken": {"parity/max_abs": lambda t: 0.01},
     "all_truncated": {"completions/clipped_ratio": lambda t: 0.97},
-    "entropy_collapse": {"entropy": lambda t: 2.0 * 0.9**t},
+    "entropy_collapse": {"entropy": lambda t: 2.0 * 0.9**t, "frac_reward_zero_std": lambda t: 0.55},
     "clip_saturated": {"clip_ratio/region_mean": lambda t: 0.5},
     "unscored": {"rewards/unscored": lambda t: 0.1},
     "nonfinite_gradient": {"grad_norm": lambda t: float("nan") if t == 80 else 0.4},
@@ -102,9 +134,94 @@ def test_every_rule_is_covered_here():
     assert {rule.__name__ for rule in RULES} == set(FIRING) | elsewhere
 
 
-def test_kl_growing_tenfold_fires_before_it_is_large():
+def test_kl_that_runs_away_fires_before_it_is_large():
     assert names(healthy(kl=lambda t: 0.01 if t < 70 else 0.3)) == ["kl_exploding"]
     assert names(healthy(kl=lambda t: 0.001 if t < 70 else 0.03)) == [], "a small KL may grow"
+
+
+@pytest.mark.parametrize(
+    "kl", [lambda t: 0.5 * (1 - math.exp(-t / 12)), lambda t: 0.0005 * (t - 1) ** 2], ids=["settles", "steady drift"]
+)
+def test_kl_that_begins_at_zero_and_grows_as_it_must_does_not_explode(kl):
+    """From step 1 on, at every step up to the 40th, as a run asks."""
+    records = healthy(40, kl=kl)
+    assert not any("kl_exploding" in names(records[:step]) for step in range(1, 41))
+
+
+def test_kl_in_the_warm_up_of_the_learning_rate_is_no_explosion():
+    """The rate rises for 60 steps, so that the distance grows as t^2 and KL as t^4."""
+    records = healthy(50, kl=lambda t: 0.6 * (t / 50) ** 4)
+    assert names(records, with_grpo(warmup_steps=60)) == []
+    assert names(healthy(50, kl=lambda t: 1.5), with_grpo(warmup_steps=60)) == ["kl_exploding"]
+
+
+FLOW = {"completions/mean_length": lambda t: 40.0, "completions/mean_decisions": lambda t: 8.0}
+
+
+@pytest.mark.parametrize(("name", "key", "harmless", "harmful"), [
+    ("kl_exploding", "kl", 3.0, 6.0), ("parity_broken", "parity/max_abs", 4e-3, 6e-3),
+])  # fmt: skip
+def test_thresholds_are_per_token_where_a_decision_is_a_step_of_five_tokens(name, key, harmless, harmful):
+    assert names(healthy(**FLOW, **{key: lambda t: harmless})) == []
+    assert names(healthy(**{key: lambda t: harmless})) == [name], "where a decision is a token"
+    assert names(healthy(**FLOW, **{key: lambda t: harmful})) == [name]
+
+
+def test_clipped_steps_of_many_tokens_have_advice_of_their_own():
+    clipped = {"clip_ratio/region_mean": lambda t: 0.5}
+    (whole_steps,) = diagnose(healthy(**clipped, **FLOW), RECIPE)
+    (tokens,) = diagnose(healthy(**clipped), RECIPE)
+    assert "about 5 tokens" in whole_steps.advice
+    assert "One batch moves the policy too far" in tokens.advice
+
+
+def evaluation(low, high, **rewards):
+    """An evaluation of step 40, compared with the start."""
+    return {
+        "step": 40, "name": "test", "difference": (low + high) / 2, "difference_low": low, "difference_high": high,
+        "reward_differences": rewards,
+    }  # fmt: skip
+
+
+def test_a_held_out_gain_refutes_a_flat_reward():
+    flat = healthy(**FIRING["reward_flat"])
+    assert names(flat, evaluations=[evaluation(0.04, 0.055)]) == []
+    (warning,) = diagnose(flat, RECIPE, [evaluation(0.04, 0.055), evaluation(-0.01, 0.02)])
+    assert "held-out change +0.005 [-0.01, +0.02]" in warning.evidence, "the last one counts"
+
+
+def test_a_reward_is_flat_only_where_a_rise_is_ruled_out():
+    noisy = {"reward": lambda t: 0.3 + 0.1 * (-1) ** t}
+    assert names(healthy(80, **noisy)) == [], "a rise of a third of the spread could hide in it"
+    assert names(healthy(4000, **noisy)) == ["reward_flat"]
+    assert names(healthy(**FIRING["reward_flat"]), with_grpo(warmup_steps=45)) == [], "the rate is hardly up yet"
+
+
+def test_a_monitor_that_rises_on_held_out_prompts_is_not_hacked():
+    records = healthy(**FIRING["reward_hacking"])
+    assert names(records, evaluations=[evaluation(0.1, 0.2, watcher=[0.05, 0.02, 0.08])]) == []
+    fell = [evaluation(0.1, 0.2, watcher=[-0.05, -0.08, -0.02])]
+    assert names(records, evaluations=fell) == ["reward_hacking"]
+
+
+def test_figures_of_a_batch_count_where_every_fourth_step_has_them():
+    """With num_iterations 4 the other steps lack what is of the generation batch."""
+    of_the_batch = ("reward", "reward_std", "frac_reward_zero_std", "frac_groups_all_max", "frac_groups_all_min")
+    for name in ("no_spread", "reward_flat"):
+        records = healthy(320, **FIRING[name])
+        for record in records:
+            if record["step"] % 4 != 1:
+                for key in of_the_batch:
+                    del record[key]
+        assert names(records, with_grpo(num_iterations=4)) == [name]
+
+
+def test_weights_that_a_schedule_has_stilled_are_not_without_effect():
+    still = FIRING["learning_rate_without_effect"]
+    ends = {"learning_rate": lambda t: 1e-5 * (1 - t / 81)}
+    scheduled = with_grpo(learning_rate=1e-5)
+    assert names(healthy(**still, **ends), scheduled) == []
+    assert names(healthy(**still), scheduled) == ["learning_rate_without_effect"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +281,10 @@ def test_no_effect_is_not_reported_in_the_warm_up():
     assert names(records, with_grpo(warmup_steps=100)) == []
 
 
+def test_low_entropy_of_groups_that_still_differ_is_not_a_collapse():
+    assert names(healthy(entropy=lambda t: 2.0 * 0.9**t)) == []
+
+
 def test_low_entropy_of_a_solved_task_is_not_a_collapse():
     records = healthy(
         entropy=lambda t: 2.0 * 0.9**t, frac_groups_all_max=lambda t: 0.7, frac_reward_zero_std=lambda t: 0.7
@@ -212,11 +333,29 @@ def test_unscored_is_a_note_when_rare():
     assert severity == {"unscored": "note"}
 
 
+def losses(steps, loss, noise=0.1):
+    draw = random.Random(0)
+    return [{"step": t, "loss": loss(t) + draw.gauss(0, noise)} for t in range(1, steps + 1)]
+
+
 @pytest.mark.parametrize(("slope", "fires"), [(-0.02, False), (0.0, True), (0.02, True)])
 def test_supervised_loss_must_fall(slope, fires):
-    noise = random.Random(0)
-    records = [{"step": t, "loss": 3 + slope * t + noise.gauss(0, 0.1)} for t in range(1, 81)]
-    assert ("sft_loss_flat" in names(records, {"stage": "sft"})) is fires
+    assert ("sft_loss_flat" in names(losses(80, lambda t: 3 + slope * t), {"stage": "sft"})) is fires
+
+
+def test_supervised_loss_need_not_fall_in_the_warm_up():
+    records = losses(110, lambda t: 3.0)
+    assert names(records, {"stage": "sft", "sft": {"warmup_steps": 100}}) == []
+    assert names(records, {"stage": "sft", "sft": {"warmup_steps": 20}}) == ["sft_loss_flat"]
+
+
+def test_supervised_loss_is_flat_only_where_a_fall_is_ruled_out():
+    assert names(losses(80, lambda t: 1 - 0.0005 * t, noise=0.2), {"stage": "sft"}) == [], (
+        "a fall could hide in the noise"
+    )
+    assert names(losses(80, lambda t: 0.02, noise=0.002), {"stage": "sft"}) == [], (
+        "learnt: there is nothing left to fall"
+    )
 
 
 def test_nulls_from_a_file_read_like_absent_values_and_null_gradients_fire():

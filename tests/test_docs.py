@@ -128,7 +128,7 @@ def check_files_are_documented(stage: Path) -> None:
         assert last.keys() == tables["evaluations"].keys()
     if (stage / "films.jsonl").is_file():
         film = json.loads((stage / "films.jsonl").read_text().splitlines()[-1])
-        assert film.keys() - {"reward", "parts", "why"} == tables["films"].keys()
+        assert film.keys() - {"reward", "parts", "why", "hidden"} == tables["films"].keys()
         keys = film.keys() | set().union(*(frame.keys() for frame in film["frames"]))
         assert all(f"`{key}`" in text for key in keys)
 

@@ -256,6 +256,15 @@ def test_the_cells_of_a_frame_carry_their_styles() -> None:
     ]
 
 
+def test_what_is_right_and_what_is_wrong_is_shown_and_counted_where_it_is_known():
+    frame = {"text": "abc█", "masked": [3], "filled": [1, 2], "step": 1, "confidence": [None] * 4}
+    film = {"source": "text", "hidden": [[1, "b"], [2, "x"], [3, "d"], [9, "beyond"]], "frames": [frame]}
+    assert [(s.start, s.end, s.style) for s in animate.picture(frame, film).spans if s.style] == [
+        (1, 2, animate.RIGHT), (2, 3, animate.WRONG), (3, 4, animate.MASKED),
+    ]  # fmt: skip
+    assert animate.caption(film, frame) == "step 1 of 1, 1 masked, 1 of 4 right"
+
+
 # ---------------------------------------------------------------------- the report
 
 
@@ -267,7 +276,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil = film("█", steps=1)
     evil |= {"prompt": EVIL, "final": EVIL}
     evil["frames"][-1] |= {"text": EVIL, "filled": [0], "confidence": [0.5], "cells": [EVIL]}
-    for record in ({"step": 6, **film(seed=1)}, {"step": 0, **film(seed=2)}, evil):
+    before = film(seed=2)
+    before["hidden"] = [[1, before["frames"][-1]["text"][1]], [2, "?"], "nonsense"]
+    for record in ({"step": 6, **film(seed=1)}, {"step": 0, **before}, evil):
         RunDir(folder).append(FILE, record)
     write_report(folder)
     return folder
@@ -277,7 +288,8 @@ def test_stepping_and_playing_leads_from_masks_to_the_finished_text(browser: Any
     look = test_report.Look(browser, stage / "report.html")
     player = look.page.get_by_test_id("films")
     before, after = (film(seed=seed)["frames"] for seed in (2, 1))
-    panels = player.locator("article pre")
+    panels = player.locator("article > pre:first-of-type")
+    assert [truth.inner_text() for truth in player.locator("article .hidden").all()] == [before[-1]["text"][1], "?"]
 
     def shown() -> list[str]:
         return [panel.inner_text() for panel in panels.all()]
@@ -321,6 +333,8 @@ def test_stepping_and_playing_leads_from_masks_to_the_finished_text(browser: Any
     look.page.clock.run_for(1)
     assert shown() == [before[-1]["text"], after[-1]["text"]]
     assert "█" not in "".join(shown())
+    assert [player.locator(f"article .{kind}").count() for kind in ("right", "wrong")] == [1, 1]
+    assert "1 of 2 right" in player.locator("article").first.inner_text()
     assert button.inner_text() == "Play", "it stops at the end"
     button.click()
     assert shown() == [before[0]["text"], after[0]["text"]], "and plays again from the start"

@@ -353,6 +353,7 @@ def test_the_loop_trains_some_steps_and_says_what_they_stand_for(tmp_path: Path)
     assert terms.stands_for == 5 / 2
     assert terms.mask_BT.sum(-1).tolist() == [2] * 12
     assert record.metrics["parity/max_abs"] <= 1e-5
+    assert record.metrics["completions/mean_decisions"] == 5
     kept_experience.save_rollouts(run.batch.parts[0].rollouts, tmp_path)
     assert kept_experience.load_rollouts(tmp_path).stands_for == 5 / 2
 

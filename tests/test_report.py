@@ -14,10 +14,14 @@ import pytest
 
 from relgrad.core.errors import RelgradError
 from relgrad.monitor.report import write_report
+from relgrad.monitor.report.cards import before_after, outcomes
 from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
-from relgrad.monitor.report.page import before_after, number, scores_of
-from relgrad.monitor.report.read import spread
-from written_run import EVIL, write_stage
+from relgrad.monitor.report.page import scores_of
+from relgrad.monitor.report.read import spread, squeezed
+from relgrad.monitor.report.result import scored_by
+from relgrad.monitor.report.truth import written
+from relgrad.monitor.report.words import number
+from written_run import EVIL, filled_in, write_stage
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,13 @@ class Look:
         """Pixels the page is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
+    def cut(self) -> list[str]:
+        """Tables, texts and charts that are wider than their place."""
+        return self.page.evaluate(
+            """() => [...document.querySelectorAll('.scroll, pre, .plot')].filter(e => e.scrollWidth > e.clientWidth + 1)
+                .map(e => `${e.className} ${e.textContent.slice(0, 40)}`)"""
+        )
+
 
 @pytest.fixture(scope="module")
 def wide(browser, run_folder):
@@ -89,25 +100,70 @@ def test_every_chart_has_drawn_lines(wide):
         "reward_std",
         "length",
         "kl",
-        "clip",
-        "ratio",
         "entropy",
-        "truncated",
         "spread",
         "unscored",
         "parity",
         "loss",
         "grad_norm",
-        "update",
         "learning_rate",
         "speed",
         "tokens",
-        "time",
     }
     assert {name for name, _ in drawn} == wanted
     assert [name for name, paths in drawn if not paths] == []
     error_bars = wide.page.evaluate("document.querySelectorAll('[data-chart=evaluation] .errorbar path').length")
     assert error_bars == 6, "three evaluations in each of two stages"
+
+
+def test_what_never_changes_is_one_line_and_no_chart(wide):
+    sft, grpo = wide.page.get_by_test_id("constant").all_inner_texts()
+    assert sft == "Constant: gradient norm = 1, learning rate = 0.0001, speed = 2100, step time = 0.8."
+    for text in ("clipped decisions (all) = 0.02", "clipped decisions (low side) = 0.008", "relative update = 0.0001"):
+        assert text in grpo
+
+
+def test_one_step_is_no_constant_and_rounding_is_no_chart():
+    charts, _, constants = stage_charts([{"step": 1, "loss": 0.5}], {})
+    assert ([c.id for c in charts], constants) == (["loss"], [])
+    noise = [{"step": i, "kl": i / 10, "mean_advantage": (-1) ** i * 1e-8} for i in range(9)]
+    charts, others, constants = stage_charts(noise, {})
+    assert ([c.id for c in charts], others, constants) == (["kl"], [], ["mean_advantage = 0"])
+
+
+def test_every_chart_says_how_it_is_read(wide):
+    notes = wide.page.evaluate(
+        "() => [...document.querySelectorAll('[data-chart]')].map(c => [c.dataset.chart, c.querySelector('.note')?.textContent])"
+    )
+    assert [name for name, note in notes if not note] == []
+
+
+def test_a_run_opens_with_the_result_of_its_last_stage(wide):
+    result = wide.page.get_by_test_id("result")
+    assert result.bounding_box()["y"] < 400
+    text = result.inner_text()
+    expected = ["0.31", "0.74", "+0.43", "+0.37 to +0.49", "200 prompts", "60 grpo steps"]
+    expected += ["Temperature\n0.8", "Seed\n7", "Masks\nrandom", "Scored by\nexact"]
+    expected += ["autoregressive · HuggingFaceTB/SmolLM2-135M-Instruct", "134,000, of which 1,200 are trained"]
+    for words in expected:
+        assert words in text, words
+    rows = [r.inner_text().split("\t") for r in wide.page.get_by_test_id("stages").locator("tbody tr").all()]
+    assert rows == [
+        ["1. warm-up", "60 sft steps", "exact", "0.31", "0.74", "none", "complete, 60 steps"],
+        ["2. grpo", "60 grpo steps", "exact", "0.31", "0.74", "no_spread, unscored", "complete, 60 steps"],
+    ]
+    assert wide.page.locator("nav").inner_text().split("\n") == ["Result", "1. warm-up", "2. grpo"]
+
+
+def test_the_truth_stands_beside_what_was_filled_in(wide):
+    pair = wide.page.get_by_test_id("pair").filter(has_text="sat").first
+    assert pair.locator(".truth").inner_text() == "a cat sat."
+    assert pair.locator(".truth .hidden").all_inner_texts() == ["cat", "."]
+    before, after = pair.locator(".sides > div").all()
+    assert before.locator(".wrong").all_inner_texts() == ["cow", "⏎\n"]
+    assert after.locator(".right").all_inner_texts() == ["cat"]
+    assert "0 of 2 right" in before.inner_text()
+    assert "1 of 2 right" in after.inner_text()
 
 
 def test_figures_of_the_users_own_are_drawn_when_opened(wide):
@@ -142,7 +198,7 @@ def test_the_table_of_evaluations_has_divergence_and_entropy(wide):
 
 
 def test_before_and_after_stand_side_by_side(wide):
-    pair = wide.page.get_by_test_id("pair").nth(1)
+    pair = wide.page.get_by_test_id("pair").first
     left, right = pair.locator(".sides > div").all()
     assert "step 0: 6" in left.inner_text()
     assert "step 60: 6" in right.inner_text()
@@ -175,13 +231,29 @@ def test_the_slider_and_the_group_choose_the_samples(wide):
     assert rewards == ["1", "1", "0.25", "0"]
     assert "timeout" in samples.inner_text()
     assert "advantage −0.25" in samples.inner_text()
+    assert "⋯ 19 empty lines ⋯" in samples.locator(".prompt").first.inner_text()
+    assert samples.locator(".truth").inner_text() == "a cat sat."
+    assert samples.locator("article .right").all_inner_texts() == ["cat"]
+
+
+def test_no_chip_is_a_riddle(wide):
+    samples = wide.page.get_by_test_id("samples")
+    chips = samples.locator("article .chip").all_inner_texts()
+    assert not [chip for chip in chips if re.match("stop|exact|second", chip)]
+    assert "cut off at the length limit" in chips
+    assert "a monitor: it is watched" in samples.inner_text()
+    assert "exact 1 · second 0.5" in samples.inner_text()
+    samples.locator("article details.parts summary").first.click()
+    table = samples.locator("article details.parts").first.inner_text()
+    assert "share of the letters" in table
+    assert "a part of what exact says" in table
 
 
 def test_text_from_the_run_is_inert(wide):
     assert wide.page.evaluate("window.pwned") is None
     assert wide.page.evaluate("document.querySelectorAll('img').length") == 0
     assert EVIL in wide.page.get_by_test_id("samples").inner_text()
-    assert EVIL in wide.page.get_by_test_id("pair").first.inner_text()
+    assert EVIL in wide.page.get_by_test_id("pair").last.text_content()
 
 
 def test_the_policy_blocks_scripts_even_if_markup_slipped_in(browser, run_folder, tmp_path):
@@ -198,6 +270,7 @@ def test_nothing_overflows_and_colours_follow_the_scheme(browser, run_folder, wi
     assert look.overflow() == 0
     look.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert look.overflow() == 0
+    assert look.cut() == []
     background = look.page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.findall(r"\d+", background)[0])
     assert red < 60 if scheme == "dark" else red > 200
@@ -241,7 +314,12 @@ def test_one_stage_alone_and_a_folder_that_is_not_there(tmp_path):
 
 def test_stages_come_in_the_order_they_were_begun(run_folder):
     text = (run_folder / "report.html").read_text(encoding="utf-8")
-    assert 0 < text.index('id="stage-0"') < text.index('warm-up <span class="kind">sft') < text.index('id="stage-1"')
+    assert (
+        0
+        < text.index('id="stage-0"')
+        < text.index('1. warm-up <span class="kind">a stage of kind sft')
+        < text.index('id="stage-1"')
+    )
     assert "complete, 60 steps" in text
 
 
@@ -253,7 +331,7 @@ def test_long_runs_are_thinned_without_losing_spikes(tmp_path):
     assert kept == sorted(set(kept))
     assert {7_777, 15_000} <= set(kept)
     records = [{"step": i, "kl": v} for i, v in enumerate(y)]
-    charts, _ = stage_charts(records, {})
+    charts, _, _ = stage_charts(records, {})
     assert len(charts[0].series[0].x) <= MAX_POINTS
     assert max(charts[0].series[0].raw) == 50.0
     assert decimate([None] * 5000) == [i * 5000 // 600 for i in range(600)]
@@ -285,6 +363,34 @@ def test_samples_are_matched_by_prompt_across_the_first_and_the_last_evaluation(
     assert scores_of(evaluations)[0]["last"]["step"] == 9
 
 
+def test_prompts_whose_outcome_changed_most_come_first():
+    def evaluation(step, scores):
+        samples = [{"prompt": p, "completion": "x", "score": s} for p, s in scores.items()]
+        return {"step": step, "name": "e", "samples": samples}
+
+    pairs = before_after([
+        evaluation(0, {"same": 1, "fell": 1, "rose": 0, "unscored": None}),
+        evaluation(9, {"same": 1, "fell": 0.5, "rose": 1, "unscored": 1}),
+    ])  # fmt: skip
+    assert [pair["prompt"] for pair in pairs] == ["rose", "fell", "same", "unscored"]
+    assert outcomes(pairs) == "Of 4 prompts 1 score higher, 1 lower, 1 as before, 1 unscored."
+
+
+def test_a_filled_in_text_in_pieces():
+    card = written(filled_in(right=True))
+    assert card["pieces"] == [("given", "a "), ("right", "cat"), ("given", " sat"), ("wrong", "⏎\n")]
+    assert card["truth"] == [("given", "a "), ("hidden", "cat"), ("given", " sat"), ("hidden", ".")]
+    assert card["right"] == [1, 2]
+    foreign = written({"completion": "ab", "truth": "xy", "holes": [[0, 9, "x", True], "nonsense", [1, 2]]})
+    assert (foreign["pieces"], foreign["truth"]) == (None, [("given", "xy")])
+    assert written({"completion": "ab"})["truth"] is None
+
+
+def test_padding_with_empty_lines_is_counted():
+    assert squeezed("a\n\n\n\nb") == "a\n\n\n\nb"
+    assert squeezed("a" + "\n" * 26 + "#\n") == "a\n⋯ 25 empty lines ⋯\n#\n"
+
+
 def test_records_without_rewards_by_prompt_still_have_a_table(tmp_path):
     """What an old record does not have is a dash; a divergence that nobody measured has no column."""
     old = {"name": "e", "score": 0.5, "low": None, "high": None, "rewards": {"a": 0.25}}
@@ -293,15 +399,39 @@ def test_records_without_rewards_by_prompt_still_have_a_table(tmp_path):
     (figures,) = row["rewards"]
     assert (figures["before"], figures["after"], figures["difference"], figures["watches"]) == (0.25, 0.5, None, False)
     assert scores_of(evaluations[:1])[0]["rewards"][0]["after"] is None
+    for evaluation in evaluations:
+        evaluation["rewards"] |= {"b": 1.0}
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations), encoding="utf-8")
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<th>KL</th>" not in text
     assert "nats per decision" not in text
-    assert re.search(r"<td>a</td><td>0.25</td><td>0.5</td><td>–</td><td>–</td>", text)
+    row = re.search(r"<tr><td data-label=\"Figure\">a</td>.*</tr>", text)
+    assert row is not None
+    assert re.findall(r">([^<>]+)<", row[0]) == ["a", "0.25", "0.5", "–", "–"]
+
+
+def test_a_score_says_what_it_is_the_sum_of():
+    rewards = [
+        {"kind": "exact"},
+        {"kind": "a/form.py", "weight": 0.2},
+        {"kind": "judge", "name": "watcher", "weight": 0.0},
+    ]
+    assert scored_by({"rewards": rewards}) == "exact + 0.2 form"
+    assert scored_by({"rewards": rewards, "evaluation": {"rewards": [{"kind": "judge", "name": "own"}]}}) == "own"
+    assert scored_by({}) == ""
+
+
+def test_a_reward_that_is_the_total_is_drawn_once():
+    records = [
+        {"step": t, "reward": t / 9, "rewards/judge/mean": t / 9, "rewards/watcher/mean": 1 - t / 9} for t in range(9)
+    ]
+    (chart,), _, _ = stage_charts(records, {})
+    assert [series.name for series in chart.series] == ["reward", "watcher"]
 
 
 def test_numbers_read_well():
     assert [number(0.123456), number(-2), number(0.5, True), number(None)] == ["0.1235", "−2", "+0.5", "–"]
+    assert [number(0.0, True), number(-0.0)] == ["0", "0"]
 
 
 def test_imports_no_torch():

@@ -348,6 +348,7 @@ def test_metrics_of_a_batch_by_hand():
         "frac_groups_all_max": 1 / 4,
         "frac_groups_all_min": 1 / 4,
         "completions/mean_length": float(lengths.mean()),
+        "completions/mean_decisions": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
         "completions/total_tokens": float(lengths.sum()),

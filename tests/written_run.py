@@ -73,12 +73,30 @@ def sft_metrics(steps):
         }
 
 
+ABOUT = {
+    "trained_parameters": 1200,
+    "policy": {"Parameters": "134,000", "Temperature": "0.8", "Steps": f"8 {EVIL}"},
+    "task": {"Masks": "random"},
+    "parts": {"exact/spelling": "share of the letters"},
+}
+
+
+def filled_in(right: bool) -> dict[str, object]:
+    """A completion with two holes, the second of which is always wrong: a line break for a dot."""
+    return {
+        "completion": f"a {'cat' if right else 'cow'} sat\n",
+        "truth": "a cat sat.",
+        "holes": [[2, 5, "cat", right], [9, 10, ".", False]],
+    }
+
+
 def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
     """A stage as a training run leaves it behind."""
     run = RunDir(folder)
     recipe = {
         "name": "sums",
         "stage": kind,
+        "seed": 7,
         kind: {"steps": steps, "num_generations": 8},
         "rewards": [{"kind": "exact"}, {"kind": "number", "name": "second", "weight": 0.0}],
         "policy": {"kind": "autoregressive", "model": "HuggingFaceTB/SmolLM2-135M-Instruct", "dtype": "float32"},
@@ -95,6 +113,7 @@ def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
             "command": ["relgrad", "run", "recipes/sums.yaml", EVIL],
         },
     )
+    write_json(folder / "about.json", ABOUT | {"work": f"{steps} {kind} steps"})
     for record in (grpo_metrics if kind == "grpo" else sft_metrics)(steps):
         run.append("metrics.jsonl", record)
     for step, score in ((0, 0.31), (steps // 2, 0.52), (steps, 0.74)):
@@ -106,6 +125,7 @@ def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
             }
             for n in range(6)
         ]
+        samples[3] |= filled_in(right=score > 0.6)
         record = {
             "step": step,
             "name": "exact",
@@ -138,13 +158,14 @@ def write_stage(folder: Path, kind: str, steps: int = STEPS) -> None:
                 {
                     "step": step,
                     "group": group,
-                    "prompt": f"Prompt {group} of step {step}",
+                    "prompt": f"Prompt {group} of step {step}" + "\n" * 20 + "#",
                     "reward": reward,
-                    "stop": "eos",
+                    "stop": "length" if k == 3 else "eos",
                     "completion": f"answer {k} " + (EVIL if k == 1 else "because " * 12),
-                    "parts": {"exact": reward, EVIL: 0.5},
+                    "parts": {"exact": reward, "second": 0.5, "exact/spelling": 0.25, f"exact/{EVIL}": 0.5},
                     "advantage": reward - 0.5,
                     "why": "timeout" if k == 3 else "",
+                    **(filled_in(right=k == 0) if group and not k else {}),
                 }
                 for group in range(2)
                 for k, reward in enumerate([1.0, 0.0, 1.0, 0.25])

@@ -91,6 +91,11 @@ class DenoisingPolicy:
 
     # ------------------------------------------------------------------ what the flow policy does
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """See protocols.Described."""
+        return self.flow.facts
+
     def film(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> list[dict[str, Any]]:
         """The steps in which texts come about; see FlowPolicy."""
         return self.flow.film(prompts, group_size, randomness)

@@ -209,6 +209,32 @@ class Noted(Protocol):
 
 
 @runtime_checkable
+class Described(Protocol):
+    """A policy that says in a few words how large it is and how it writes: the head of the report shows it."""
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Short labels and what they say: "Parameters", "Temperature", "Steps" …"""
+        ...
+
+
+@runtime_checkable
+class KnowsTruth(Protocol):
+    """A policy that can hold what it wrote against the truth, place by place, where the prompt has it."""
+
+    def beside_truth(self, prompt: Prompt, output: Output) -> dict[str, Any]:
+        """`truth` and `holes`, as samples/*.jsonl has them (docs/run-folder.md); empty where the truth is not known."""
+        ...
+
+
+@runtime_checkable
+class ExplainsParts(Protocol):
+    """A module of rewards that says what the parts of their scores mean."""
+
+    PARTS: Mapping[str, str]
+
+
+@runtime_checkable
 class ShowsFigures(Protocol):
     """A policy whose training is told by other figures than the console's usual ones."""
 

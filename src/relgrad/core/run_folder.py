@@ -2,8 +2,10 @@
 
     recipe.yaml              the resolved recipe of this stage; the run can be repeated from it
     environment.json         versions, hardware, git commit, command line
+    about.json               what is trained, in words
     metrics.jsonl            one object per optimizer step: {"step": 3, "time": 1763…, "reward": …, …}; NaN is null
-    samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why
+    samples/step_000003.jsonl  one object per completion: step, group, prompt, completion, reward, parts, advantage, stop, why,
+                             truth and holes where they are known
     evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval over `over`), n, …
     cooled.json              the untrained start, cooled to where the trained policy went: one evaluation, on request
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice

@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 import torch
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import Filmed, JudgedDifferently, Policy, Rewards
+from relgrad.core.protocols import Filmed, JudgedDifferently, KnowsTruth, Policy, Rewards
 from relgrad.core.randomness import Draws
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import require_scored
@@ -44,7 +44,7 @@ class Evaluation:
     mean_length       elementary choices (tokens) per completion
     stop              share of completions per reason they ended
     unscored          completions that no reward of any weight scored
-    samples           the first completion of every prompt: {"prompt", "completion", "score"}
+    samples           the first completion of every prompt: {"prompt", "completion", "score"}, and what is known of the truth
     kl, entropy       nats per decision, over all decisions: exact KL to the reference, and entropy; NaN where not asked for
     """
 
@@ -184,10 +184,10 @@ def evaluate(
         batches = [batch for of_one in ranks.collect(own) for batch in of_one]
     require_scored([table for _, table in batches])
     if not divergence:
-        return summarise(batches)
+        return summarise(batches, policy)
     ranks.sum(measured)
     kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
-    return replace(summarise(batches), kl=kl, entropy=entropy)
+    return replace(summarise(batches, policy), kl=kl, entropy=entropy)
 
 
 class FilmedPolicy(Policy, Filmed, Protocol):
@@ -254,8 +254,8 @@ def spread_and_distance(policy: Policy, rollouts: Rollouts) -> torch.Tensor:
     return total
 
 
-def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
-    """The figures of an evaluation from its scored rollouts."""
+def summarise(batches: Sequence[tuple[Rollouts, RewardTable]], policy: object) -> Evaluation:
+    """The figures of an evaluation from its scored rollouts; its samples beside the truth where the policy knows it."""
     groups: list[list[float]] = []
     samples: list[Mapping[str, Any]] = []
     answers: list[Completions] = []
@@ -265,8 +265,9 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]]) -> Evaluation:
             rows = (rollouts.group_B == group).nonzero()[:, 0].tolist()
             groups.append([totals[row] for row in rows])
             answers.append(completions_of(rollouts, rows, groups[-1]))
-            first = rows[0]
-            samples.append({"prompt": prompt.text, "completion": rollouts.outputs[first].text, "score": totals[first]})
+            first, output = rows[0], rollouts.outputs[rows[0]]
+            truth = policy.beside_truth(prompt, output) if isinstance(policy, KnowsTruth) else {}
+            samples.append({"prompt": prompt.text, "completion": output.text, "score": totals[first], **truth})
     per_prompt = tuple(mean(group) for group in groups)
     families = families_of([prompt for rollouts, _ in batches for prompt in rollouts.prompts])
     interval = mean_over(per_prompt, families)

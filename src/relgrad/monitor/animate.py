@@ -15,6 +15,7 @@ from relgrad.monitor.console import printable
 
 SECONDS_PER_FRAME = 0.35
 MASKED, FRESH = "dim", "bold bright_green"
+RIGHT, WRONG = "bold bright_green", "bright_red strike"
 
 
 def play(
@@ -47,11 +48,16 @@ def fills_in(film: Mapping[str, Any]) -> bool:
 
 
 def caption(film: Mapping[str, Any], frame: Mapping[str, Any]) -> str:
-    """Where in the film a frame is, and what it did: "step 2 of 8, 41 filled", or "step 2 of 16, 12 jumped, 30 masked"."""
+    """Where in the film a frame is, and what it did: "step 2 of 8, 41 filled", or "step 2 of 16, 12 jumped, 30 masked".
+
+    Where it is known what was hidden, also how much of it is right: "7 of 41 right".
+    """
     steps = film["frames"][-1]["step"]
     masked, filled = f"{len(frame['masked'])} masked", len(frame["filled"])
     if fills_in(film):
         what = masked if frame["masked"] else f"{filled} filled"
+        if places := outcome(film, frame):
+            what += f", {sum(places.values())} of {len(film['hidden'])} right"
     elif not frame["step"]:
         what = "all masked" if frame["masked"] else "noise"
     else:
@@ -60,15 +66,25 @@ def caption(film: Mapping[str, Any], frame: Mapping[str, Any]) -> str:
 
 
 def picture(frame: Mapping[str, Any], film: Mapping[str, Any]) -> Text:
-    """The text of a frame; masked and fresh positions, and noise that no step has touched, are marked by their style."""
+    """The text of a frame. Masked, fresh, right and wrong positions, and noise that no step has touched, have a style each."""
     filled, dim = set(frame["filled"]), set(frame["masked"])
     if not fills_in(film):
         dim |= {i for i, confidence in enumerate(frame["confidence"]) if confidence is None}
+    places = outcome(film, frame)
     text = Text()
     for position, cell in enumerate(frame.get("cells") or frame["text"]):
         style = MASKED if position in dim else FRESH if position in filled else ""
+        if position in places:
+            style = RIGHT if places[position] else WRONG
         text.append(printable(cell, keep="\n"), style=style)
     return text
+
+
+def outcome(film: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[int, bool]:
+    """Of every position that was hidden and is filled: whether the frame has there what was hidden."""
+    cells, masked = frame.get("cells") or frame["text"], set(frame["masked"])
+    hidden = [(position, text) for position, text in film.get("hidden") or () if position not in masked]
+    return {position: cells[position] == text for position, text in hidden if position < len(cells)}
 
 
 def _plain(text: str) -> str:

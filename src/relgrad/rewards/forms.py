@@ -27,6 +27,18 @@ from relgrad.rewards._columns import column, unscored
 
 Part = Literal["success", "perfect", "field_accuracy", "executed", "submitted", "nonzero"]
 
+PARTS = {
+    "success": "1 where the server accepted the form and showed its success page",
+    "perfect": "1 where it did, and every field was sent exactly as it was to be",
+    "field_accuracy": "how right the fields were that were sent, from 0 to 1; 0 where nothing was sent",
+    "executed": "share of the plan's steps that did what they say",
+    "submitted": "1 where the form was sent at all",
+    "steps": "lines of the plan",
+    "broken": "share of the plan's lines that are no steps",
+    "nonzero": "1 where the reward is above 0",
+}
+"""What the parts of a score mean."""
+
 
 class Settings(Strict):
     """`part` is for monitors: its value in place of the sum."""

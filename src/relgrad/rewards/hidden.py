@@ -11,6 +11,9 @@ from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
 from relgrad.rewards._decisions import decisions
 
+PARTS = {"all_right": "1 where every masked position is right"}
+"""What the parts of a score mean."""
+
 
 class Settings(Strict):
     """`column` holds the true ids, one per position of the masked text."""

@@ -26,6 +26,9 @@ from relgrad.networks.weights import device
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.rewards._columns import column
 
+PARTS = {"disagreement": "standard deviation of the judges' scores"}
+"""What the parts of a score mean."""
+
 
 class Settings(Strict):
     """`judges`: folders of judges, original .pt files, or `stage:LABEL` for the judge of a stage of the same recipe."""

@@ -50,6 +50,7 @@ class Course:
         if step == self.total or (evaluated and self.evaluations.settled()):
             self._end(step)
             return True
+        self._warn(step)
         every = self.stage.checkpoint.every
         if evaluated or (every and step % every == 0):
             self._save()
@@ -69,6 +70,7 @@ class Course:
         try:
             return self.evaluations.during(step, step == self.total)
         except RelgradError:
+            self._warn(step)
             self._save()
             raise
 
@@ -80,7 +82,10 @@ class Course:
         if samples := [{"step": step, **sample} for sample in self.parts.samples()]:
             self.folder.write_samples(step, samples)
             self.console.samples(step, samples)
-        for warning in diagnose(self.records, self.stage.used):
+
+    def _warn(self, step: int) -> None:
+        """Say what goes wrong, each only once; after the evaluations of the step, which may refute it."""
+        for warning in diagnose(self.records, self.stage.used, self.evaluations.records):
             if warning.name not in self.warned:
                 self.warned.add(warning.name)
                 self.folder.append("warnings.jsonl", {**vars(warning), "step": step})
@@ -99,7 +104,9 @@ class Course:
             self.parts.finish(self.folder, self.console)
             if self.evaluations.scores(self.evaluations.final):
                 self._film(step)
+            self._warn(step)
         except RelgradError:
+            self._warn(step)
             if last is not None:
                 self.parts.trained.load(last)
             self._save()

@@ -54,6 +54,7 @@ class Evaluations:
             )
         if self.settings.cooled and self.scores(self.final):
             require_tempered(parts, stage)
+        self.records = folder.lines(FILE)
         self.start: dict[Part, Evaluation] = {}
         self.trained: dict[Part, Evaluation] = {}
 
@@ -104,7 +105,7 @@ class Evaluations:
         if self.final == "test":
             self._evaluate("test", step, kept)
         elif kept != step and (record := next((r for r in self._recorded("validation") if r["step"] == kept), None)):
-            self.folder.append(FILE, {**record, "step": step})  # these prompts by these weights: known already
+            self._keep({**record, "step": step})  # these prompts by these weights: known already
             self.console.evaluation({**record, "step": step})
             self.trained["validation"] = Evaluation.from_record(record)
         if self.settings.cooled:
@@ -173,8 +174,12 @@ class Evaluations:
             )
         start, self.trained[part] = self.start.setdefault(part, evaluation), evaluation
         record = evaluation.to_record(step, part, None if start is evaluation else start, weights=weights)
-        self.folder.append(FILE, record)
+        self._keep(record)
         self._say(record, evaluation)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.folder.append(FILE, record)
 
     def _say(self, record: Mapping[str, Any], evaluation: Evaluation) -> None:
         self.console.evaluation(record)

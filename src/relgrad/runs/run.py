@@ -15,7 +15,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.types import StepRecord
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
-from relgrad.runs import named_files
+from relgrad.runs import about, named_files
 from relgrad.runs.build import (
     first_fresh,
     linked_rewards,
@@ -145,7 +145,7 @@ class StageRun:
             checkpoint.restore(newest, parts.loop, parts.trained, parts.learners, self.ranks)
         first = parts.loop.step
         set_aside = self.run_dir.rewind(first if newest is not None else -1)
-        self._write_head(begun=newest is not None)
+        self._write_head(task, parts, begun=newest is not None)
         mirrors = self.stage.trackers if self.ranks.first else ()
         trackers = open_trackers(mirrors, self.run_dir, title=self.title, config=self.stage.used, first_step=first)
         self.ranks.wait()  # from here on the folder holds what happened up to `first`, for everybody
@@ -181,8 +181,9 @@ class StageRun:
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
         return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
 
-    def _write_head(self, begun: bool) -> None:
+    def _write_head(self, task: Task, parts: StageParts, begun: bool) -> None:
         self.run_dir.write_text("recipe.yaml", write_yaml(self.stage.used))
         if self.ranks.first and not (begun and (self.run_dir.root / named_files.FILE).exists()):
             named_files.write(self.run_dir, self.stage)
         self.run_dir.write_json("environment.json", capture() | {"processes": self.ranks.size})
+        self.run_dir.write_json(about.FILE, about.about(self.stage, task, parts))

@@ -15,7 +15,7 @@ Files whose name begins with _ are what they share: rows of files, samples of ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from relgrad.core.types import Message, Prompt
@@ -42,6 +42,8 @@ class Task:
     own_test: Sequence[Prompt] | None = None
     ask: Callable[[str], str | Sequence[Message]] = field(default=as_it_is, compare=False)
     """How a person's own text becomes a prompt's content, worded as in training (`relgrad sample --prompt`)."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the report tells of it beside its kind: short labels and what they say ("Masks", say)."""
 
     @property
     def two_parts(self) -> bool:

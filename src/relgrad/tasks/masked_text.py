@@ -19,7 +19,7 @@ from relgrad.tasks import Task
 from relgrad.tasks._masked_prompt import masked_prompt
 from relgrad.tasks._mixes import with_mixes
 from relgrad.text.corpus import BUILTIN, Windows, load_corpus
-from relgrad.text.masking import Random, Stage, Strategy, mask
+from relgrad.text.masking import Random, Stage, Strategy, in_words, mask
 
 HELD_OUT_SEED = 11
 
@@ -66,8 +66,9 @@ def load(settings: Settings, seed: int) -> Task:
             f"test_size={settings.test_size}, but no text is held out: raise held_out_fraction, give a longer text, or set "
             "test_size to 0"
         )
+    facts = {"Masks": in_words(settings.stages)}
     if not corpus.held_out or not settings.held_out_size + test_size:
-        return Task(f"masked-text-{settings.length}", train, ())
+        return Task(f"masked-text-{settings.length}", train, (), facts=facts)
     halves = _halves(corpus.held_out, windows, settings.test_size) if test_size else [windows(corpus.held_out)]
     stages = settings.held_out_stages or settings.stages
     sizes = (settings.held_out_size, test_size)
@@ -75,7 +76,7 @@ def load(settings: Settings, seed: int) -> Task:
         list(MaskedPrompts(half, stages, size, (HELD_OUT_SEED, number)))
         for number, (half, size) in enumerate(zip(halves, sizes, strict=False), 1)
     )
-    return Task(f"masked-text-{settings.length}", train, validation, test[0] if test else None)
+    return Task(f"masked-text-{settings.length}", train, validation, test[0] if test else None, facts=facts)
 
 
 def _halves(blocks: Sequence[str], windows: Callable[[Sequence[str]], Windows], test_size: int | None) -> list[Windows]:

@@ -112,6 +112,19 @@ class Line(Strategy):
         return np.isin(number, chosen) & ~ends
 
 
+def in_words(stages: Sequence[Strategy]) -> str:
+    """Masks for people: "random (min_masked_ratio 0.1, max_masked_ratio 0.4)", several with their shares of the samples."""
+    total = sum(stage.weight for stage in stages)
+    words = []
+    for stage in stages:
+        values = stage.model_dump(exclude={"type", "weight", "bert"})
+        share = f"{stage.weight / total:.0%} " if len(stages) > 1 else ""
+        swapped = ", a tenth swapped" if stage.bert else ""
+        name = stage.model_dump().get("type", type(stage).__name__)
+        words.append(f"{share}{name} ({', '.join(f'{key} {value:g}' for key, value in values.items())}{swapped})")
+    return "; ".join(words)
+
+
 Stage = Annotated[Random | Sticky | Span | Line, Field(discriminator="type")]
 """One mask with its settings, as a recipe writes it: {type: random, max_masked_ratio: 0.3}."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relgrad.core.protocols import KnowsTruth
 from relgrad.core.tables import stack
 from relgrad.core.types import Experience, Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.objectives.advantages import Advantages
@@ -143,8 +144,8 @@ class Batch:
             first += part.rollouts.rows
         return pieces
 
-    def describe(self, table: RewardTable, credit: Advantages) -> None:
-        """Take over the credit; fill `metrics` (TRL's names) and `samples`."""
+    def describe(self, table: RewardTable, credit: Advantages, policy: object) -> None:
+        """Take over the credit; fill `metrics` (TRL's names) and `samples`, beside the truth where the policy knows it."""
         self.advantage_B, self.reward_B, self.advantage_BT = credit.advantage_B, credit.reward_B, credit.advantage_BT
         fresh_B = self.fresh_B
         self.metrics |= reward_metrics(table, credit, self.group_B, fresh_B) | self._length_metrics(fresh_B)
@@ -153,6 +154,7 @@ class Batch:
         for row in (self.keep_B | (age_B == 0)).nonzero()[:, 0].tolist():
             values = dict(zip(table.names, table.value_BR[row].tolist(), strict=True))
             group = int(self.group_B[row])
+            truth = policy.beside_truth(prompts[group], outputs[row]) if isinstance(policy, KnowsTruth) else {}
             self.samples.append(
                 {
                     "group": group,
@@ -165,13 +167,16 @@ class Batch:
                     "why": table.why[row] if table.why else "",
                     "kept": bool(self.keep_B[row]),
                     **({"age": int(age_B[row])} if age_B[row] else {}),
+                    **truth,
                 }
             )
 
     def _length_metrics(self, fresh_B: Tensor) -> dict[str, float]:
         length_B = self.length_B[fresh_B].double()
         clipped_B = torch.tensor([stop == "length" for stop in self.stop])[fresh_B]
+        decisions_B = torch.cat([p.rollouts.mask_BT.sum(-1) * p.rollouts.stands_for for p in self.parts])[fresh_B]
         metrics = {
+            "completions/mean_decisions": float(decisions_B.double().mean()),
             "completions/mean_length": float(length_B.mean()),
             "completions/min_length": float(length_B.min()),
             "completions/max_length": float(length_B.max()),

@@ -269,7 +269,7 @@ class Grpo:
         penalty_B = self._refer(batch)
         table = merge_tables(tables, batch.mask_BT.shape[1])
         credited = table.only(keep_B)
-        batch.describe(table, give_credit(settings, credited, batch.group_B, batch.drawn_BT, penalty_B))
+        batch.describe(table, give_credit(settings, credited, batch.group_B, batch.drawn_BT, penalty_B), self.policy)
         self.tokens += batch.written_tokens
         return batch
 

@@ -1,10 +1,13 @@
 """Named warnings: what goes wrong in runs, with the evidence and what to do about it. Imports no torch.
 
-`diagnose(records, recipe)` reads the metric records so far (the objects of metrics.jsonl) and the stage's recipe
-(plain data). Every rule looks at a bounded number of records at either end of the run, so that a call costs the
-same at step 10 and at step 100,000. A rule says nothing while its metrics are absent or too few.
+`diagnose(records, recipe, evaluations)` reads the metric records so far (the objects of metrics.jsonl), the stage's recipe
+(plain data) and its evaluations so far. Every rule looks at a bounded number of records at either end of the run, so that a call
+costs the same at step 10 and at step 100,000.
 
-history.py  what the rules look at: the records so far, windows of them, and the recipe
+A warning is a claim. A rule says nothing while its metrics are absent or too few, while the noise would hide the opposite of what
+it claims, and where an evaluation on held-out prompts says otherwise.
+
+history.py  what the rules look at: the records so far, windows of them, the evaluations, and the recipe
 """
 
 from __future__ import annotations
@@ -25,9 +28,13 @@ from relgrad.monitor.diagnose.history import (
     policy_dtype,
 )
 
-KL_HIGH = 1.0  # nats per decision: the policy is e times off its start at a typical token; healthy runs stay below 0.3
-KL_GROWTH = 10.0  # times the level of WINDOW steps ago: nothing grows tenfold that fast unless it is running away
-KL_MENTION = 0.1  # nats: below this a tenfold growth is only the start of a run, where KL begins at 0
+KL_HIGH = 1.0  # nats per token: the policy is e times off its start at a typical token; healthy runs stay below 0.6
+KL_GROWTH = 10.0  # times what a steady drift explains: nothing grows like that unless it is running away
+KL_MENTION = 0.1  # nats per token: below this growth is only the start of a run, where KL begins at 0
+FLAT_REWARD = 0.1  # of the reward's spread: a smaller rise is not worth the steps
+FLAT_LOSS = 0.03  # of the loss: what is taught falls by more than that
+LEARNT = 0.05  # nats per token: the targets have a probability of 95 %, and there is nothing left to fall
+LONGEST = 200  # values at either end that the claim of flatness rests on: more steps, less noise
 NO_SPREAD = 0.6  # share of groups: above it more than half of the sampling is spent on nothing
 LENGTH_GROWTH = 1.5  # times the first lengths, with a reward that rose meanwhile
 LENGTH_CORRELATED_GROWTH = 1.2  # a smaller growth is enough where reward and length move together step by step
@@ -35,17 +42,25 @@ LENGTH_CORRELATION = 0.8  # Pearson over 2 x WINDOW steps; 0.8 explains two thir
 TRUNCATED = 0.8  # share of completions: the rest is too few to learn how to finish
 UPDATE_TINY = 1e-7  # |update| / |weights|: float32 cannot even represent a relative change below 6e-8
 RATIO_TINY = 1e-4  # |ratio - 1| after an update: a clip range of 0.2 is 2,000 times that
-KL_TINY = 1e-6  # nats: a typical log-prob moved by sqrt(2 KL) = 0.0014
-ENTROPY_FRACTION = 0.1  # of the starting entropy: groups of near-identical completions have nothing to compare
+KL_TINY = 1e-6  # nats per token: a typical log-prob moved by sqrt(2 KL) = 0.0014
+ENTROPY_FRACTION = 0.1  # of the starting entropy: completions of a prompt are nearly identical
+NOTHING_TO_COMPARE = 0.5  # share of groups with equal rewards: below it low entropy is what learning looks like
+RATE_FADED = 0.1  # of the recipe's learning rate: below it the schedule has stilled the weights, not a fault
+SEVERAL = 2.0  # tokens per decision: from there on a ratio is that of many tokens together
 CLIPPED = 0.3  # share of decisions without gradient; usual is 0 to 0.1, a little more at sequence level
 
 
-def diagnose(records: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[Warning_]:
+def diagnose(
+    records: Sequence[Mapping[str, Any]],
+    recipe: Mapping[str, Any],
+    evaluations: Sequence[Mapping[str, Any]] = (),
+) -> list[Warning_]:
     """Every warning that holds at the last of `records`; the most severe first, otherwise in the order of RULES.
 
-    `recipe` is the resolved recipe of the stage as plain data; an empty one means all defaults.
+    `recipe` is the resolved recipe of the stage as plain data; an empty one means all defaults. `evaluations` are the objects of
+    evaluations.jsonl.
     """
-    history = History(records, recipe)
+    history = History(records, recipe, evaluations)
     found = [warning for rule in RULES if (warning := rule(history)) is not None]
     return sorted(found, key=lambda warning: ("error", "warning", "note").index(warning.severity))
 
@@ -66,15 +81,15 @@ def nonfinite_gradient(history: History) -> Warning_ | None:
 
 
 def parity_broken(history: History) -> Warning_ | None:
-    """Scoring fresh rollouts must give the log-probabilities they were drawn with."""
+    """Scoring fresh rollouts must give the log-probabilities they were drawn with, up to the rounding of a decision's tokens."""
     values = history.last("parity/max_abs", RECENT)
-    tolerance = parity_tolerance(history.recipe)
+    tolerance = parity_tolerance(history.recipe) * history.tokens_per_decision
     if not values or max(values) <= tolerance:
         return None
     return history.warn(
         "parity_broken",
         "error",
-        f"parity/max_abs reached {max(values):.3g} nats in the last {len(values)} steps, tolerance {tolerance:g} "
+        f"parity/max_abs reached {max(values):.3g} nats in the last {len(values)} batches, tolerance {tolerance:.3g} "
         f"for {policy_dtype(history.recipe)}",
         "The policy scores its own fresh samples differently from how it drew them, so importance ratios and KL are "
         "wrong. Check that temperature, top_p and the end-of-sequence rule are the same in sampling and scoring, that "
@@ -83,33 +98,45 @@ def parity_broken(history: History) -> Warning_ | None:
 
 
 def kl_exploding(history: History) -> Warning_ | None:
-    """The divergence from the reference is large, or has grown tenfold within a window."""
-    now, before = history.now("kl"), history.last("kl", WINDOW + RECENT)[:RECENT]
+    """The divergence from the reference is large, or grows faster than a policy that drifts steadily away from its start.
+
+    KL begins at 0, where the policy is its reference, and grows as the square of the distance: after t steps of a steady drift
+    it is (t / s)^2 times what it was after s. While the learning rate still rises, so does the drift, and growth says nothing.
+    """
+    now, steps = history.now("kl"), history.steps("kl", WINDOW + RECENT)
     if now is None:
         return None
-    grew = len(before) == RECENT and len(history.records) >= WINDOW + RECENT and now > KL_GROWTH * median(before)
-    if now <= KL_HIGH and not (grew and now > KL_MENTION):
+    before, since = median(history.last("kl", WINDOW + RECENT)[:RECENT]), median(steps[:RECENT])
+    steady = before * (median(steps[-RECENT:]) / max(since, 1)) ** 2
+    whole = len(steps) == WINDOW + RECENT and since > history.warmup
+    grew = whole and before > 0 and now > KL_GROWTH * steady and history.per_token(now) > KL_MENTION
+    if history.per_token(now) <= KL_HIGH and not grew:
         return None
-    since = f", up from {median(before):.3g}" if grew else ""
+    rise = f", up from {history.per_token(before):.3g} at step {since:.0f}" if grew else ""
     return history.warn(
         "kl_exploding",
         "error",
-        f"kl is {now:.3g} nats per decision (median of {RECENT} steps{since})",
+        f"kl is {history.per_token(now):.3g} nats per token (median of {RECENT} steps{rise})",
         f"Lower learning_rate or raise beta (now {history.grpo.get('beta', 0)}); read the samples, since text usually "
         "breaks before the reward does, and continue from a checkpoint before the rise.",
     )
 
 
 def reward_flat(history: History) -> Warning_ | None:
-    """The last WINDOW rewards are not significantly above the first WINDOW."""
-    change = history.change("reward")
-    if change is None or change.rose or (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD:
+    """The rewards speak against a rise that is worth having, and no evaluation found one."""
+    change, spread, gain = history.change("reward", LONGEST), history.now("reward_std"), history.gain()
+    if change is None or change.rose or history.step <= history.warmup + WINDOW * history.reuse:
         return None
+    if (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD or (gain is not None and gain.low > 0):
+        return None
+    if spread is not None and change.largest_rise > FLAT_REWARD * spread:
+        return None
+    judged = f"; held-out change {gain.difference:+.3g} [{gain.low:+.3g}, {gain.high:+.3g}]" if gain else ""
     return history.warn(
         "reward_flat",
         "warning",
-        f"reward was {change.before:.4g} in the first {WINDOW} steps and is {change.after:.4g} in the last {WINDOW} "
-        f"(standard error of the difference {change.error:.2g})",
+        f"reward was {change.before:.4g} in the first {change.window} batches and is {change.after:.4g} in the last "
+        f"{change.window}: a rise of at most {max(change.largest_rise, 0.0):.2g} (95 % interval){judged}",
         "Look for groups with spread first (frac_reward_zero_std): without it nothing can be learned. With it, raise "
         "learning_rate, num_prompts or num_generations, or give partial credit so that small progress is rewarded.",
     )
@@ -166,18 +193,20 @@ def length_hacking(history: History) -> Warning_ | None:
 
 
 def reward_hacking(history: History) -> Warning_ | None:
-    """The reward rose while a monitor, a reward that only watches, fell."""
+    """The reward rose while a monitor, a reward that only watches, fell, and no evaluation saw that monitor rise."""
     reward = history.change("reward")
     if reward is None or not reward.rose:
         return None
-    fallen = [(n, c) for n in monitors(history.recipe) if (c := history.change(f"rewards/{n}/mean")) and c.fell]
+    risen = {name for name in monitors(history.recipe) if (gain := history.gain(name)) is not None and gain.low > 0}
+    changes = [(name, history.change(f"rewards/{name}/mean")) for name in monitors(history.recipe) if name not in risen]
+    fallen = [(name, change) for name, change in changes if change is not None and change.fell]
     if not fallen:
         return None
     watched = "; ".join(f"{name} fell from {c.before:.4g} to {c.after:.4g}" for name, c in fallen)
     return history.warn(
         "reward_hacking",
         "warning",
-        f"reward rose from {reward.before:.4g} to {reward.after:.4g} in the means of {WINDOW} steps, while {watched}",
+        f"reward rose from {reward.before:.4g} to {reward.after:.4g} in the means of {WINDOW} batches, while {watched}",
         "What rewards and what only watches disagree, so the policy may be learning the reward's mistakes. Read the samples "
         "with the highest reward; raise beta, refit the judge, or stop at the checkpoint before the two part.",
     )
@@ -200,24 +229,22 @@ def all_truncated(history: History) -> Warning_ | None:
 def learning_rate_without_effect(history: History) -> Warning_ | None:
     """Rewards have spread, yet neither the weights, nor the ratio, nor KL move."""
     spread = history.now("reward_std")
-    warming_up = history.step <= int(history.grpo.get("warmup_steps") or 0)
-    flat = history.now("frac_reward_zero_std") == 1
-    if warming_up or len(history.records) < WINDOW or not spread or flat:
+    flat, rates = history.now("frac_reward_zero_std") == 1, history.last("learning_rate", 1)
+    faded = bool(rates) and rates[0] < RATE_FADED * float(history.grpo.get("learning_rate") or 0)
+    if history.step <= history.warmup or faded or len(history.records) < WINDOW or not spread or flat:
         return None
     signs: list[tuple[bool, str]] = []
     if updates := history.last("update/relative_norm", RECENT):
         # the largest: a step whose groups all lack spread rightly moves nothing
         signs.append((max(updates) < UPDATE_TINY, f"update/relative_norm is at most {max(updates):.2g}"))
     if (kl := history.now("kl")) is not None:
-        signs.append((abs(kl) < KL_TINY, f"kl is {kl:.2g} nats after {len(history.records)} steps"))
+        signs.append((history.per_token(abs(kl)) < KL_TINY, f"kl is {kl:.2g} nats after {len(history.records)} steps"))
     low, high = history.now("importance_ratio/min"), history.now("importance_ratio/max")
-    reused = max(int(history.grpo.get(key) or 1) for key in ("num_iterations", "steps_per_generation")) > 1
-    if low is not None and high is not None and reused:
+    if low is not None and high is not None and history.reuse > 1:
         moved = max(abs(low - 1), abs(high - 1))
         signs.append((moved < RATIO_TINY, f"importance ratios stay within {moved:.2g} of 1"))
     if not signs or not all(still for still, _ in signs):
         return None
-    rates = history.last("learning_rate", 1)
     return history.warn(
         "learning_rate_without_effect",
         "warning",
@@ -229,17 +256,18 @@ def learning_rate_without_effect(history: History) -> Warning_ | None:
 
 
 def entropy_collapse(history: History) -> Warning_ | None:
-    """Entropy fell to a tenth of its start although the task is not solved."""
+    """Entropy fell to a tenth of its start, and groups have nothing to compare although the task is not solved."""
     start, now = history.first("entropy", RECENT), history.now("entropy")
     if now is None or len(history.records) < 2 * RECENT or not start or median(start) <= 0:
         return None
-    solved = (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD
-    if solved or now >= ENTROPY_FRACTION * median(start):
+    solved, equal = (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD, history.now("frac_reward_zero_std")
+    if solved or now >= ENTROPY_FRACTION * median(start) or (equal is not None and equal < NOTHING_TO_COMPARE):
         return None
     return history.warn(
         "entropy_collapse",
         "warning",
-        f"entropy fell from {median(start):.3g} to {now:.3g} nats per decision",
+        f"entropy fell from {median(start):.3g} to {now:.3g} nats per decision"
+        + ("" if equal is None else f", and {equal:.0%} of groups have equal rewards"),
         "The policy says nearly the same every time, so groups have nothing to compare. Lower learning_rate, raise "
         "epsilon_high (0.28 is usual) or beta, or add a small entropy_coef (0.001).",
     )
@@ -251,12 +279,20 @@ def clip_saturated(history: History) -> Warning_ | None:
     now = history.now(key)
     if now is None or now < CLIPPED:
         return None
+    tokens = history.tokens_per_decision
+    several = (
+        f"A decision is about {tokens:.0f} tokens here, whose ratios multiply: epsilon may be wider than for single tokens, and "
+        "step_ratio_norm brings the steps to one scale. Or lower learning_rate, num_iterations or steps_per_generation."
+    )
+    single = (
+        "One batch moves the policy too far. Lower learning_rate, num_iterations or steps_per_generation; with "
+        "importance_sampling_level: sequence the ranges are narrower by nature (epsilon around 3e-4)."
+    )
     return history.warn(
         "clip_saturated",
         "warning",
         f"{key} is {now:.0%} (median of {RECENT} steps): so many decisions are clipped",
-        "One batch moves the policy too far. Lower learning_rate, num_iterations or steps_per_generation; with "
-        "importance_sampling_level: sequence the ranges are narrower by nature (epsilon around 3e-4).",
+        several if tokens >= SEVERAL else single,
     )
 
 
@@ -290,14 +326,17 @@ def two_generations(history: History) -> Warning_ | None:
 
 
 def sft_loss_flat(history: History) -> Warning_ | None:
-    """A supervised loss that did not fall."""
-    change = None if history.rewarded else history.change("loss")
-    if change is None or change.fell:
+    """A supervised loss that rose, or that speaks against a fall worth having, although the learning rate is up."""
+    change = None if history.rewarded else history.change("loss", LONGEST)
+    if change is None or change.fell or change.after < LEARNT or history.step <= history.warmup + WINDOW:
+        return None
+    if not change.rose and change.largest_fall > FLAT_LOSS * change.before:
         return None
     return history.warn(
         "sft_loss_flat",
         "warning",
-        f"loss was {change.before:.4g} in the first {WINDOW} steps and is {change.after:.4g} in the last {WINDOW}",
+        f"loss was {change.before:.4g} in the first {change.window} steps and is {change.after:.4g} in the last {change.window}: "
+        f"a fall of at most {max(change.largest_fall, 0.0):.2g} (95 % interval)",
         "Raise learning_rate if it is flat, lower it if it rises, and check that the target column holds what the "
         "model is meant to write.",
     )

@@ -1,4 +1,8 @@
-"""What the rules of diagnose look at: the records so far, windows of them, and the recipe. Imports no torch."""
+"""What the rules of diagnose look at: the records so far, windows of them, the evaluations, and the recipe. Imports no torch.
+
+Thresholds in nats are per token. A decision may be more than one: a step of a flow writes many tokens at once. `per_token` divides
+by how many, which the records tell.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ RECENT = 5  # steps whose median speaks for "now": one odd batch is not a state
 WINDOW = 20  # steps compared at the start and at the end: means of 20 noisy batches are steady enough to compare
 SIGNIFICANT = 2.0  # standard errors between the two windows: the usual 95 % line
 
-PARITY_FLOAT32 = 1e-3  # nats: float32 kernels of different shape disagree by 1e-6 to 1e-4
-PARITY_HALF = 0.1  # nats: bfloat16 keeps 8 bits, logits of size 10 are off by 0.04
+PARITY_FLOAT32 = 1e-3  # nats per token: float32 kernels of different shape disagree by 1e-6 to 1e-4
+PARITY_HALF = 0.1  # nats per token: bfloat16 keeps 8 bits, logits of size 10 are off by 0.04
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,12 @@ class Warning_:
 
 @dataclass(frozen=True)
 class Change:
-    """Means of the first and the last WINDOW values and the standard error of their difference (Welch)."""
+    """Means of the first and the last `window` values and the standard error of their difference (Welch)."""
 
     before: float
     after: float
     error: float
+    window: int
 
     @property
     def rose(self) -> bool:
@@ -47,13 +52,33 @@ class Change:
     def fell(self) -> bool:
         return self.before - self.after > SIGNIFICANT * self.error
 
+    @property
+    def largest_rise(self) -> float:
+        """The largest rise that the values do not speak against."""
+        return self.after - self.before + SIGNIFICANT * self.error
+
+    @property
+    def largest_fall(self) -> float:
+        """The largest fall that the values do not speak against."""
+        return self.before - self.after + SIGNIFICANT * self.error
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the last evaluation of a part of the task says of the way from the start: a mean paired difference, 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True)
 class History:
-    """The records so far and the recipe, as the rules read them."""
+    """The records so far, the evaluations so far and the recipe, as the rules read them."""
 
     records: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Any]
+    evaluations: Sequence[Mapping[str, Any]] = ()
 
     @property
     def step(self) -> int:
@@ -65,29 +90,68 @@ class History:
         return self.recipe.get("grpo") or {}
 
     @property
+    def reuse(self) -> int:
+        """Optimizer steps per generation batch: figures of the batch are in every so many records only."""
+        return int(self.grpo.get("num_iterations") or 1) * int(self.grpo.get("steps_per_generation") or 1)
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate still rises; 0 where no section of the recipe says so."""
+        sections = [section for section in self.recipe.values() if isinstance(section, Mapping)]
+        return max((int(section.get("warmup_steps") or 0) for section in sections), default=0)
+
+    @property
     def rewarded(self) -> bool:
         """Whether the steps are rewarded: otherwise the stage learns from targets."""
-        return any("reward" in record for record in self.records[-WINDOW:])
+        return any("reward" in record for record in self.records[-WINDOW * self.reuse :])
+
+    @property
+    def tokens_per_decision(self) -> float:
+        """How many tokens one decision writes; 1 where the records do not tell. Never below 1."""
+        tokens, decisions = (self.last(f"completions/mean_{what}", WINDOW) for what in ("length", "decisions"))
+        if not tokens or not decisions or median(decisions) <= 0:
+            return 1.0
+        return max(1.0, median(tokens) / median(decisions))
+
+    def per_token(self, nats: float) -> float:
+        """Nats per decision as nats per token."""
+        return nats / self.tokens_per_decision
 
     def first(self, key: str, count: int) -> list[float]:
-        """The finite values of `key` in the first `count` records."""
-        return finite(self.records[:count], key)
+        """The first `count` finite values of `key`, as far as they are in the first records."""
+        return finite(self.records[: count * self.reuse], key)[:count]
 
     def last(self, key: str, count: int) -> list[float]:
-        """The finite values of `key` in the last `count` records."""
-        return finite(self.records[-count:], key)
+        """The last `count` finite values of `key`, as far as they are in the last records."""
+        return finite(self.records[-count * self.reuse :], key)[-count:]
+
+    def steps(self, key: str, count: int) -> list[int]:
+        """The steps that the values of `last` belong to."""
+        return [int(r.get("step", 0)) for r in self.records[-count * self.reuse :] if is_finite(r.get(key))][-count:]
 
     def now(self, key: str) -> float | None:
         """Median of the last RECENT values; None unless all of them are there."""
         values = self.last(key, RECENT)
         return median(values) if len(values) == RECENT else None
 
-    def change(self, key: str) -> Change | None:
-        """`key` in the first and the last WINDOW records; None until there are two whole windows that do not overlap."""
-        first, last = self.first(key, WINDOW), self.last(key, WINDOW)
-        if len(self.records) < 2 * WINDOW or min(len(first), len(last)) < WINDOW:
+    def change(self, key: str, longest: int = WINDOW) -> Change | None:
+        """`key` in the first and the last values, as many as do not overlap: at least WINDOW, or None; at most `longest`."""
+        window = min(len(self.records) // (2 * self.reuse), longest)
+        first, last = self.first(key, window), self.last(key, window)
+        if window < WINDOW or min(len(first), len(last)) < window:
             return None
-        return Change(fmean(first), fmean(last), math.sqrt((variance(first) + variance(last)) / WINDOW))
+        return Change(fmean(first), fmean(last), math.sqrt((variance(first) + variance(last)) / window), window)
+
+    def gain(self, reward: str | None = None) -> Gain | None:
+        """What the last evaluation that is compared with the start says of the score, or of one reward; None without one."""
+        for record in reversed(self.evaluations):
+            keys = ("difference", "difference_low", "difference_high")
+            values = [record.get(key) for key in keys]
+            if reward is not None:
+                values = list((record.get("reward_differences") or {}).get(reward) or ())
+            if len(values) == 3 and all(is_finite(value) for value in values):
+                return Gain(*(float(value) for value in values))
+        return None
 
     def warn(self, name: str, severity: Severity, evidence: str, advice: str) -> Warning_:
         return Warning_(name, severity, evidence, advice, self.step)
@@ -99,7 +163,7 @@ def policy_dtype(recipe: Mapping[str, Any]) -> str:
 
 
 def parity_tolerance(recipe: Mapping[str, Any]) -> float:
-    """Nats that fresh and recorded log-probabilities may differ by, for the policy's dtype."""
+    """Nats per token that fresh and recorded log-probabilities may differ by, for the policy's dtype."""
     return PARITY_FLOAT32 if policy_dtype(recipe) in ("float32", "float64") else PARITY_HALF
 
 

@@ -1,8 +1,12 @@
 """The report: a run folder in, one self-contained HTML file out. Imports no torch and makes no network request.
 
 read.py        what a run folder holds
+truth.py       which places of a text are right
+cards.py       prompts before and after, those that changed most first
 charts.py      metrics to chart data
-page.py        the page, from the template, style and script beside it
+result.py      what a run came to, for the head of the page
+words.py       numbers, times and settings in words
+page.py        the page, from the templates, style and scripts beside it
 comparison.py  the page of `relgrad compare`, in the same style
 """
 

@@ -1,4 +1,4 @@
-"""Metric records to chart descriptions: plain data that report.js draws. Pure."""
+"""Metric records to chart descriptions: plain data that charts.js draws. Pure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from relgrad.monitor.diagnose.history import parity_tolerance, policy_dtype
 MAX_POINTS = 1_200  # per line: more than the pixels a chart is wide
 SMOOTH_FROM = 30  # records: shorter runs are shown as they are
 SMOOTH_SHARE = 25  # the smoothed line is a running mean over 1/25 of the run
+ROUNDING = 1e-6  # of sums of advantages of size 1 in float32: less is 0
 LOG_RANGE = 50.0  # largest over smallest value from which a positive quantity is drawn on a log axis
 
 Records = Sequence[Mapping[str, Any]]
@@ -45,8 +46,8 @@ class Chart:
     x: str = "step"
 
 
-def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Chart], list[Chart]]:
-    """(the charts that have data, a chart for every figure that is in none of them)."""
+def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Chart], list[Chart], list[str]]:
+    """(the charts that have data, a chart for every figure that is in none of them, what never changed as "name = value")."""
     keys = _keys(records)
     rewarded = "reward" in keys
     charts = [*(_reward_charts(records, keys) if rewarded else ()), *_plain_charts(records, keys, recipe, rewarded)]
@@ -57,8 +58,24 @@ def stage_charts(records: Records, recipe: Mapping[str, Any]) -> tuple[list[Char
         if key not in used | SHOWN_ELSEWHERE | {"step", "time", "step_time"}
         and not key.startswith(("reward", "time/", "completions/"))
     ]
-    others = [_chart(f"other-{i}", key, "", [_series(records, key, key)]) for i, key in enumerate(rest)]
-    return [c for c in charts if c.series], others
+    others = [_chart(f"other-{i}", key, NOTES.get(key, ""), [_series(records, key, key)]) for i, key in enumerate(rest)]
+    drawn = [[c for c in some if c.series and not _constant(c)] for some in (charts, others)]
+    return drawn[0], drawn[1], [text for c in (*charts, *others) if _constant(c) for text in _as_text(c)]
+
+
+def _constant(chart: Chart) -> bool:
+    """Whether nothing in it ever changes; one value alone is no constant."""
+    lines = [[v for v in s.raw or s.y if v is not None] for s in chart.series]
+    return bool(lines) and all(len(line) > 1 and max(line) == min(line) for line in lines)
+
+
+def _as_text(chart: Chart) -> list[str]:
+    """One text for the chart, or one for every line where they differ: "importance ratio = 1", "temperature (high) = 2"."""
+    values = {s.name: next(v for v in s.y if v is not None) for s in chart.series}
+    title = chart.title[:1].lower() + chart.title[1:] if chart.title[1:2].islower() else chart.title
+    if len(set(values.values())) == 1:
+        return [f"{title} = {next(iter(values.values())):.4g}"]
+    return [f"{title} ({name}) = {value:.4g}" for name, value in values.items()]
 
 
 def evaluation_chart(evaluations: Records) -> Chart:
@@ -174,13 +191,15 @@ class Spec:
 
 
 SPECS = (
-    Spec("kl", "KL to the reference", "Nats per decision away from the frozen start.", {"kl": "kl"}),
+    Spec("kl", "KL to the reference", "Nats per decision away from the frozen start. A decision is a token; in flow, a step.",
+         {"kl": "kl"}),
     Spec("clip", "Clipped decisions", "Share of decisions whose gradient the clip removed.",
          {"clip_ratio/region_mean": "all", "clip_ratio/low_mean": "low side", "clip_ratio/high_mean": "high side",
           "cispo_clip_ratio": "capped"}, percent=True),
     Spec("ratio", "Importance ratio", "Extremes of new over old probability; 1 where the policy has not moved.",
          {"importance_ratio/max": "max", "importance_ratio/min": "min"}),
-    Spec("entropy", "Entropy", "Nats per decision; near 0 the policy always says the same.", {"entropy": "entropy"}),
+    Spec("entropy", "Entropy", "Nats per decision: how open the choices are. Near 0 the policy always says the same.",
+         {"entropy": "entropy"}),
     Spec("truncated", "Truncated completions", "Share that ended at the length limit.",
          {"completions/clipped_ratio": "truncated"}, percent=True),
     Spec("spread", "Groups without spread", "Equal rewards within a group teach nothing.",
@@ -193,13 +212,32 @@ SPECS = (
     Spec("loss_terms", "Terms of the loss", "What the loss is the sum of.",
          {"pg_loss": "policy gradient", "kl_penalty": "divergence"}),
     Spec("sft_loss", "Supervised loss", "Nats per target token, of the step's own prompts.", {"sft_loss": "cross-entropy"}),
-    Spec("grad_norm", "Gradient norm", "Before clipping to max_grad_norm.", {"grad_norm": "norm"}, log=True),
-    Spec("update", "Relative update", "Norm of the step over norm of the trained weights.",
+    Spec("grad_norm", "Gradient norm",
+         "Length of the gradient before it is cut to max_grad_norm. Its level says little, sudden jumps do.",
+         {"grad_norm": "norm"}, log=True),
+    Spec("update", "Relative update", "How far a step moves the weights, relative to their size. Below 1e-7 float32 cannot tell.",
          {"update/relative_norm": "update / weights"}, log=True),
-    Spec("learning_rate", "Learning rate", "", {"learning_rate": "learning rate"}),
+    Spec("learning_rate", "Learning rate", "As the schedule has it.", {"learning_rate": "learning rate"}),
     Spec("speed", "Speed", "Tokens per second, sampling and training together.", {"tokens_per_second": "tokens / s"}),
-    Spec("tokens", "Tokens seen", "", {"num_tokens": "tokens"}),
+    Spec("tokens", "Tokens seen", "Drawn in training so far; in supervised stages, target tokens.", {"num_tokens": "tokens"}),
 )  # fmt: skip
+NOTES = {
+    "mean_log_prob": "Nats per completion: the log-probabilities of its decisions, added.",
+    "mean_kl": "Nats per completion: the divergence of its decisions from the frozen start, added.",
+    "mean_advantage": "Mean over the batch: 0 but for completions that are unscored.",
+    "mean_nll": "Cross-entropy per target token, in nats.",
+    "groups_resampled": "Groups without spread that were drawn again.",
+    "replay/groups": "Groups of the batch that hold experience of the past.",
+    "replay/kept": "Groups or solutions that are remembered.",
+    "sampling/sampling_logp_difference/mean": "Between the engine that drew and the policy, nats per decision.",
+    "sampling/sampling_logp_difference/max": "The largest difference, nats.",
+    "sampling/importance_sampling_ratio/min": "Weight that corrects for the engine that drew, before its cap.",
+    "sampling/importance_sampling_ratio/mean": "Weight that corrects for the engine that drew, before its cap.",
+    "sampling/importance_sampling_ratio/max": "Weight that corrects for the engine that drew, before its cap.",
+}
+"""How to read the figures that have no chart of their own."""
+SUMS_TO_ZERO = {"mean_advantage", "loss", "pg_loss"}
+"""Figures that are 0 up to rounding where every completion counts alike."""
 SHOWN_ELSEWHERE = {"mean_reward", "std_reward"}
 """Other names of `reward` and `reward_std`."""
 UNSMOOTHED = {"learning_rate", "tokens", "unscored"}
@@ -207,10 +245,10 @@ UNSMOOTHED = {"learning_rate", "tokens", "unscored"}
 
 def _reward_charts(records: Records, keys: Sequence[str]) -> list[Chart]:
     charts = []
-    parts = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
     total = _column(records, "reward")
-    if len(parts) == 1 and _column(records, parts[0]) == total:
-        parts = []
+    parts = [
+        key for key in keys if key.startswith("rewards/") and key.endswith("/mean") and _column(records, key) != total
+    ]
     names = {"reward": "reward"} | {key: key.removeprefix("rewards/").removesuffix("/mean") for key in parts}
     present = [(key, name) for key, name in names.items() if key in keys]
     if present:
@@ -221,7 +259,7 @@ def _reward_charts(records: Records, keys: Sequence[str]) -> list[Chart]:
             else "Mean over completions."
         )
         charts.append(_chart("reward", "Reward", note, series))
-    spreads = [k for k in keys if k == "reward_std" or (k.startswith("rewards/") and k.endswith("/std") and parts)]
+    spreads = [key for key in keys if key == "reward_std" or f"{key.removesuffix('/std')}/mean" in parts]
     if spreads:
         series = [
             _series(records, k, "reward" if k == "reward_std" else k[len("rewards/") : -len("/std")]) for k in spreads
@@ -251,7 +289,7 @@ def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, An
         note = spec.note
         if spec.id == "parity":
             note = (f"Nats between fresh and recorded log-probabilities; tolerance {parity_tolerance(recipe):g} "
-                    f"for {policy_dtype(recipe)}.")  # fmt: skip
+                    f"per token for {policy_dtype(recipe)}.")  # fmt: skip
         if spec.id == "loss" and not rewarded:
             note = "Nats per target token."
         chart = _chart(spec.id, spec.title, note, series, percent=spec.percent, may_log=spec.log)
@@ -317,7 +355,8 @@ def _keys(records: Records) -> list[str]:
 
 
 def _column(records: Records, key: str) -> Line:
-    return [_number(r.get(key)) for r in records]
+    values = [_number(r.get(key)) for r in records]
+    return [0.0 if v is not None and abs(v) < ROUNDING else v for v in values] if key in SUMS_TO_ZERO else values
 
 
 def _mean(values: Sequence[float]) -> float | None:

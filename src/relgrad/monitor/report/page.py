@@ -15,10 +15,12 @@ from relgrad.core.run_folder import finite, write_atomic
 from relgrad.monitor.diagnose import diagnose
 from relgrad.monitor.diagnose.history import monitors
 from relgrad.monitor.intervals import counted
+from relgrad.monitor.report.cards import before_after, outcomes
 from relgrad.monitor.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
-from relgrad.monitor.report.read import StageFiles, headline, read_stage, shorten, stage_folders
+from relgrad.monitor.report.read import StageFiles, headline, read_stage, stage_folders
+from relgrad.monitor.report.result import result_of, run_facts, scored_by
+from relgrad.monitor.report.words import duration, first_word, flatten, mapping, number, when
 
-MODEL_KEYS = ("model", "model_name_or_path", "path", "checkpoint", "name")
 TASK_KEYS = ("path", "dataset", "name", "file")
 SCORE_KEYS = (
     "step",
@@ -33,6 +35,8 @@ SCORE_KEYS = (
     "kl",
     "entropy",
 )
+SCRIPTS = ("base.js", "samples.js", "films.js", "charts.js")
+"""In the order in which the page runs them."""
 VERSION_KEYS = ("relgrad", "torch", "transformers", "python")
 
 
@@ -80,7 +84,7 @@ def render(name: str, stages: Sequence[StageFiles]) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    scripts = [_script(get_plotlyjs()), _script(_asset("report.js"))]
+    scripts = [_script(text) for text in (get_plotlyjs(), *map(_asset, SCRIPTS))]
     environment = Environment(
         loader=PackageLoader("relgrad.monitor.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -90,17 +94,20 @@ def render(name: str, stages: Sequence[StageFiles]) -> str:
     return environment.get_template("report.html.j2").render(
         name=name,
         stages=views,
+        result=result_of(stages, views),
         payload=finite({"stages": [view["data"] for view in views]}),
         css=Markup(_asset("report.css")),
         scripts=[Markup(script) for script in scripts],
         script_hashes=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
-        written=_when(datetime.now(UTC).timestamp()),
+        written=when(datetime.now(UTC).timestamp()),
     )
 
 
 def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
     """Everything the template shows of one stage; `data` is what the script draws."""
-    charts, others = stage_charts(stage.metrics, stage.recipe)
+    charts, others, constants = stage_charts(stage.metrics, stage.recipe)
+    pairs = before_after(headline(stage.evaluations))
+    meanings = reward_meanings(stage)
     scores = scores_of(stage.evaluations, monitors(stage.recipe))
     data = {
         "evaluation": plain([evaluation_chart(stage.evaluations)]) if scores else [],
@@ -108,13 +115,16 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "others": plain(others),
         "samples": [{"step": step, "records": records} for step, records in stage.samples],
         "films": film_groups(stage.films),
+        "meanings": {name: {"part": "/" in name, "says": says} for name, says in meanings},
         "trajectories": plain(trajectory_charts(stage.films)),
         "audit": plain([reliability_chart(stage.audit)]) if stage.audit else [],
     }
     return {
         "id": f"stage-{number}",
-        "name": stage.name,
+        "title": stage.title,
         "kind": stage.kind,
+        "work": str(stage.about.get("work") or ""),
+        "scored_by": scored_by(stage.recipe),
         "facts": header_facts(stage),
         "status": status(stage),
         "missing": stage.missing,
@@ -124,7 +134,11 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
         "has_pass": any(record["pass_at_k"] for row in scores for record in row["records"]),
         "has_kl": any(record["kl"] is not None for row in scores for record in row["records"]),
         "audit": audit_rows(stage.audit),
-        "comparison": before_after(headline(stage.evaluations)),
+        "comparison": pairs,
+        "outcomes": outcomes(pairs),
+        "knows_truth": any(pair["truth"] for pair in pairs) or any(r["truth"] for _, rs in stage.samples for r in rs),
+        "rewards": [(name, says) for name, says in meanings if "/" not in name],
+        "constants": constants,
         "two_parts": stage.two_parts,
         "evaluated": stage.evaluated,
         "sampled": stage.sampled,
@@ -142,22 +156,37 @@ def stage_view(number: int, stage: StageFiles) -> dict[str, Any]:
 
 def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
     """(label, value) pairs for the head of the stage; what is unknown is left out."""
-    policy, task = _mapping(stage.recipe.get("policy")), _mapping(stage.recipe.get("task"))
+    task = mapping(stage.recipe.get("task"))
     flat = dict(flatten(stage.environment))
-    source = _first_word(*(task.get(k) for k in TASK_KEYS))
+    source = first_word(*(task.get(k) for k in TASK_KEYS))
     times = [float(r["time"]) for r in stage.metrics if isinstance(r.get("time"), (int, float))]
     versions = [f"{k} {v}" for k in VERSION_KEYS if (v := _by_last_part(flat, k))]
     hardware = [v for k, v in flat.items() if v and k.split(" · ")[0] == "hardware"]
     facts = [
-        ("Policy", _first_word(policy.get("kind"))),
-        ("Model", _first_word(*(policy.get(k) for k in MODEL_KEYS))),
-        ("Task", " · ".join(filter(None, [_first_word(task.get("kind")), source]))),
-        ("Started", _when(times[0]) if times else ""),
-        ("Duration", _duration(times[-1] - times[0]) if len(times) > 1 else ""),
+        ("Work", str(stage.about.get("work") or "")),
+        *run_facts(stage),
+        ("Task", " · ".join(filter(None, [first_word(task.get("kind")), source]))),
+        ("Started", when(times[0]) if times else ""),
+        ("Duration", duration(times[-1] - times[0]) if len(times) > 1 else ""),
         ("Hardware", ", ".join(hardware)),
         ("Versions", ", ".join(versions)),
-    ]  # fmt: skip
+    ]
     return [(label, value) for label, value in facts if value]
+
+
+def reward_meanings(stage: StageFiles) -> list[tuple[str, str]]:
+    """(name, what it is) of every reward and every part of a score that the stage's samples and films show."""
+    shown = dict.fromkeys(name for _, records in stage.samples for record in records for name in record["parts"] or {})
+    shown |= dict.fromkeys(name for film in stage.films for name in film["parts"])
+    watching, explained = set(monitors(stage.recipe)), mapping(stage.about.get("parts"))
+    meanings = []
+    for name in shown:
+        reward, _, part = name.partition("/")
+        own = (
+            "a monitor: it is watched, and counts for nothing" if reward in watching else "a reward, before its weight"
+        )
+        meanings.append((name, str(explained.get(name) or (f"a part of what {reward} says" if part else own))))
+    return meanings
 
 
 def status(stage: StageFiles) -> dict[str, Any]:
@@ -187,8 +216,8 @@ def scores_of(evaluations: Sequence[Mapping[str, Any]], watching: Iterable[str] 
 
 def reward_figures(evaluations: Sequence[Mapping[str, Any]], watching: set[str]) -> list[dict[str, Any]]:
     """Every reward before and after, with the paired difference where the records have it; None for what is not known."""
-    before, after = (_mapping(evaluations[i].get("rewards")) for i in (0, -1))
-    changes = _mapping(evaluations[-1].get("reward_differences"))
+    before, after = (mapping(evaluations[i].get("rewards")) for i in (0, -1))
+    changes = mapping(evaluations[-1].get("reward_differences"))
     figures = []
     for name in after:
         difference, low, high = changes.get(name) or (None, None, None)
@@ -205,11 +234,11 @@ def cooled_figures(cooled: Mapping[str, Any], evaluations: Sequence[Mapping[str,
 
     rows  (figure, before, after, cooled, difference of after and cooled, its ends) of the score and every reward
     """
-    beyond = _mapping(cooled.get("trained_differences"))
+    beyond = mapping(cooled.get("trained_differences"))
     if not beyond or not evaluations:
         return {}
     sides = [
-        {"score": one.get("score"), **_mapping(one.get("rewards"))} for one in (evaluations[0], evaluations[-1], cooled)
+        {"score": one.get("score"), **mapping(one.get("rewards"))} for one in (evaluations[0], evaluations[-1], cooled)
     ]
     rows = [(name, *(side.get(name) for side in sides), *beyond[name]) for name in beyond]
     keys = ("temperature", "reached", "kl", "trained_kl")
@@ -219,24 +248,9 @@ def cooled_figures(cooled: Mapping[str, Any], evaluations: Sequence[Mapping[str,
 def score_figures(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What the table shows of one evaluation; None for what it does not have. `over`: what its intervals are over."""
     figures = {key: evaluation.get(key) for key in SCORE_KEYS}
-    passed = _mapping(evaluation.get("pass_at_k"))
+    passed = mapping(evaluation.get("pass_at_k"))
     over = counted(evaluation.get("units", evaluation.get("n")), str(evaluation.get("over", "prompts")))
     return figures | {"pass_at_k": ", ".join(f"{k}: {number(v)}" for k, v in passed.items()), "over": over}
-
-
-def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Prompts that the first and the last evaluation of a name share, each with its completions before and after."""
-    pairs = []
-    for name in dict.fromkeys(str(e.get("name", "score")) for e in evaluations):
-        records = [e for e in evaluations if str(e.get("name", "score")) == name and e.get("samples")]
-        if len(records) < 2:
-            continue
-        before, after = _by_prompt(records[0]["samples"]), _by_prompt(records[-1]["samples"])
-        for prompt in before:
-            if prompt in after:
-                pairs.append({"name": name, "prompt": prompt, "before": before[prompt], "after": after[prompt],
-                              "steps": (records[0].get("step"), records[-1].get("step"))})  # fmt: skip
-    return pairs
 
 
 def audit_rows(audit: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -266,41 +280,16 @@ def all_warnings(stage: StageFiles) -> list[dict[str, Any]]:
     for live in stage.live_warnings:
         first.setdefault(str(live.get("name", "")), live)
     shown = []
-    for warning in diagnose(stage.metrics, stage.recipe):
+    for warning in diagnose(stage.metrics, stage.recipe, stage.evaluations):
         begun = first.pop(warning.name, {}).get("step", warning.step)
         when = "at the last step" if begun == warning.step else f"at the last step, first at step {begun}"
-        shown.append({**vars(warning), "when": when})
+        shown.append({**vars(warning), "when": when, "holds": True})
     for name, live in first.items():
         when = f"at step {live.get('step')}, not at the end"
-        shown.append({"severity": "warning", "evidence": "", "advice": "", **live, "name": name, "when": when})
+        shown.append(
+            {"severity": "warning", "evidence": "", "advice": "", **live, "name": name, "when": when, "holds": False}
+        )
     return shown
-
-
-def flatten(value: Any, path: str = "") -> Iterable[tuple[str, str]]:
-    """("versions · torch", "2.13") for every leaf of nested mappings; lists become one line."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from flatten(inner, f"{path} · {key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        yield path, " ".join(str(v) for v in value)
-    elif value is not None:
-        yield path, str(value)
-
-
-def number(value: Any, signed: bool = False) -> str:
-    """Four significant digits, a true minus sign, a dash for what is not a number; `signed` writes the plus."""
-    if not isinstance(value, (int, float)):
-        return "–"
-    text = f"{value:+.4g}" if signed else f"{value:.4g}"
-    return text.replace("-", "−")
-
-
-def _by_prompt(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    grouped: dict[str, list[dict[str, Any]]] = {}
-    for sample in samples:
-        entry = {"completion": shorten(sample.get("completion", "")), "score": sample.get("score")}
-        grouped.setdefault(shorten(sample.get("prompt", "")), []).append(entry)
-    return grouped
 
 
 def _asset(name: str) -> str:
@@ -316,24 +305,5 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _first_word(*values: Any) -> str:
-    """The first value that is a non-empty string, or ""."""
-    return next((v for v in values if isinstance(v, str) and v), "")
-
-
 def _by_last_part(flat: Mapping[str, str], name: str) -> str:
     return next((v for k, v in flat.items() if k.split(" · ")[-1] == name), "")
-
-
-def _when(time: float) -> str:
-    return datetime.fromtimestamp(time, UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,15 @@ import yaml
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir, read_lines, refuse_folder_of_runs
 from relgrad.core.secrets import without_secrets
+from relgrad.monitor.report.truth import shorten, written
 
 STAGE_FILES = ("metrics.jsonl", "recipe.yaml", "environment.json", "evaluations.jsonl")
 MAX_SAMPLE_STEPS = 40  # steps whose samples the page carries, spread evenly with the first and the last among them
 MAX_SAMPLES_PER_STEP = 32
-SAMPLE_KEYS = ("group", "prompt", "completion", "reward", "parts", "advantage", "stop", "why")
+SAMPLE_KEYS = ("group", "reward", "parts", "advantage", "stop", "why")
 MAX_FILMS = 24  # the newest; see films.jsonl in rundir.py
 MAX_FRAMES = 64  # of one film, spread evenly with the first and the last among them
-MAX_TEXT = 6_000  # characters of one prompt or completion that are shown
+EMPTY_LINES = 3  # so many in a row are shown as they are; more are counted instead
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class StageFiles:
     recipe: Mapping[str, Any]
     recipe_text: str
     environment: Mapping[str, Any]
+    about: Mapping[str, Any]
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     live_warnings: list[dict[str, Any]]
@@ -46,6 +49,11 @@ class StageFiles:
     def kind(self) -> str:
         """The kind of stage, as the recipe names it; "grpo" where it does not say."""
         return str(self.recipe.get("stage") or "grpo")
+
+    @property
+    def title(self) -> str:
+        """The stage's label: its folder's name without the number in front."""
+        return re.sub(r"^\d+-(?=.)", "", self.name)
 
     @property
     def evaluated(self) -> bool:
@@ -113,6 +121,7 @@ def read_stage(folder: Path) -> StageFiles:
         recipe=recipe,
         recipe_text=recipe_text,
         environment=_object(folder / "environment.json", missing),
+        about=_object(folder / "about.json", missing) if (folder / "about.json").exists() else {},
         metrics=_lines(run, "metrics.jsonl", missing),
         evaluations=_lines(run, "evaluations.jsonl", absent),
         live_warnings=_lines(run, "warnings.jsonl", missing) if (folder / "warnings.jsonl").exists() else [],
@@ -140,7 +149,7 @@ def thinned(film: Mapping[str, Any]) -> dict[str, Any]:
     parts = film.get("parts")
     return {
         "step": step if isinstance(step, int) else None,
-        "prompt": shorten(film["prompt"]),
+        "prompt": squeezed(film["prompt"]),
         "source": film["source"] if film.get("source") in ("uniform", "mask") else "text",
         "final": shorten(film.get("final", frames[-1]["text"])),
         "scored": "reward" in film,
@@ -148,8 +157,14 @@ def thinned(film: Mapping[str, Any]) -> dict[str, Any]:
         "parts": parts if isinstance(parts, Mapping) else {},
         "why": str(film.get("why") or ""),
         "frames": [joined(frames[before + 1 : i + 1]) for before, i in zip([-1, *kept], kept, strict=False)],
+        "hidden": [place for place in film.get("hidden") or () if _is_place(place)],
         "jumps": [_jumps(frame) for frame in frames if frame["step"]],
     }
+
+
+def _is_place(place: Any) -> bool:
+    """Whether it is a position and the text that was hidden there."""
+    return isinstance(place, list) and len(place) == 2 and isinstance(place[0], int) and isinstance(place[1], str)
 
 
 def joined(frames: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -181,10 +196,13 @@ def spread(items: list[int], count: int) -> list[int]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def shorten(text: Any) -> str:
-    """`text` as a string of at most MAX_TEXT characters, with a note of what was cut; other values as JSON."""
-    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}… [{len(text) - MAX_TEXT:,} more characters]"
+def squeezed(text: Any) -> str:
+    """A prompt to show: as `shorten` has it, and padding with empty lines only counted."""
+
+    def counted(match: re.Match[str]) -> str:
+        return f"\n⋯ {len(match[0]) - 1} empty lines ⋯\n"
+
+    return re.sub(rf"\n{{{EMPTY_LINES + 2},}}", counted, shorten(text))
 
 
 def _is_stage(folder: Path) -> bool:
@@ -268,5 +286,8 @@ def _plays(film: Mapping[str, Any]) -> bool:
 
 def _step_samples(run: RunDir, step: int, missing: list[str]) -> list[dict[str, Any]]:
     name = run.samples_path(step).relative_to(run.root).as_posix()
-    records = [{key: r.get(key) for key in SAMPLE_KEYS} for r in _lines(run, name, missing)[:MAX_SAMPLES_PER_STEP]]
-    return [r | {key: shorten(r[key] or "") for key in ("prompt", "completion")} for r in records]
+    records = _lines(run, name, missing)[:MAX_SAMPLES_PER_STEP]
+    return [
+        {key: r.get(key) for key in SAMPLE_KEYS} | {"prompt": squeezed(r.get("prompt") or ""), **written(r)}
+        for r in records
+    ]

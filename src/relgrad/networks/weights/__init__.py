@@ -2,6 +2,7 @@
 
 device.py           on which device a model runs
 folder.py           a stage's folder, or the newest checkpoint in it; saving and loading our own networks
+facts.py            what policies say of themselves in the same words
 keeper.py           what a policy keeps of its weights: the trained ones, their start, their average
 reference.py        the frozen start, put in place for a while
 average.py          a moving average of the weights

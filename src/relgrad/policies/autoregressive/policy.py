@@ -24,6 +24,7 @@ from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, St
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.causal import load as causal
 from relgrad.networks.causal.decode import Generated
+from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.autoregressive.encode import Encoder
@@ -59,6 +60,14 @@ class AutoregressivePolicy:
             tokenizer, settings, causal.context(self.causal_lm.config), end_ids=tuple(self.eos_ids), end_id=end_id
         )
         self.modes = Modes(self.causal_lm, recompute=settings.gradient_checkpointing)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """See protocols.Described."""
+        settings = self.settings
+        longest = f"at most {settings.max_completion_length} tokens, one after the other"
+        facts = {"Parameters": f"{count_parameters(self.model):,}", "Writes": longest}
+        return facts | truncation_facts(settings.temperature, settings.top_p, settings.top_k)
 
     def encode(self, prompt: Prompt) -> Tensor:
         """Token ids [P] of a prompt. Raises RelgradError when it leaves no room for a completion in the context."""

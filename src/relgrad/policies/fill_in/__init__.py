@@ -4,6 +4,7 @@ settings.py  what a recipe may say
 policy.py    sampling, scoring, supervised loss, weights
 filling.py   how a position is filled: drawn, and described to an estimator
 denoise.py   writing in several steps
+truth.py     a filled-in text beside what was hidden
 options.py   its options of `relgrad sample`, and the figures that a console shows of its steps
 supervised/  supervised losses
 toy.py       tiny instances for the contract tests

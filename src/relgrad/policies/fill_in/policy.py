@@ -28,6 +28,7 @@ from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights import device
+from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.folder import newest
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
@@ -36,6 +37,7 @@ from relgrad.policies.fill_in.filling import Filling
 from relgrad.policies.fill_in.options import FIGURES
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.supervised import critic_head, label_smoothing, mask_ratio_weight
+from relgrad.policies.fill_in.truth import beside_truth, hidden_cells
 from relgrad.text.corpus import load_text
 from relgrad.text.masking import IGNORE
 from relgrad.text.vocabulary import Vocabulary
@@ -240,7 +242,24 @@ class FillInPolicy:
         texts = [p.text for p in repeated]
         films = describe(frames, texts, torch.tensor(lengths), self.vocabulary.mask_id, self.vocabulary.decode)
         seconds = time.perf_counter() - begun
-        return [{**one, "seconds": seconds} for one in films]
+        hidden = [hidden_cells(prompt, self.vocabulary) for prompt in repeated]
+        return [
+            {**film, "seconds": seconds, **({"hidden": known} if known else {})}
+            for film, known in zip(films, hidden, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ told to people
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """See protocols.Described."""
+        settings = self.settings
+        facts = {"Parameters": f"{count_parameters(self.model):,}", "Writes": "all masked positions in one step"}
+        return facts | truncation_facts(settings.temperature, settings.top_p, settings.top_k)
+
+    def beside_truth(self, prompt: Prompt, output: Output) -> dict[str, Any]:
+        """See protocols.KnowsTruth."""
+        return beside_truth(prompt, output, self.vocabulary)
 
     def _wrong(self, ids_BL: Tensor, length_B: Tensor) -> Tensor:
         """[B, L] on the CPU: the critic's probability that the token at a position is wrong."""

@@ -25,6 +25,7 @@ from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, St
 from relgrad.estimators.exact import Exact
 from relgrad.estimators.interface import Estimator, Wanted
 from relgrad.laws.ctmc import Law
+from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.flow import film
@@ -160,6 +161,18 @@ class FlowPolicy:
             films = film.describe(rollouts, self.steps)
         seconds = time.perf_counter() - begun
         return [{**one, "seconds": seconds} for one in films]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """See protocols.Described."""
+        settings = self.settings
+        trained = settings.train_steps or settings.branch_steps
+        steps = f"{settings.sampling_steps} from {'masks' if self.symbols.masked else 'noise'} to text"
+        steps += f", {trained} of them trained" if trained else ""
+        if settings.evaluation_steps not in (None, settings.sampling_steps):
+            steps += f"; judged in {settings.evaluation_steps}"
+        facts = {"Parameters": f"{count_parameters(self.model):,}", "Steps": steps}
+        return facts | truncation_facts(settings.temperature)
 
     def noise(self, group_B: Tensor, prompts: Sequence[Prompt], draws: Draws) -> Tensor:
         """x_0 [B, E]: every position uniform over the source's ids."""
