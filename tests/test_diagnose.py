@@ -152,7 +152,14 @@ def test_kl_in_the_warm_up_of_the_learning_rate_is_no_explosion():
     """The rate rises for 60 steps, so that the distance grows as t^2 and KL as t^4."""
     records = healthy(50, kl=lambda t: 0.6 * (t / 50) ** 4)
     assert names(records, with_grpo(warmup_steps=60)) == []
-    assert names(healthy(50, kl=lambda t: 1.5), with_grpo(warmup_steps=60)) == ["kl_exploding"]
+    assert names(healthy(50, kl=lambda t: 2.5), with_grpo(warmup_steps=60)) == ["kl_exploding"]
+
+
+def test_a_policy_that_only_grows_surer_of_itself_does_not_explode():
+    """From 2.8 to 1.4 nats of entropy at 1.3 nats of KL: to the start its text is as probable as before."""
+    surer = {"kl": lambda t: 1.3 * min(1, t / 30), "entropy": lambda t: 2.8 - 1.4 * min(1, t / 30)}
+    assert names(healthy(**surer)) == []
+    assert names(healthy(**surer | {"kl": lambda t: 2.6 * min(1, t / 30)})) == ["kl_exploding"]
 
 
 FLOW = {"completions/mean_length": lambda t: 40.0, "completions/mean_decisions": lambda t: 8.0}

@@ -28,7 +28,9 @@ from relgrad.monitor.diagnose.history import (
     policy_dtype,
 )
 
-KL_HIGH = 1.0  # nats per token: the policy is e times off its start at a typical token; healthy runs stay below 0.6
+ESTRANGED = (
+    1.0  # nats per token: what the policy writes is e times less probable to the start than the start's own text
+)
 KL_GROWTH = 10.0  # times what a steady drift explains: nothing grows like that unless it is running away
 KL_MENTION = 0.1  # nats per token: below this growth is only the start of a run, where KL begins at 0
 FLAT_REWARD = 0.1  # of the reward's spread: a smaller rise is not worth the steps
@@ -98,25 +100,30 @@ def parity_broken(history: History) -> Warning_ | None:
 
 
 def kl_exploding(history: History) -> Warning_ | None:
-    """The divergence from the reference is large, or grows faster than a policy that drifts steadily away from its start.
+    """The policy writes what its start finds improbable, or leaves it faster than by a steady drift.
 
-    KL begins at 0, where the policy is its reference, and grows as the square of the distance: after t steps of a steady drift
-    it is (t / s)^2 times what it was after s. While the learning rate still rises, so does the drift, and growth says nothing.
+    To the start the policy's text has a probability of exp(-(H(policy) + KL)) per decision, its own exp(-H(start)). A policy that
+    only grows surer of itself keeps the former the larger, however large its KL. KL begins at 0 and grows as the square of the
+    distance: after t steps of a steady drift it is (t / s)^2 times what it was after s. While the learning rate still rises, so
+    does the drift, and growth says nothing.
     """
     now, steps = history.now("kl"), history.steps("kl", WINDOW + RECENT)
     if now is None:
         return None
+    start, entropy = history.first("entropy", RECENT), history.now("entropy")
+    strange = history.per_token(now + (entropy - median(start) if start and entropy is not None else 0.0))
     before, since = median(history.last("kl", WINDOW + RECENT)[:RECENT]), median(steps[:RECENT])
     steady = before * (median(steps[-RECENT:]) / max(since, 1)) ** 2
     whole = len(steps) == WINDOW + RECENT and since > history.warmup
     grew = whole and before > 0 and now > KL_GROWTH * steady and history.per_token(now) > KL_MENTION
-    if history.per_token(now) <= KL_HIGH and not grew:
+    if strange <= ESTRANGED and not grew:
         return None
     rise = f", up from {history.per_token(before):.3g} at step {since:.0f}" if grew else ""
     return history.warn(
         "kl_exploding",
         "error",
-        f"kl is {history.per_token(now):.3g} nats per token (median of {RECENT} steps{rise})",
+        f"kl is {history.per_token(now):.3g} nats per token (median of {RECENT} steps{rise}); to the start, the policy's text is "
+        f"{strange:+.3g} nats per token less probable than the start's own",
         f"Lower learning_rate or raise beta (now {history.grpo.get('beta', 0)}); read the samples, since text usually "
         "breaks before the reward does, and continue from a checkpoint before the rise.",
     )

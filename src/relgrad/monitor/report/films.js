@@ -115,7 +115,7 @@
     const [box, move] = jumpMap(film, go);
     const jumps = film.frames.reduce((sum, frame) => sum + frame.filled.length, 0);
     const note = make("p", "note", `${jumps} jumps: positions from left to right, steps from top to bottom. Blue: the last of its position; grey: written over later; the paler, the less probable. A click goes to the step.`);
-    const details = make("details");
+    const details = make("details", "jumps");
     const [summary, holder] = [make("summary"), make("div", "scroll")];
     details.append(summary, holder);
     const written = make("div", "written");
