@@ -62,7 +62,7 @@ learning rates that teach nothing (`still`, `flatsft`) or far too much (`explode
 MUST = {
     "still/2-grpo": {"reward_flat", "learning_rate_without_effect"},
     "flatsft/1-sft": {"sft_loss_flat"},
-    "explode/2-grpo": {"kl_exploding"},
+    "explode/2-grpo": {"kl_exploding", "entropy_collapse", "no_spread", "all_truncated", "reward_flat"},
 }
 
 
