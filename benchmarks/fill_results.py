@@ -68,7 +68,7 @@ def temperature_of(start: FillInPolicy, prompts: list[Prompt], kl: float) -> flo
 @torch.no_grad()
 def masked_ce(policy: FillInPolicy, prompts: list[Prompt]) -> float:
     """Cross-entropy of the truth at temperature 1, nats per masked position."""
-    loss, count = policy.supervised_loss([Example(p, "") for p in prompts], generator(0, "ce"))
+    loss, count, _ = policy.supervised_loss([Example(p, "") for p in prompts], generator(0, "ce"))
     return float(loss) / count
 
 

@@ -371,6 +371,8 @@ def test_the_fill_in_recipe_works(fill: Path, tmp_path: Path):
         ("policy.temperature=0", r"policy \(kind 'fill_in'\):\n  temperature: Input should be greater than 0 \(received 0\)"),
         ("policy.top_p=0", r"policy \(kind 'fill_in'\):\n  top_p: Input should be greater than 0 \(received 0\)"),
         ("policy.top_p=1.5", r"top_p: Input should be less than or equal to 1 \(received 1\.5\)"),
+        ("policy.n_head=3", r"policy: n_embd=16 over n_head=3: every head needs the same, even number of dimensions"),
+        ("policy.dtype=float16", r"dtype: Input should be 'float32' or 'bfloat16' \(received 'float16'\)"),
         ("policy.n_emb=8", r"n_emb: unknown key\. Did you mean 'n_embd'\?"),
         ("policy.checkpoint=nowhere", r"nowhere: no config\.json; give a folder with a diffusion GPT"),
         ("task.stages=[{type: rndom}]", r"'rndom'.*'random', 'sticky', 'span', 'line'"),

@@ -182,7 +182,7 @@ def test_a_forward_runs_once_per_prompt_whatever_the_group() -> None:
 def test_supervised_training_learns_and_counts_labels() -> None:
     made = policy(spread=0.02)
     examples = [Example(p, "") for p in PROMPTS[:16]]
-    loss, count = made.supervised_loss(examples, generator(0, "a"))
+    loss, count, _ = made.supervised_loss(examples, generator(0, "a"))
     assert count == sum(v != -100 for e in examples for v in e.prompt.columns["label_ids"])
     assert float(loss.detach()) / count == pytest.approx(
         torch.tensor(float(made.vocabulary.base)).log().item(), abs=0.2
@@ -192,10 +192,12 @@ def test_supervised_training_learns_and_counts_labels() -> None:
 @pytest.mark.parametrize("option", [{"label_smoothing": 0.2}, {"mask_ratio_power": 1.0}, {"critic_weight": 0.5}])
 def test_loss_options_act_and_keep_the_gradient_finite(option: dict) -> None:
     examples = [Example(p, "") for p in PROMPTS[:8]]
-    plain, _ = policy(critic_weight=option.get("critic_weight", 0)).supervised_loss(examples, generator(0, "b"))
+    plain, _, _ = policy(critic_weight=option.get("critic_weight", 0)).supervised_loss(examples, generator(0, "b"))
     made = policy(**option)
-    loss, _ = made.supervised_loss(examples, generator(0, "b"))
+    loss, _, nll = made.supervised_loss(examples, generator(0, "b"))
     loss.backward()
+    without_options = policy().supervised_loss(examples, generator(0, "b")).total
+    assert nll == pytest.approx(float(without_options.detach()), rel=1e-6)
     assert all(bool(p.grad.isfinite().all()) for _, p in made.parameters() if p.grad is not None)
     if "critic_weight" in option:
         assert made.model.critic_head.weight.grad.abs().max() > 0

@@ -544,10 +544,13 @@ def test_supervision_teaches_to_answer_and_to_end() -> None:
 @pytest.mark.parametrize("options", [{"data_loss": "generalised_kl"}, {"source": "mask"}])
 def test_supervised_losses_count_the_positions_that_are_written(options: dict) -> None:
     policy = flow.build(fresh(**options), seed=0)
-    loss, count = policy.supervised_loss([Example(Prompt("ab"), "x"), Example(Prompt("abc"), "yz")], seeded(0))
+    loss, count, nll = policy.supervised_loss([Example(Prompt("ab"), "x"), Example(Prompt("abc"), "yz")], seeded(0))
     assert count == 12
+    plain = flow.build(fresh(**{**options, "data_loss": "cross_entropy"}), seed=0)
+    loss_of_plain = plain.supervised_loss([Example(Prompt("ab"), "x"), Example(Prompt("abc"), "yz")], seeded(0))
+    assert nll == pytest.approx(float(loss_of_plain.total.detach()), rel=1e-6)
     assert bool(loss.isfinite())
-    again, _ = policy.supervised_loss([Example(Prompt("ab"), "x"), Example(Prompt("abc"), "yz")], seeded(0))
+    again, _, _ = policy.supervised_loss([Example(Prompt("ab"), "x"), Example(Prompt("abc"), "yz")], seeded(0))
     assert torch.equal(loss, again)
     assert float(flat_gradient(policy, loss).abs().max()) > 0
 

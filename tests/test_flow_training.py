@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.randomness import Draws
+from relgrad.core.types import SupervisedLoss
 from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
@@ -52,7 +53,7 @@ def fit(
     model: DiT,
     task: Task,
     updates: int,
-    loss_of: Callable[[answer.Rows, Draws], tuple[Tensor, int]],
+    loss_of: Callable[[answer.Rows, Draws], SupervisedLoss],
     after: Callable[[], None] = lambda: None,
 ) -> None:
     texts, noise = torch.Generator().manual_seed(2), torch.Generator().manual_seed(0)
@@ -61,7 +62,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, 5 * (1 - update / updates))
         prompts, answers = task(32, texts)
-        loss, count = loss_of(answer.rows(prompts, answers, SIZE, EOS), Draws.of(noise, 32))
+        loss, count, _ = loss_of(answer.rows(prompts, answers, SIZE, EOS), Draws.of(noise, 32))
         optimizer.zero_grad()
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -280,12 +280,12 @@ def test_supervised_dropout_with_gradient_checkpointing():
     found = []
     for recompute in (False, True):
         trained = policy(lora=Lora(r=3, alpha=6, dropout=0.4), gradient_checkpointing=recompute)
-        loss, _ = trained.supervised_loss(EXAMPLES, generator(9))
+        loss, _, _ = trained.supervised_loss(EXAMPLES, generator(9))
         loss.backward()
         found.append(gradient(trained))
     assert_same(found[1], found[0])
     trained = policy(lora=Lora(r=3, alpha=6))
-    loss, _ = trained.supervised_loss(EXAMPLES, generator(9))
+    loss, _, _ = trained.supervised_loss(EXAMPLES, generator(9))
     loss.backward()
     with pytest.raises(AssertionError, match="gradients differ"):
         assert_same(gradient(trained), found[0])

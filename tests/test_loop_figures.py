@@ -66,7 +66,7 @@ def test_the_gradient_is_the_sum_of_both(build: Any):
     of_rewards = gradient(made)
     column = made.settings.sft_column
     examples = [Example(p, p.columns[column]) for p in (batch.prompts[2], batch.prompts[3])]
-    loss, targets = made.policy.supervised_loss(examples, generator(SEED, "sft", 0))
+    loss, targets, _ = made.policy.supervised_loss(examples, generator(SEED, "sft", 0))
     (loss / targets).backward()
     of_truth = gradient(made)
     metrics = made._supervise(batch, rows)

@@ -399,7 +399,7 @@ def test_padding_is_looked_at_as_in_the_original_s_training(tmp_path: Path) -> N
             torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-5)
             assert len(rollouts.outputs[3 * row + completion].ids) == len(masked), "the text itself has no padding"
         loss -= float(logp[range(len(holes)), [prompt.columns["truth_ids"][i] for i in holes]].sum())
-    supervised, count = policy.supervised_loss([Example(p, "") for p in prompts], torch.Generator().manual_seed(0))
+    supervised, count, _ = policy.supervised_loss([Example(p, "") for p in prompts], torch.Generator().manual_seed(0))
     assert (supervised.item(), count) == (pytest.approx(loss, rel=1e-5), 5)
     at_once = fill_in.Settings.model_validate({"checkpoint": str(path), "device": "cpu", "denoise": {"steps": 1}})
     films = fill_in.build(at_once, seed=0).film(prompts, 3, torch.Generator().manual_seed(0))

@@ -71,7 +71,7 @@ LOSSES: dict[str, tuple[Callable[[], Any], Sequence[Example]]] = {
 
 
 def loss_and_gradient(model: Trainable, examples: Sequence[Example], draws: Draws) -> tuple[Tensor, int, Tensor]:
-    loss, count = model.supervised_loss(examples, draws)
+    loss, count, _ = model.supervised_loss(examples, draws)
     return loss.detach(), count, flat_gradient(model, loss)  # type: ignore[arg-type]
 
 

@@ -55,7 +55,7 @@ def test_loss_is_that_of_transformers(engine: str, side: str, lora: Lora | None)
     trained = policy(lora=lora, engine=engine, temperature=0.5, top_k=3)
     trained.tokenizer.padding_side = side
     encode = trained.tokenizer
-    loss, count = trained.supervised_loss(EXAMPLES, generator(0))
+    loss, count, _ = trained.supervised_loss(EXAMPLES, generator(0))
     rows, labels = [], []
     for example in EXAMPLES:
         prompt = encode(str(example.prompt.content)).input_ids
@@ -79,11 +79,22 @@ def test_loss_is_that_of_transformers(engine: str, side: str, lora: Lora | None)
 
 def test_logged_loss_is_the_mean_over_all_targets():
     trained = policy()
-    loss, count = trained.supervised_loss(EXAMPLES, generator(0))
+    loss, count, _ = trained.supervised_loss(EXAMPLES, generator(0))
     loop = Sft(trained, EXAMPLES, SftSettings(batch_size=4, gradient_accumulation_steps=2))
     record = loop.update()
     assert record.metrics["loss"] == pytest.approx(float(loss.detach()) / count, rel=1e-5)
+    assert record.metrics["mean_nll"] == pytest.approx(record.metrics["loss"], rel=1e-6)
     assert record.metrics["num_tokens"] == count
+
+
+def test_a_target_may_be_longer_than_what_is_sampled_up_to_the_context():
+    trained = policy()  # of at most 4 tokens, in a context of 512
+    loss = trained.supervised_loss([Example(Prompt("1="), "x" * 509)], generator(0))
+    assert loss.targets == 510
+    assert loss.nll == pytest.approx(float(loss.total.detach()), rel=1e-6)
+    trained.supervised_loss([Example(Prompt("1" * 510), "x")], generator(0))
+    with pytest.raises(RelgradError, match=r"prompt 3 has 2 tokens and its target 511.*the model's context of 512"):
+        trained.supervised_loss([Example(Prompt("1=", id=3), "x" * 510)], generator(0))
 
 
 def test_every_example_once_per_epoch():
@@ -198,9 +209,12 @@ def test_hand_off_continues_from_the_trained_weights(tmp_path: Path, lora: Lora 
 
 
 def test_untrained_adapter_is_refused(tmp_path: Path):
+    """Where a recipe names it. A run that learnt nothing can be sampled and gone on from, and says so."""
     policy(lora=LORA).save(tmp_path / "untrained")
+    chosen = autoregressive.Settings(model="tiny:32x1", lora=LORA, adapter=str(tmp_path / "untrained"))
     with pytest.raises(RelgradError, match=r"untrained.*does not change the output"):
-        build_from(tmp_path / "untrained")
+        autoregressive.build(chosen, seed=0)
+    assert "has learnt nothing" in build_from(tmp_path / "untrained").notes[-1]
 
 
 def test_missing_adapter(tmp_path: Path):
@@ -306,13 +320,20 @@ def test_a_run_is_opened_with_the_weights_under_its_adapter(full_then_lora: Path
 def test_adapter_whose_base_is_gone(full_then_lora: Path, tmp_path: Path):
     moved = tmp_path / "moved"
     shutil.copytree(full_then_lora, moved)
-    file = checkpoint.latest(moved / "checkpoints") / "adapter_config.json"  # type: ignore[operator]
-    settings = json.loads(file.read_text())
+    folder = checkpoint.latest(moved / "checkpoints")
+    assert folder is not None
+    assert json.loads((folder / "base.json").read_text()) == {"folder": "../../../1-sft/checkpoints/step_000060"}
+    message = r"was trained on '.*1-sft/checkpoints/step_000060', which is no model folder here.*keep the folders of a run together"
+    with pytest.raises(RelgradError, match=message):
+        build_policy(*open_source(str(moved), []))
+    (folder / "base.json").unlink()  # as peft writes it, or an earlier version
+    settings = json.loads((folder / "adapter_config.json").read_text())
     assert Path(settings["base_model_name_or_path"]).is_relative_to(full_then_lora.parent / "1-sft")
-    file.write_text(json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(
-        RelgradError, match=r"was trained on '.*gone', which is neither.*nor the recipe's model \('tiny:32x1'\)"
-    ):
+    assert build_policy(*open_source(str(moved), [])).base.is_dir()
+    (folder / "adapter_config.json").write_text(
+        json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")})
+    )
+    with pytest.raises(RelgradError, match=r"was trained on '.*gone', which is no model folder here"):
         build_policy(*open_source(str(moved), []))
 
 

@@ -33,7 +33,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from relgrad.core.randomness import Draws, Randomness
-from relgrad.core.types import CellScores, Example, Prompt, Rollouts
+from relgrad.core.types import CellScores, Example, Prompt, Rollouts, SupervisedLoss
 from relgrad.estimators.exact import summed
 from relgrad.objectives.divergences import categorical_kl
 from relgrad.policies.flow import settings as flow_settings
@@ -100,7 +100,7 @@ class DenoisingPolicy:
         """The steps in which texts come about; see FlowPolicy."""
         return self.flow.film(prompts, group_size, randomness)
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
         """See FlowPolicy."""
         return self.flow.supervised_loss(examples, randomness)
 

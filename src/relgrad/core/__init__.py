@@ -13,5 +13,6 @@ randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
 run_folder.py  the files of a run; no torch
 checksums.py   sizes and digests of files, by which damage and change are noticed; no torch
+memory.py      out of memory becomes an error that says what to lower
 allocator.py   freed memory is kept for the next allocation; no torch
 """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from relgrad.core.options import SampleOption
 from relgrad.core.randomness import Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts
+from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts, SupervisedLoss
 
 
 class Policy(Protocol):
@@ -95,8 +95,8 @@ class Toy:
 class Supervised(Protocol):
     """A model with a supervised loss. The loss is a *sum* over target tokens, so that accumulation is exact."""
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
-        """Summed loss in nats (differentiable scalar) and the number of target tokens it was summed over.
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
+        """The summed loss, the number of targets it was summed over, and what of it is plain likelihood.
 
         All random numbers (masks, noise) come from `Draws.of(randomness, len(examples))`, an example's from its own; dropout from
         `common` and the number of the first example.
@@ -183,6 +183,15 @@ class OpensAdapters(Protocol):
 
 
 @runtime_checkable
+class SettledByWeights(Protocol):
+    """A kind of policy (its module) whose saved weights settle what some of its settings say."""
+
+    def settled(self, start: Path) -> tuple[str, ...]:
+        """The names of settings that have no effect on a policy that goes on from the folder `start`."""
+        ...
+
+
+@runtime_checkable
 class CostlyEntropy(Protocol):
     """A policy whose entropy costs much more than its log-probabilities.
 
@@ -198,6 +207,16 @@ class Exported(Protocol):
 
     def export(self, file: Path) -> list[str]:
         """Write the file; returns what a person should know of it. Raises RelgradError for what that program does not have."""
+        ...
+
+
+@runtime_checkable
+class Rounds(Protocol):
+    """A policy that knows by how much its arithmetic rounds: of 16 bits, or sums of many log-probabilities as one decision."""
+
+    @property
+    def rounding(self) -> float:
+        """Nats by which the log-probability of a decision may differ between drawing and scoring by rounding alone."""
         ...
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
+
 Message = Mapping[str, str]
 Stop = Literal["eos", "length", "error"]
 SYSTEM_ROLES = ("system", "developer")
@@ -47,6 +49,19 @@ class Example:
 
     prompt: Prompt
     target: str
+
+
+class SupervisedLoss(NamedTuple):
+    """What a supervised loss says of some examples, summed over their targets.
+
+    total    differentiable scalar, what is minimised
+    targets  how many targets (tokens, positions) it was summed over
+    nll      -log p of these targets in nats, without smoothing, weights and further terms; None where the loss is of no likelihood
+    """
+
+    total: Tensor
+    targets: int
+    nll: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +112,13 @@ class Rollouts:
             )
         if not rows == len(self.outputs) == len(self.stop):
             raise ValueError(f"Rollouts have {rows} rows but {len(self.outputs)} outputs and {len(self.stop)} stops")
+        broken = int((~self.behaviour_logp_BT[self.mask_BT].isfinite()).sum())
+        if broken:
+            raise RelgradError(
+                f"the log-probabilities of {broken} of {int(self.mask_BT.sum())} decisions just drawn are NaN or infinite: the "
+                "network computes no numbers. Its weights hold NaN, or have grown too large: go back to an earlier checkpoint and "
+                "lower the learning rate, or use dtype: float32"
+            )
 
     @property
     def rows(self) -> int:

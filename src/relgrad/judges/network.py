@@ -22,6 +22,7 @@ from torch.nn import functional
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Rollouts
 from relgrad.networks.diffusion_gpt.network import GPT
+from relgrad.networks.weights import files
 from relgrad.networks.weights.folder import newest
 from relgrad.text.vocabulary import Vocabulary
 
@@ -137,10 +138,13 @@ class Judge:
             raise RelgradError(
                 f"{source}: no {FILE}; give the folder of a judge stage (runs/NAME/2-judge) or, inside a recipe, stage:LABEL"
             )
-        plain = json.loads((source / FILE).read_text(encoding="utf-8"))
-        judge = Judge(GPT.load(source), Vocabulary.load(source), wrongness=plain["wrongness"])
-        a, b = plain["calibration"]
-        judge.calibration, judge.audit = (float(a), float(b)), plain["audit"]
+        try:
+            plain = json.loads((source / FILE).read_text(encoding="utf-8"))
+            wrongness, audit, (a, b) = bool(plain["wrongness"]), dict(plain["audit"]), map(float, plain["calibration"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise files.damaged(source / FILE, error) from None
+        judge = Judge(GPT.load(source), Vocabulary.load(source), wrongness=wrongness)
+        judge.calibration, judge.audit = (a, b), audit
         return judge
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.settings import Strict
-from relgrad.core.types import Example, Prompt, Rollouts
+from relgrad.core.types import Example, Prompt, Rollouts, SupervisedLoss
 from relgrad.evaluation import calibration
 from relgrad.evaluation.statistics import bootstrap_mean
 from relgrad.judges.network import Judge, Refilled
@@ -120,7 +120,7 @@ class RefillJudge:
     def __init__(self, judge: Judge, policy: Any, settings: Settings) -> None:
         self.judge, self.policy, self.settings = judge, policy, settings
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
         """Summed binary cross-entropy (nats) of the judge on fresh refills of the examples' prompts, and its count."""
         draws = Draws.of(randomness, len(examples))
         rollouts = self.policy.sample([e.prompt for e in examples], 1, draws)
@@ -130,7 +130,7 @@ class RefillJudge:
         with seeded(draws):
             loss, count = self.judge.loss(texts)
         self.judge.model.eval()
-        return loss, count
+        return SupervisedLoss(loss, count, float(loss.detach()))
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, p) for n, p in self.judge.model.named_parameters() if p.requires_grad)

@@ -103,20 +103,23 @@ def invert(mass_NV: Tensor, uniform_N: Tensor) -> Tensor:
 
 
 def invert_many(mass_NV: Tensor, uniform_NK: Tensor) -> Tensor:
-    """K draws [N, K] from every row at once; see `invert`. The rows are not copied K times."""
+    """K draws [N, K] from every row at once; see `invert`. The rows are not copied K times.
+
+    A row of NaN, where no entry holds the point, gets the last one: its log-probability, NaN too, tells whoever records it.
+    """
     rows, vocabulary = mass_NV.shape
     if vocabulary % BLOCK:
         mass_NV = torch.nn.functional.pad(mass_NV, (0, -vocabulary % BLOCK))
     block_NJB = mass_NV.view(rows, mass_NV.shape[1] // BLOCK, BLOCK)
     cumulative_NJ = block_NJB.sum(-1).cumsum(-1)
     point_NK = _below(uniform_NK * cumulative_NJ[:, -1:], cumulative_NJ[:, -1:])
-    block_NK = torch.searchsorted(cumulative_NJ, point_NK, right=True)
+    block_NK = torch.searchsorted(cumulative_NJ, point_NK, right=True).clamp(max=cumulative_NJ.shape[1] - 1)
     inside_NKB = block_NJB[torch.arange(rows, device=mass_NV.device)[:, None], block_NK]
     before_NK = cumulative_NJ.gather(-1, block_NK) - inside_NKB.sum(-1)
     within_NKB = inside_NKB.cumsum(-1)
     point_NK1 = _below((point_NK - before_NK).clamp(min=0)[..., None], within_NKB[..., -1:])
     entry_NK = torch.searchsorted(within_NKB, point_NK1, right=True)[..., 0]
-    token_NK = block_NK * BLOCK + entry_NK
+    token_NK = (block_NK * BLOCK + entry_NK).clamp(max=vocabulary - 1)
     return land_on_mass(token_NK, mass_NV) if mass_NV.is_cuda else token_NK
 
 

@@ -74,6 +74,15 @@ class Course:
             self._save()
             raise
 
+    def keep(self) -> None:
+        """Save what was learnt since the last checkpoint, for a run that ends before its time.
+
+        Of several processes none knows whether the others still answer, so that nothing is saved.
+        """
+        step = self.parts.loop.step
+        if self.ranks.size == 1 and step and step not in checkpoint.steps(self.folder.checkpoints):
+            self._save()
+
     def _log(self, record: StepRecord) -> None:
         step = record.step
         self.trackers.log(step, record.metrics)

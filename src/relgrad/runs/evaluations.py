@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.memory import spared
 from relgrad.core.protocols import Tempered
 from relgrad.core.ranks import Ranks
 from relgrad.core.run_folder import COOLED, RunDir, lines_until
@@ -161,7 +162,8 @@ class Evaluations:
         rewards, settings, prompts = self.parts.judged_by, self.settings, self.prompts[part]
         assert rewards is not None
         self.console.note(f"evaluating on {len(prompts)} {part} prompts x {settings.num_generations} completions ...")
-        with rewards.fixed():
+        advice = f"Lower evaluation.num_generations ({settings.num_generations}), or let shorter texts be written"
+        with rewards.fixed(), spared("drawing completions to evaluate", advice):
             evaluation = evaluate(
                 self.parts.policy,
                 prompts,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from relgrad.core.allocator import keep_freed_memory
 from relgrad.core.errors import RelgradError
+from relgrad.core.memory import OutOfMemory
 from relgrad.core.protocols import Noted
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
@@ -127,15 +128,22 @@ class StageRun:
                     self._report()
                 return
             self._run()
+        except OutOfMemory as error:
+            raise RelgradError(
+                f"{self.title}: {error}. {self._kept()}; the same command goes on from it, also with other micro_batch_tokens and "
+                "gradient_checkpointing. Other settings make another run, which a new `name` starts"
+            ) from error
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            saved = checkpoint.steps(self.run_dir.checkpoints)
-            kept = f"The newest complete checkpoint is step {saved[-1]}" if saved else "There is no checkpoint yet"
             raise RelgradError(
-                f"{self.run_dir.root} cannot be written: {error}. {kept}. Free some space (or change `out`) and start the "
+                f"{self.run_dir.root} cannot be written: {error}. {self._kept()}. Free some space (or change `out`) and start the "
                 "same command again"
             ) from error
+
+    def _kept(self) -> str:
+        saved = checkpoint.steps(self.run_dir.checkpoints)
+        return f"The newest complete checkpoint is step {saved[-1]}" if saved else "There is no checkpoint yet"
 
     def _run(self) -> None:
         print(f"{self.title}: loading the task and the policy ...", flush=True)
@@ -156,8 +164,12 @@ class StageRun:
                 console.note(f"resumed after step {first}")
             course = Course(self.stage, task, parts, self.run_dir, (trackers, console), self.ranks)
             course.begin(first)
-            if not (first and course.conclude(first)):
-                train(parts.loop, partial(self._after, course))
+            try:
+                if not (first and course.conclude(first)):
+                    train(parts.loop, partial(self._after, course))
+            except OutOfMemory:
+                course.keep()
+                raise
         for rewards in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewards.close()
         self._report()

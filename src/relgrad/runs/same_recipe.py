@@ -19,14 +19,14 @@ from relgrad.training import checkpoint
 def require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
 
-    Where it goes and what watches it may change, and more steps may be asked for, unless the schedule depends on them. A setting
-    that the folder's recipe does not have, because it is newer, has its default there. A folder without a checkpoint is no run
-    yet: whoever mends a recipe that failed at its start just starts again.
+    Where it goes, what watches it and how much memory it takes may change, and more steps may be asked for, unless the schedule
+    depends on them. A setting that the folder's recipe does not have, because it is newer, has its default there. A
+    folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
     """
     file = folder / "recipe.yaml"
     if not file.exists() or not checkpoint.steps(folder / "checkpoints"):
         return
-    free = {"out", "trackers"}
+    free = {"out", "trackers", f"{kind_of(stage).loop}.micro_batch_tokens", "policy.gradient_checkpointing"}
     if loop_settings(stage).lr_scheduler_type == "constant":
         free.add(f"{kind_of(stage).loop}.steps")
     here, there = _flat(stage.used), _flat(written_recipe(file))

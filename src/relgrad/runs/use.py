@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import Exported
+from relgrad.core.memory import spared
+from relgrad.core.protocols import Exported, SettledByWeights
 from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir, refuse_folder_of_runs
 from relgrad.core.types import Prompt
@@ -60,6 +62,7 @@ def find_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
         newest = checkpoint.latest_to_use(RunDir(folder).checkpoints)
         if newest is None:
             raise RelgradError(f"{folder}: no checkpoint yet; run the recipe first")
+        _require_effect(read_stage(folder), stage, newest)
         return stage, newest
     raise RelgradError(
         f"{source}: a {read_stage(folders[-1]).called} stage, which trains no policy; give the folder of a stage that does"
@@ -70,6 +73,20 @@ def read_stage(folder: Path, overrides: Sequence[str] = ()) -> Stage:
     """The stage that a stage's folder was made by."""
     file = folder / "recipe.yaml"
     return parse_recipe(written_recipe(file), overrides, source=str(file)).stages[0]
+
+
+def _require_effect(written: Stage, overridden: Stage, weights: Path) -> None:
+    """Raise RelgradError where an override changes a setting of the policy that its saved weights settle."""
+    module = registry.find("policies", overridden.policy.kind)
+    if not isinstance(module, SettledByWeights) or written.policy.kind != overridden.policy.kind:
+        return
+    before, now = written.policy.options, overridden.policy.options
+    for name in module.settled(weights):
+        if now.get(name) != before.get(name):
+            raise RelgradError(
+                f"policy.{name}={now.get(name)!r} has no effect on {weights}, whose own weights were saved with "
+                f"{before.get(name)!r}. Leave it out; to use other weights, name their run, or a recipe"
+            )
 
 
 def rewards_of(stage: Stage, start: Path | None) -> RewardSet | None:
@@ -122,7 +139,10 @@ def sample(source: str, prompts: list[str], n: int, overrides: list[str]) -> Ite
             raise RelgradError(f"{source}: the task has no test prompts to sample for; give your own with --prompt")
         rewards = rewards_of(stage, start) if start is not None or not is_linked(stage) else None
     policy = build_policy(stage, start)
-    with as_judged(policy):
+    with (
+        as_judged(policy),
+        spared("drawing completions", f"Lower -n ({n}), give fewer prompts, or let shorter texts be written"),
+    ):
         rollouts = policy.sample(chosen, n, generator(stage.seed, "cli"))
     table = rewards(rollouts) if rewards is not None else None
     logp_B = (rollouts.behaviour_logp_BT * rollouts.mask_BT).sum(-1)
@@ -150,14 +170,16 @@ def evaluate_run(
     if rewards is None:
         raise RelgradError(f"{source}: nothing to score with; add rewards to the recipe")
     settings = stage.evaluation
-    evaluation = evaluate(
-        build_policy(stage, start),
-        (task.test if part == "test" else task.validation)[: settings.num_prompts],
-        rewards,
-        num_generations=settings.num_generations,
-        seed=settings.seed,
-        progress=progress,
-    )
+    policy = build_policy(stage, start)
+    with spared("drawing completions", f"Lower evaluation.num_generations ({settings.num_generations})"):
+        evaluation = evaluate(
+            policy,
+            (task.test if part == "test" else task.validation)[: settings.num_prompts],
+            rewards,
+            num_generations=settings.num_generations,
+            seed=settings.seed,
+            progress=progress,
+        )
     step = int(start.name.removeprefix("step_")) if start else 0
     return evaluation.to_record(step, "validation" if task.two_parts else part)
 

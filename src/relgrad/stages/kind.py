@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.core.memory import spared
 from relgrad.core.protocols import Learner, Policy
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
@@ -148,8 +149,15 @@ def loop_settings(stage: Stage) -> Any:
     return dict(stage)[kind_of(stage).loop]
 
 
+LOADING = (
+    "Take a smaller model, keep its weights in 16 or 4 bits under an adapter (policy.lora with policy.dtype or policy.quantize), "
+    "or choose another policy.device"
+)
+
+
 def build_policy(stage: Stage, start: Path | None, *, reference: bool = False) -> Any:
     """The stage's policy, going on from `start` where it is given. `reference`: it can speak for its frozen start too."""
     module = registry.find("policies", stage.policy.kind)
     settings = settings_of(stage.policy, module.Settings, "policy")
-    return module.build(settings, stage.seed, start=start, reference=reference)
+    with spared("loading the policy", LOADING):
+        return module.build(settings, stage.seed, start=start, reference=reference)

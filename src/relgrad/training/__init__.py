@@ -9,6 +9,8 @@ kept_experience.py  experience in files
 settings.py         a recipe's `grpo` section
 sft.py              the supervised loop
 targets.py          the text that a column gives to learn
+parity.py           whether fresh samples are scored as they were drawn
+memory.py           out of memory: what to lower
 optimizer.py        AdamW, schedule, refusal of what is not finite
 checkpoint.py       save and continue
 """

@@ -28,17 +28,20 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.memory import spared
 from relgrad.core.protocols import Averaged, CostlyEntropy, Loss, LossTerms, Policy, Rewards, Supervised
 from relgrad.core.randomness import Draws, generator
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import merge_tables, require_scored
-from relgrad.core.types import CellScores, Example, Prompt, Rollouts, StepRecord
+from relgrad.core.types import CellScores, Example, Prompt, Rollouts, StepRecord, SupervisedLoss
 from relgrad.objectives.divergences import k1
 from relgrad.objectives.losses import mean_per_row, truncated_importance_weights
+from relgrad.training import memory
 from relgrad.training.batch import Batch, mismatch_metrics
 from relgrad.training.credit import give_credit
 from relgrad.training.experience import Collected, Fresh, PromptStream, Source
 from relgrad.training.optimizer import Optimizer, require_finite
+from relgrad.training.parity import Seen, require_engines_agree, require_parity
 from relgrad.training.replay import Replay
 from relgrad.training.settings import GrpoSettings
 from relgrad.training.targets import example_of
@@ -86,6 +89,7 @@ class Grpo:
             self.source = Replay(fresh, settings, seed)
         self.step, self.generations, self.tokens = 0, 0, 0
         self.batch: Batch | None = None
+        self._parity_seen = False
 
     @property
     def cursor(self) -> int:
@@ -110,7 +114,20 @@ class Grpo:
     # ------------------------------------------------------------------ one optimizer step
 
     def update(self) -> StepRecord:
-        """Generate if the batch is used up, then one optimizer step. Raises NonFinite before a bad gradient is applied."""
+        """Generate if the batch is used up, then one optimizer step. Raises NonFinite before a bad gradient is applied.
+
+        Whatever is raised, the loop is where it was before the step: a checkpoint of it goes on with the same step.
+        """
+        counters, batch = self.counters(), self.batch
+        try:
+            return self._update()
+        except Exception:
+            self.go_on_from(counters)
+            self.batch = batch
+            self.optimizer.clear()
+            raise
+
+    def _update(self) -> StepRecord:
         started = time.perf_counter()
         settings, metrics = self.settings, {}
         per_batch = settings.num_iterations * settings.steps_per_generation
@@ -121,11 +138,16 @@ class Grpo:
         update_started = time.perf_counter()
         order = generator(self.seed, "order", self.generations, batch.used // settings.steps_per_generation)
         rows = batch.minibatches(settings.steps_per_generation, order)[batch.used % settings.steps_per_generation]
-        supervised = self._supervise(batch, rows) if settings.sft_coef else {}
-        metrics.update(batch.figures() | self._accumulate(batch, rows) | supervised)
+        with spared("scoring completions", memory.scoring(settings)):
+            supervised = self._supervise(batch, rows) if settings.sft_coef else {}
+            metrics.update(batch.figures() | self._accumulate(batch, rows) | supervised)
+        if not self._parity_seen and "parity/max_abs" in metrics:  # the first step of this process that measures it
+            require_parity(self.policy, metrics["parity/max_abs"], self.step)
+            self._parity_seen = True
         metrics["loss"] += settings.sft_coef * metrics.get("sft_loss", 0.0)
         self.ranks.add_gradients(self.optimizer.parameters.values())
-        metrics.update(self.optimizer.step(self.step))
+        with spared("applying the gradient", memory.OPTIMIZER):
+            metrics.update(self.optimizer.step(self.step))
         self.policy.version += 1
         if isinstance(self.policy, Averaged):
             self.policy.after_update()
@@ -150,9 +172,9 @@ class Grpo:
         total_and_count = torch.zeros(2, dtype=torch.float64)
         first = share.start
         for piece in pieces(examples[share.start : share.stop], self.settings.micro_batch_tokens):
-            loss, targets = self.policy.supervised_loss(piece, draws.part(first, len(piece)))
-            loss.backward()
-            total_and_count += torch.tensor([float(loss.detach()), targets], dtype=torch.float64)
+            loss = SupervisedLoss(*self.policy.supervised_loss(piece, draws.part(first, len(piece))))
+            loss.total.backward()
+            total_and_count += torch.tensor([float(loss.total.detach()), loss.targets], dtype=torch.float64)
             first += len(piece)
         total, count = self.ranks.sum(total_and_count).tolist()
         require_finite(torch.tensor(total), "the supervised loss", self.step)
@@ -175,7 +197,7 @@ class Grpo:
         needed = (torch.stack([s.abs().amax(-1) for s in slopes]).amax(0) > 0).nonzero()[:, 0]
         # the slopes' rows are the minibatch's; the parts' rows are local to each part
         slope_BT = [torch.zeros_like(batch.behaviour_logp_BT).index_copy_(0, rows, s) for s in slopes]
-        seen = _Seen()
+        seen = Seen()
         for part, cells_N2, offset, known in kept if kept and len(needed) else self._chunks(batch, rows[needed]):
             scores = known or self.policy.score(
                 part, cells_N2, entropy=self._exact_entropy, reference_kl=terms.kl_BT is not None
@@ -251,9 +273,11 @@ class Grpo:
 
     def generate(self) -> Batch:
         """Take the next batch from the source and give credit."""
-        collected = self.source.draw(self.generations, self.settings.num_prompts)
+        with spared("drawing completions", memory.drawing(self.settings)):
+            collected = self.source.draw(self.generations, self.settings.num_prompts)
         self.generations += 1
-        return self._assemble(collected)
+        with spared("scoring completions", memory.scoring(self.settings)):
+            return self._assemble(collected)
 
     def _assemble(self, collected: Collected) -> Batch:
         """Put the parts together, add correction and reference terms, and give credit."""
@@ -284,6 +308,8 @@ class Grpo:
             own_BT, proposal_BT, proposed_BT, cap=self.settings.importance_sampling_cap
         )
         batch.metrics |= mismatch_metrics(own_BT, proposal_BT, proposed_BT)
+        if not self._parity_seen:
+            require_engines_agree(self.policy, batch, own_BT, self.step)
         batch.behaviour_logp_BT = torch.where(proposal_BT.isnan(), batch.behaviour_logp_BT, own_BT)
 
     def _refer(self, batch: Batch) -> Tensor | None:
@@ -317,30 +343,6 @@ class Grpo:
 
     def load(self, folder: Path) -> None:
         self.source.load(folder)
-
-
-class _Seen:
-    """Parity and entropy of the cells that one step back-propagates."""
-
-    def __init__(self) -> None:
-        self.worst, self.gap, self.entropy, self.count = 0.0, 0.0, 0.0, 0
-
-    def add(self, scores: CellScores, recorded_N: Tensor) -> None:
-        gap_N = (scores.logp_N.detach().float().cpu() - recorded_N).abs()
-        self.worst = max(self.worst, float(gap_N.max()))
-        self.gap += float(gap_N.sum())
-        self.count += len(gap_N)
-        self.entropy += float(-recorded_N.sum() if scores.entropy_N is None else scores.entropy_N.detach().sum())
-
-    def figures(self, ranks: Ranks, fresh: bool) -> dict[str, float]:
-        """Over all processes; nothing where no cell was back-propagated. Parity is there where the ratios must be 1."""
-        everybody = ranks.numbers(self.worst, self.gap, self.entropy, self.count)
-        worst = max(each[0] for each in everybody)
-        gap, entropy, count = (sum(each[i] for each in everybody) for i in (1, 2, 3))
-        if not count:
-            return {}
-        parity = {"parity/max_abs": worst, "parity/mean_abs": gap / count} if fresh else {}
-        return {"entropy": entropy / count} | parity
 
 
 def row_figures(terms: LossTerms) -> dict[str, float]:

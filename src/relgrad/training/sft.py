@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field, model_validator
 
+from relgrad.core.memory import spared
 from relgrad.core.protocols import Averaged, Trainable
 from relgrad.core.randomness import Draws, draw_epochs, generator
 from relgrad.core.ranks import ALONE, Ranks
-from relgrad.core.types import Example, StepRecord
+from relgrad.core.types import Example, StepRecord, SupervisedLoss
+from relgrad.training import memory
 from relgrad.training.optimizer import Optimizer, OptimizerSettings, require_finite
 
 
@@ -51,6 +53,7 @@ class Sft:
         self.model, self.examples, self.settings, self.seed, self.ranks = model, examples, settings, seed, ranks
         self.optimizer = Optimizer(dict(model.parameters()), settings, settings.steps)
         self.step, self.tokens = 0, 0
+        self._advice = memory.learning(settings.batch_size, settings.gradient_accumulation_steps)
 
     def counters(self) -> dict[str, int]:
         """What a checkpoint keeps of the loop, beside its optimizer."""
@@ -61,20 +64,30 @@ class Sft:
         self.step, self.tokens = counters["step"], counters["tokens"]
 
     def update(self) -> StepRecord:
-        """One optimizer step. Raises NonFinite before a bad gradient is applied."""
+        """One optimizer step. Raises NonFinite before a bad gradient is applied. Whatever is raised, nothing was changed."""
+        try:
+            return self._update()
+        except Exception:
+            self.optimizer.clear()
+            raise
+
+    def _update(self) -> StepRecord:
         started = time.perf_counter()
         first = self.step * self.settings.batch_size
         examples = draw_epochs(self.examples, first, self.settings.batch_size, self.seed)
         size = len(examples) // self.settings.gradient_accumulation_steps
         share = self.ranks.share(size)
-        total_and_count = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64)
         for piece in range(self.settings.gradient_accumulation_steps if len(share) else 0):
             draws = Draws.of(generator(self.seed, "sft", self.step, piece), size).part(share.start, len(share))
             own = examples[piece * size + share.start : piece * size + share.stop]
-            loss, targets = self.model.supervised_loss(own, draws)
-            loss.backward()
-            total_and_count += torch.tensor([float(loss.detach()), targets], dtype=torch.float64)
-        total, summed = self.ranks.sum(total_and_count).tolist()
+            with spared("learning from examples", self._advice):
+                loss = SupervisedLoss(*self.model.supervised_loss(own, draws))
+                loss.total.backward()
+            sums += torch.tensor(
+                [float(loss.total.detach()), loss.targets, loss.nll or 0.0, loss.nll is None], dtype=torch.float64
+            )
+        total, summed, nll, unknown = self.ranks.sum(sums).tolist()
         require_finite(torch.tensor(total), "the loss", self.step)
         count = max(int(summed), 1)
         self.ranks.add_gradients(self.optimizer.parameters.values())
@@ -82,8 +95,9 @@ class Sft:
         for parameter in self.optimizer.parameters.values():
             if parameter.grad is not None:
                 parameter.grad /= count
-        metrics = {"loss": total / count, "mean_nll": total / count}
-        metrics |= self.optimizer.step(self.step)
+        metrics = {"loss": total / count} | ({} if unknown else {"mean_nll": nll / count})
+        with spared("applying the gradient", memory.OPTIMIZER):
+            metrics |= self.optimizer.step(self.step)
         if isinstance(self.model, Averaged):
             self.model.after_update()
         self.step, self.tokens = self.step + 1, self.tokens + int(summed)

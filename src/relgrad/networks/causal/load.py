@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.memory import is_out_of_memory
 from relgrad.networks.causal import tiny
+from relgrad.networks.weights import files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +69,28 @@ def resolve(name: str) -> str:
     return name
 
 
+def found(name: str) -> str:
+    """`resolve`, after making sure that a hub name can be had: else the hub is asked again and again for a minute.
+
+    Raises RelgradError where it is neither in this machine's cache nor on a hub that answers.
+    """
+    source = resolve(name)
+    if source != name or Path(name).is_dir():
+        return source
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "tokenizer.json")):
+            return source
+        HfApi().model_info(name, timeout=20)
+    except Exception as error:  # no name, no permission, no network, offline on purpose: whatever it is, it is said
+        raise RelgradError(
+            f"{name!r} is no folder (working directory {Path.cwd()}), not in the Hugging Face cache of this machine, and the hub "
+            f"does not give it ({_first_line(error)}). Give a folder, or fetch it where there is a network: hf download {name}"
+        ) from None
+    return source
+
+
 def convert_gguf(file: Path) -> Path:
     """A GGUF file as an ordinary float32 model folder in the cache, made once (a GGUF-loaded model cannot be saved)."""
     if importlib.util.find_spec("gguf") is None:
@@ -78,8 +103,12 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_dir() / "gguf" / f"{file.stem}-{key}"
     if (folder / "config.json").is_file():
         return folder
-    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    files.require_fetched(file)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:  # a parser fed with a broken file may fail in any way
+        raise files.damaged(file, error) from error
     config = type(loaded.config).from_dict(
         {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     )
@@ -105,13 +134,81 @@ def load_model(
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
     if quantize is not None:
         options["quantization_config"] = _quantisation(quantize)
-    source = resolve(name)
+    source = found(name)
+    held = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    for file in Path(source).glob("*.bin") if Path(source).is_dir() else ():
+        files.require_fetched(file)
+    if any(files.is_wrapped(file) for file in held):
+        model, problems = _from_wrapped(source, held, options)
+    else:
+        model, problems = from_library(AutoModelForCausalLM, source, **options)
+    if problems.missing or problems.misshapen:
+        raise RelgradError(f"model {name!r}: its files are not those of a whole {type(model).__name__} ({problems})")
+    files.require_finite(model.named_parameters(), f"model {name!r}")
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Tensors that a folder lacks, has beside what the model needs, and has in another shape."""
+
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.missing or self.foreign or self.misshapen)
+
+    def __str__(self) -> str:
+        first = (self.missing or self.foreign or self.misshapen)[0]
+        counts = (
+            f"{len(self.missing)} tensors missing, {len(self.foreign)} foreign, {len(self.misshapen)} of another shape"
+        )
+        return f"{counts}; first: {first}"
+
+
+def from_library(kind: Any, source: str | None, **options: Any) -> tuple[PreTrainedModel, Problems]:
+    """What `kind.from_pretrained` makes of a folder, a hub name or a `state_dict`, and what did not fit. Raises RelgradError."""
     quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise RelgradError(f"model {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval()
+        with torch.random.fork_rng():  # tensors that are missing are drawn
+            model, info = kind.from_pretrained(source, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise RelgradError(
+            f"model {source!r}: a file of its weights is cut off or damaged ({_first_line(error)}). Copy it again"
+        ) from error
+    except Exception as error:  # foreign files, and code that comes with them, may fail in any way
+        if is_out_of_memory(error):
+            raise
+        raise RelgradError(f"model {source!r} could not be loaded: {_first_line(error)}") from error
+    return model, Problems(
+        *(tuple(sorted(_names(info[k]))) for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    )
+
+
+def _from_wrapped(source: str, held: Sequence[Path], options: dict[str, Any]) -> tuple[PreTrainedModel, Problems]:
+    """The same for a folder whose tensors carry the names of wrappers (networks/weights/files.py)."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    trusted = options["trust_remote_code"]
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted))
+    state = files.unwrapped({n: t for file in held for n, t in files.read(file).items()}, source)
+    model, problems = from_library(kind, None, config=config, state_dict=state, **options)
+    if (Path(source) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model, problems
+
+
+def _names(keys: Any) -> list[str]:
+    """Names of tensors; those of another shape come with both shapes."""
+    return [key if isinstance(key, str) else str(key[0]) for key in keys]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def quiet() -> None:
@@ -122,13 +219,14 @@ def quiet() -> None:
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
+    """The model's tokenizer, or that of a folder which holds no model."""
     from transformers import AutoTokenizer
 
+    source = name if (Path(name) / "tokenizer_config.json").is_file() else found(name)
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise RelgradError(f"no tokenizer for model {name!r}: {str(error).splitlines()[0]}") from error
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the tokenizers library knows no other class for a file that is cut off
+        raise RelgradError(f"no tokenizer for model {name!r}: {_first_line(error)}") from error
 
 
 def _quantisation(kind: str) -> Any:
@@ -186,83 +284,12 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: S
 def context(config: Any) -> int | None:
     """The most tokens a row may have, or None where the model sets no limit.
 
+    A configuration may hold others, as that of a model of pictures and text does: what counts is the text's.
+
     With "longrope" (Phi-3 128k) that is the original context: beyond it the rotation of every token depends on how long
     the row has become, so that a token drawn early is scored by another law than the one that drew it.
     """
+    config = config.get_text_config(decoder=True)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else limit
-
-
-def base_of(adapter: Path, name: str) -> str:
-    """The model under a saved adapter: `name`, the recipe's, or the folder of full weights that an earlier stage left.
-
-    Raises RelgradError when the adapter was trained on a folder that is gone.
-    """
-    base = str(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"])
-    if base == resolve(name):
-        return name
-    if not (Path(base) / "config.json").is_file():
-        raise RelgradError(
-            f"{adapter}: this adapter was trained on {base!r}, which is neither a model folder here nor the recipe's model "
-            f"({name!r}). Put that folder back, or write where it is now into base_model_name_or_path of adapter_config.json"
-        )
-    return base
-
-
-def check_adapter(folder: Path, names: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The tensors of a saved adapter, after making sure that it is there, not nested one level down, and this model's own.
-
-    `names` are the adapter tensors expected, with shapes. Raises RelgradError.
-    """
-    from safetensors.torch import load_file
-
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        nested = sorted(str(p.parent.relative_to(folder)) for p in folder.glob("*/adapter_model.safetensors"))
-        if nested:
-            raise RelgradError(f"{folder}: no adapter here, but in {', '.join(nested)}; name that folder")
-        kind = "a full model" if (folder / "config.json").is_file() else "no adapter"
-        raise RelgradError(f"{folder}: holds {kind}, not adapter_model.safetensors")
-    tensors = load_file(file)
-    missing, foreign = sorted(set(names) - set(tensors)), sorted(set(tensors) - set(names))
-    shapes = [n for n in names if n in tensors and tensors[n].shape != names[n]]
-    if missing or foreign or shapes:
-        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path", "unknown")
-        first = (missing or foreign or shapes)[0]
-        what = (
-            "is missing"
-            if missing
-            else "is not in this model"
-            if foreign
-            else f"has shape {tuple(tensors[first].shape)}, expected {tuple(names[first])}"
-        )
-        raise RelgradError(
-            f"{folder}: this adapter belongs to another model or LoRA configuration (made for {base}): {first} {what}; "
-            f"{len(missing)} missing, {len(foreign)} foreign, {len(shapes)} of another shape"
-        )
-    return tensors
-
-
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Full-model weights from a folder that `save_pretrained` wrote. Raises RelgradError for another model's folder."""
-    from safetensors.torch import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not files:
-        held = "an adapter" if (folder / "adapter_model.safetensors").is_file() else "no config.json and *.safetensors"
-        raise RelgradError(f"{folder}: expected a full model, found {held}")
-    tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    own = model.state_dict()
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    missing = sorted(n for n in own if n not in tensors and n not in tied)
-    foreign = sorted(n for n in tensors if n not in own)
-    shapes = sorted(n for n in own if n in tensors and own[n].shape != tensors[n].shape)
-    if missing or foreign or shapes:
-        first = (missing or foreign or shapes)[0]
-        raise RelgradError(
-            f"{folder}: holds another model ({len(missing)} tensors missing, {len(foreign)} foreign, {len(shapes)} of "
-            f"another shape; first: {first})"
-        )
-    model.load_state_dict(tensors, strict=False)
-    model.tie_weights()

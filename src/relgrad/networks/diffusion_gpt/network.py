@@ -18,6 +18,7 @@ from torch.nn import functional
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.laws.precision import at_least_float32
+from relgrad.networks.weights.device import mixed
 from relgrad.networks.weights.folder import SavedNetwork
 
 ModelMode = Literal["language_model", "token_classifier", "sequence_scorer"]
@@ -144,13 +145,17 @@ class Trunk(nn.Module):
 
 
 class GPT(SavedNetwork):
-    """See the module. `hidden` is the trunk; `logits`, `classes`, `score` and `critic` are the heads on its output."""
+    """See the module. `hidden` is the trunk; `logits`, `classes`, `score` and `critic` are the heads on its output.
+
+    `arithmetic` is what the trunk computes in, around weights that stay as they are; heads compute in the weights' own precision.
+    """
 
     config_type, called = GPTConfig, "a diffusion GPT"
     config: GPTConfig
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
+        self.arithmetic = torch.float32
         self.transformer = Trunk(config)
         if config.mode == "token_classifier":
             self.lm_head = nn.Linear(config.n_embd, config.num_token_classes, bias=config.bias)
@@ -198,6 +203,11 @@ class GPT(SavedNetwork):
         length = ids_BL.shape[1]
         if length > self.config.block_size:
             raise RelgradError(f"{length} ids, but the model's block_size is {self.config.block_size}")
+        with mixed(self.device, self.arithmetic):
+            return self._hidden(ids_BL, valid_BL, mark_BL).to(self.transformer.wte.weight.dtype)
+
+    def _hidden(self, ids_BL: Tensor, valid_BL: Tensor | None, mark_BL: Tensor | None) -> Tensor:
+        length = ids_BL.shape[1]
         x = self.transformer.wte(ids_BL)
         if self.config.mode == "sequence_scorer":
             x = torch.where(ids_BL.eq(self.config.cls_token_id or 0)[..., None], self.cls_embedding.to(x.dtype), x)

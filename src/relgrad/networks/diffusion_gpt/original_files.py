@@ -22,6 +22,7 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig, ModelMode
+from relgrad.networks.weights import files
 from relgrad.networks.weights.safe_pickle import load_plain, load_tensors
 from relgrad.text.vocabulary import Vocabulary
 
@@ -43,8 +44,6 @@ SWITCHES = {
     "add_sampler_head": ("start_sampler_iteration", "sampler_min_neighbors_ratio"),
 }
 """Parts that this network does not have, with their settings: refused where they are on."""
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
-"""What distributed and compiled training write in front of names, in either order."""
 BUFFERS = re.compile(r"\.attn\.bias$|\.rotary_emb\.")
 """The causal mask and the rotary tables, which follow from the configuration."""
 
@@ -133,8 +132,7 @@ def load_checkpoint(path: Path, *, prefer: ModelMode | None = None, meta: Path |
         kinds = ", ".join(type(part).__name__ for part in (weights, args, config))
         raise RelgradError(f"{path}: not a checkpoint: model, model_args and config are {kinds}, not mappings")
     state = {}
-    for name, value in weights.items():
-        name = PREFIX.sub("", name)
+    for name, value in files.unwrapped(weights, str(path)).items():
         if not isinstance(value, Tensor):
             raise RelgradError(f"{path}: {name} in model is a {type(value).__name__}, not a tensor")
         if not BUFFERS.search(name):

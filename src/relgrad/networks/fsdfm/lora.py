@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from relgrad.core.errors import RelgradError
-from relgrad.networks.causal import load as causal
+from relgrad.networks.causal import saved
 from relgrad.networks.fsdfm.network import DiT
 
 ATTENTION = ("qw", "kw", "vw", "attn_out")
@@ -63,4 +63,4 @@ def load_adapter(adapted: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = {n: t.shape for n, t in get_peft_model_state_dict(adapted).items()}
-    set_peft_model_state_dict(adapted, causal.check_adapter(Path(folder), expected))
+    set_peft_model_state_dict(adapted, saved.check_adapter(Path(folder), expected))

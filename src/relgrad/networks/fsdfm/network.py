@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
 from relgrad.laws.precision import at_least_float32
+from relgrad.networks.weights.device import mixed
 from relgrad.networks.weights.folder import SavedNetwork
 
 FREQUENCIES, LONGEST_PERIOD = 256, 10_000.0
@@ -184,7 +185,8 @@ def inverse_frequencies(head_width: int) -> Tensor:
 class DiT(SavedNetwork):
     """See the module. `hidden` is all but the head, `logits` the head on the positions that are asked for.
 
-    `checkpointing` recomputes every block in the backward pass instead of keeping what is inside.
+    `checkpointing` recomputes every block in the backward pass instead of keeping what is inside. `arithmetic` is what the blocks
+    compute in, around weights that stay as they are; the head computes in the weights' own precision.
     """
 
     config_type, called = DiTConfig, "an FS-DFM network"
@@ -192,7 +194,7 @@ class DiT(SavedNetwork):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
-        self.checkpointing = False
+        self.checkpointing, self.arithmetic = False, torch.float32
         self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden)
         self.time_embedding = TimeEmbedder(config.cond_dim)
         if config.step_conditioned:
@@ -225,9 +227,13 @@ class DiT(SavedNetwork):
                 if step_B is not None
                 else "this network is step-conditioned (a few-step student): give it the size of the step"
             )
+        with mixed(self.device, self.arithmetic):
+            return self._hidden(ids_BL, time_B, step_B, valid_BL)
+
+    def _hidden(self, ids_BL: Tensor, time_B: Tensor, step_B: Tensor | None, valid_BL: Tensor | None) -> Tensor:
         cond_BC = self._condition(time_B, step_B)
         attend = None if valid_BL is None or bool(torch.all(valid_BL)) else valid_BL[:, None, None, :]
-        rotation = self._rotation(length)
+        rotation = self._rotation(ids_BL.shape[1])
         x = at_least_float32(self.vocab_embed(ids_BL))
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():

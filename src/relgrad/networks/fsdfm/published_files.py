@@ -4,8 +4,8 @@
     FS-DFM, the few-step student     {student_model, student_ema_model, [teacher_model], [student_optimizer], step, ...}
 
 Sizes are those of the tensors; the number of heads is in the buffer `rotary_emb.inv_freq`, which is compared and dropped. Names
-may carry `module.` and `_orig_mod.` (distributed or compiled training). Only what is asked for is read from the disk: the
-teacher's file is 16 GB, three quarters of which are the optimizer's.
+may carry those of wrappers (`module.`, `_orig_mod.`: distributed or compiled training). Only what is asked for is read from the
+disk: the teacher's file is 16 GB, three quarters of which are the optimizer's.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.fsdfm.network import DiT, DiTConfig, inverse_frequencies
+from relgrad.networks.weights import files
 from relgrad.networks.weights.folder import newest
 from relgrad.networks.weights.safe_pickle import load_tensors
 
@@ -28,7 +28,6 @@ Part = Literal["auto", "student_ema_model", "student_model", "model", "teacher_m
 PARTS: tuple[Part, ...] = ("student_ema_model", "student_model", "model", "teacher_model")
 """The networks a file may hold; "auto" takes the first of these that is there."""
 ROTARY = "rotary_emb.inv_freq"
-PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)+")
 BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
@@ -74,7 +73,7 @@ def load(
 
 def read(file: Path, part: Part = "auto") -> dict[str, Tensor]:
     """The tensors of one network in a file, under bare names. Raises RelgradError when it is not there."""
-    content: Any = load_file(file) if file.suffix == ".safetensors" else load_tensors(file, mmap=True)
+    content: Any = files.read(file) if file.suffix == ".safetensors" else load_tensors(file, mmap=True)
     if not isinstance(content, Mapping):
         raise RelgradError(f"{file}: not a checkpoint: a {type(content).__name__}")
     held = [p for p in PARTS if isinstance(content.get(p), Mapping)]
@@ -86,7 +85,7 @@ def read(file: Path, part: Part = "auto") -> dict[str, Tensor]:
         held_state = content[part]
     else:
         raise RelgradError(f"{file}: no {part!r} in it; it has {', '.join(held) or 'no network under a name'}")
-    state = {PREFIX.sub("", str(name)): value for name, value in held_state.items()}
+    state = files.unwrapped(held_state, str(file))
     strange = [n for n, v in state.items() if not (isinstance(v, Tensor) and v.is_floating_point())]
     if not any(isinstance(v, Tensor) for v in state.values()):
         raise RelgradError(

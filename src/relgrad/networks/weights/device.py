@@ -1,4 +1,4 @@
-"""On which device a model runs: the name a recipe gives, or the one that is there."""
+"""On which device a model runs, and in what arithmetic: the name a recipe gives, or the one that is there."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ def choose(name: str) -> torch.device:
     if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
         raise RelgradError(f"device={name!r}: there is no such device. {_there(gpus)}")
     return device
+
+
+def mixed(device: torch.device, arithmetic: torch.dtype) -> torch.autocast:
+    """Inside, matrix products and attention compute in bfloat16 where `arithmetic` is that, whatever the weights are kept in.
+
+    Norms and sums stay float32, and weights are updated as they are kept (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 has
+    float32's range, so that no loss is scaled). Otherwise nothing changes.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=arithmetic == torch.bfloat16)
 
 
 def _there(gpus: int) -> str:

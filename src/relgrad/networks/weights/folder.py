@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Strict
+from relgrad.networks.weights import files
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -45,7 +46,7 @@ class SavedNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """What `save` wrote. Raises RelgradError for a folder without it."""
+        """What `save` wrote. Raises RelgradError for a folder without it, and for files that are damaged."""
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).is_file():
@@ -54,7 +55,7 @@ class SavedNetwork(nn.Module):
             config = cls.config_type.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
             raise RelgradError(f"{folder / CONFIG}: not the configuration of {cls.called}: {error}") from None
-        return cls.of(config, load_file(folder / WEIGHTS), str(folder))
+        return cls.of(config, files.read(folder / WEIGHTS), str(folder))
 
     @classmethod
     def of(cls, config: Strict, state: Mapping[str, Tensor], source: str) -> Self:
@@ -65,7 +66,7 @@ class SavedNetwork(nn.Module):
         return model.eval()
 
     def take(self, state: Mapping[str, Tensor], source: str, *, assign: bool = False) -> None:
-        """Load weights by name. Raises RelgradError naming what is missing, unexpected, or of another shape."""
+        """Load weights by name. Raises RelgradError naming what is missing, unexpected, of another shape, or no number."""
         own = self.state_dict()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         wrong = [n for n in sorted(own.keys() & state.keys()) if own[n].shape != state[n].shape]
@@ -75,6 +76,7 @@ class SavedNetwork(nn.Module):
                 f"{source}: weights of another network. Missing: {_named(missing)}; unexpected: {_named(unexpected)}; "
                 f"of another shape: {_named(shapes)}"
             )
+        files.require_finite(state.items(), source)
         self.load_state_dict(state, assign=assign)
 
 

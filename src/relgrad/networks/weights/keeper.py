@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from relgrad.core.errors import RelgradError
+from relgrad.networks.weights import files
 from relgrad.networks.weights.average import UPDATES, Ema
 from relgrad.networks.weights.reference import FrozenStart
 
@@ -71,7 +72,7 @@ class Keeper:
         """Go on with the average that `save_average` wrote, where one is kept. Raises RelgradError for another network's."""
         self.require_average(folder)
         if self.average is not None:
-            self.average.restore(load_file(folder / AVERAGE))
+            self.average.restore(files.read(folder / AVERAGE))
 
 
 def take_average(network: torch.nn.Module, folder: Path) -> None:
@@ -81,7 +82,7 @@ def take_average(network: torch.nn.Module, folder: Path) -> None:
     """
     if not (folder / AVERAGE).is_file():
         return
-    averages = load_file(folder / AVERAGE)
+    averages = files.read(folder / AVERAGE)
     averages.pop(UPDATES, None)
     own = dict(network.named_parameters())
     if foreign := sorted(averages.keys() - own.keys()):

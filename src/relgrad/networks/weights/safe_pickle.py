@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from relgrad.core.errors import RelgradError
+from relgrad.networks.weights.files import require_fetched
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first object of a file that torch.save wrote before it wrote zip archives."""
@@ -60,6 +61,7 @@ def load_tensors(path: Path, *, mmap: bool = False) -> Any:
     path = Path(path)
     if not path.is_file():
         raise RelgradError(f"{path}: no such file")
+    require_fetched(path)
     with open(path, "rb") as file:
         head = file.read(4)
     if head[:2] == b"PK":

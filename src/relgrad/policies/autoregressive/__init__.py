@@ -16,9 +16,9 @@ toy.py                  tiny instances for the contract tests
 """
 
 from relgrad.policies.autoregressive.adapter import adapter_settings
-from relgrad.policies.autoregressive.build import build
+from relgrad.policies.autoregressive.build import build, settled
 from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.policies.autoregressive.settings import Lora, Settings
 from relgrad.policies.autoregressive.toy import toys
 
-__all__ = ["AutoregressivePolicy", "Lora", "Settings", "adapter_settings", "build", "toys"]
+__all__ = ["AutoregressivePolicy", "Lora", "Settings", "adapter_settings", "build", "settled", "toys"]

@@ -9,11 +9,12 @@ import torch
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.causal import load as causal
+from relgrad.networks.causal import saved
 from relgrad.networks.weights import device
 from relgrad.policies.autoregressive.choose import choose_engine
 from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.policies.autoregressive.settings import Settings
-from relgrad.policies.autoregressive.weights import bare, check_adapter_acts
+from relgrad.policies.autoregressive.weights import bare, check_adapter_acts, is_untrained
 
 
 def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> AutoregressivePolicy:
@@ -21,30 +22,47 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
 
     `reference` keeps a copy of the trainable start weights, for divergence terms. Raises RelgradError.
     """
-    model_name = settings.model
+    base: str | Path = settings.model
     adapter = Path(settings.adapter) if settings.adapter else None
     if start is not None:
-        if (start / "adapter_model.safetensors").is_file():
-            adapter, model_name = start, causal.base_of(start, settings.model)
+        if (start / saved.ADAPTER).is_file():
+            adapter, base = start, saved.base_of(start, settings.model)
         else:
-            model_name = str(start.resolve())
+            base = start.absolute()
     _require_trainable(settings, adapter)
-    tokenizer = causal.load_tokenizer(
-        settings.tokenizer or settings.model, trust_remote_code=settings.trust_remote_code
-    )
-    policy = compose(_model(settings, model_name, seed), tokenizer, settings)
+    tokenizer = causal.load_tokenizer(_tokenizer(settings, start), trust_remote_code=settings.trust_remote_code)
+    policy = compose(_model(settings, str(base), seed), tokenizer, settings, base)
     if adapter is not None:
         policy.load(adapter)
-        check_adapter_acts(policy.model, adapter)
+        if adapter == start and is_untrained(policy.model):
+            policy.notes += (f"the adapter of {adapter} has learnt nothing: the policy is its base model",)
+        else:
+            check_adapter_acts(policy.model, adapter)
     if reference:
         policy.freeze_reference()
     return policy
 
 
-def compose(model: Any, tokenizer: Any, settings: Settings) -> AutoregressivePolicy:
-    """A policy around a model (with or without an adapter of peft) and the engine that runs it. Raises RelgradError."""
+def settled(start: Path) -> tuple[str, ...]:
+    """See protocols.SettledByWeights. An adapter on the recipe's own model still needs to be told where that is."""
+    on_recipes = (start / saved.ADAPTER).is_file() and saved.on_recipes_model(start)
+    return ("adapter",) if on_recipes else ("model", "adapter")
+
+
+def compose(model: Any, tokenizer: Any, settings: Settings, base: str | Path | None = None) -> AutoregressivePolicy:
+    """A policy around a model (with or without an adapter of peft) and the engine that runs it. Raises RelgradError.
+
+    `base` is where the model is from: the recipe's name for it, or the folder of an earlier stage; None: the recipe's.
+    """
     engine, note = choose_engine(bare(model).eval(), settings.engine)
-    return AutoregressivePolicy(model, tokenizer, settings, engine, (note,))
+    return AutoregressivePolicy(model, tokenizer, settings, engine, base or settings.model, (note,))
+
+
+def _tokenizer(settings: Settings, start: Path | None) -> str:
+    """Where the tokenizer is: where the recipe says, beside the weights of the stage before, or beside the recipe's model."""
+    if settings.tokenizer is None and start is not None and (start / "tokenizer_config.json").is_file():
+        return str(start)
+    return settings.tokenizer or settings.model
 
 
 def _require_trainable(settings: Settings, adapter: Path | None) -> None:

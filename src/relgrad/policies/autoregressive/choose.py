@@ -13,13 +13,11 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.laws import categorical, tiled
+from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal import decode, shared_prompt
 from relgrad.policies.autoregressive.engine import Engine, arithmetic
 from relgrad.policies.autoregressive.shared_engine import SharedEngine
 from relgrad.policies.autoregressive.transformers_engine import TransformersEngine
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.25, torch.float16: 0.1}
-"""Largest difference in log-probability (nats) that rounding explains, by the dtype of the activations."""
 
 
 def choose_engine(model: Any, setting: str) -> tuple[Engine, str]:
@@ -47,7 +45,7 @@ def _why_not_shared(model: Any) -> str:
         expected = _probe_forward(model)
         model.set_attn_implementation(shared_prompt.ATTENTION)
         error = _probe(model, head, expected)
-        problem = f"log-probs differ by {error:.2g} nats" if error > TOLERANCE[arithmetic(model)] else ""
+        problem = f"log-probs differ by {error:.2g} nats" if error > ROUNDING[arithmetic(model)] else ""
     except Exception as failure:  # any failure of a foreign architecture means the same: it cannot run here
         problem = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     if problem:
@@ -58,7 +56,7 @@ def _why_not_shared(model: Any) -> str:
 def _plain_head(model: Any) -> tiled.Head:
     """The model's head. Raises NotImplementedError where the logits are not simply its product with the hidden states."""
     layer = model.get_output_embeddings()
-    if getattr(model.config, "final_logit_softcapping", None) is not None:
+    if getattr(model.config.get_text_config(decoder=True), "final_logit_softcapping", None) is not None:
         raise NotImplementedError("its logits are soft-capped")
     return tiled.Head(layer.weight, getattr(layer, "bias", None))
 
@@ -102,7 +100,7 @@ def _probe(model: Any, head: tiled.Head, expected: Tensor) -> float:
         first += n
     packed = torch.log_softmax(tiled.logits(hidden[at], head), -1)
     error = float((packed - expected).abs().max())
-    if error > TOLERANCE[arithmetic(model)]:
+    if error > ROUNDING[arithmetic(model)]:
         return error
     drawn = decode.generate(
         decoder, head, prompts, 2, law=categorical.Truncation(), limit=4, eos_ids=torch.tensor([-1], device=device),

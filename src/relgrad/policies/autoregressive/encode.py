@@ -28,6 +28,7 @@ class Encoder:
     """A tokenizer, used as a recipe says.
 
     context  the most tokens a row may have, or None where the model sets no limit
+    entries  how many tokens the model has embeddings for
     end_ids  every id that ends a completion
     end_id   the one of them that closes a target where no chat template does
     """
@@ -35,6 +36,7 @@ class Encoder:
     tokenizer: Any
     settings: Settings
     context: int | None
+    entries: int
     end_ids: tuple[int, ...]
     end_id: int
 
@@ -48,14 +50,24 @@ class Encoder:
         return torch.tensor(ids, dtype=torch.int64)
 
     def example(self, example: Example) -> tuple[Tensor, Tensor]:
-        """Token ids of an example's prompt [P] and of its target [T], with its end. Raises RelgradError as `prompt` does."""
+        """Token ids of an example's prompt [P] and of its target [T], with its end.
+
+        A target may be longer than what is sampled, but not than the context. Raises RelgradError as `prompt` does.
+        """
         prompt_ids = self._prompt_ids(example.prompt)
         if wrong := half_character(example.target):
             raise RelgradError(f"prompt {example.prompt.id}: its target has {wrong}; it begins {example.target[:60]!a}")
         ids = list(self.tokenizer(example.target, padding=False, add_special_tokens=False).input_ids)
         if not ids or ids[-1] not in self.end_ids:
             ids += self._ending(example.prompt)
-        self._check_room(example.prompt, len(prompt_ids), len(ids))
+        self._check_known(example.prompt, ids)
+        length, target = len(prompt_ids), len(ids)
+        if self.context is not None and length + target > self.context:
+            raise RelgradError(
+                f"prompt {example.prompt.id} has {length} tokens and its target {target}, the end of sequence included: more than "
+                f"the model's context of {self.context}. Shorten the target, or leave the example out. The target begins "
+                f"{example.target[:60]!r}"
+            )
         return torch.tensor(prompt_ids, dtype=torch.int64), torch.tensor(ids, dtype=torch.int64)
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
@@ -74,6 +86,7 @@ class Encoder:
         ids = self._text_ids(prompt) if chat is None else self._chat_ids(prompt, chat)
         if not ids:
             raise RelgradError(f"prompt {prompt.id} has no tokens: {prompt.text[:60]!r}")
+        self._check_known(prompt, ids)
         return ids
 
     def _chat(self, prompt: Prompt) -> list[Message] | None:
@@ -146,6 +159,17 @@ class Encoder:
     def _ids(self, worded: str) -> list[int]:
         """Ids of a text in which the template has written all special tokens itself."""
         return list(self.tokenizer(worded, padding=False, add_special_tokens=False).input_ids)
+
+    def _check_known(self, prompt: Prompt, ids: list[int]) -> None:
+        """Raise RelgradError for a token without an embedding: one that was added to the tokenizer and not to the model."""
+        unknown = sorted({i for i in ids if i >= self.entries})
+        if unknown:
+            named = ", ".join(f"{self.tokenizer.convert_ids_to_tokens(i)!r} (id {i})" for i in unknown[:5])
+            raise RelgradError(
+                f"prompt {prompt.id} or its target holds a token that model {self.settings.model!r} has no embedding for: {named}. "
+                f"It has {self.entries}. Enlarge the model (model.resize_token_embeddings), take the tokenizer it was trained "
+                "with, or leave the token out of the texts"
+            )
 
     def _check_room(self, prompt: Prompt, length: int, completion: int) -> None:
         if self.context is not None and length + completion > self.context:

@@ -20,10 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws, Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop
+from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss
 from relgrad.laws.categorical import Truncation
+from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal import load as causal
 from relgrad.networks.causal.decode import Generated
+from relgrad.networks.causal.saved import save_base
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
@@ -31,7 +33,7 @@ from relgrad.policies.autoregressive.encode import Encoder
 from relgrad.policies.autoregressive.engine import Engine, Reference, arithmetic
 from relgrad.policies.autoregressive.modes import Modes
 from relgrad.policies.autoregressive.settings import Settings
-from relgrad.policies.autoregressive.weights import bare, load
+from relgrad.policies.autoregressive.weights import bare, is_adapted, load
 
 
 class AutoregressivePolicy:
@@ -40,11 +42,20 @@ class AutoregressivePolicy:
     law: Literal["exact", "surrogate"] = "exact"
 
     def __init__(
-        self, model: Any, tokenizer: Any, settings: Settings, engine: Engine, notes: tuple[str, ...] = ()
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: Settings,
+        engine: Engine,
+        base: str | Path,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """`model` is one of transformers, or one that peft has put an adapter on; `engine` runs it. Raises RelgradError."""
+        """`model` is one of transformers, or one that peft has put an adapter on; `engine` runs it. Raises RelgradError.
+
+        `base` is where the model is from, the adapter apart: the recipe's name for it, or the folder of an earlier stage.
+        """
         self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings
-        self.engine, self.notes = engine, notes
+        self.engine, self.base, self.notes = engine, base, notes
         self.version = 0
         self.max_decisions = settings.max_completion_length
         self.start_law = self.truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
@@ -57,7 +68,12 @@ class AutoregressivePolicy:
         # a target outside of a chat is closed with the tokenizer's own end of sequence, else with the model's first
         end_id = self.eos_ids[0] if tokenizer.eos_token_id is None else int(tokenizer.eos_token_id)
         self.encoder = Encoder(
-            tokenizer, settings, causal.context(self.causal_lm.config), end_ids=tuple(self.eos_ids), end_id=end_id
+            tokenizer,
+            settings,
+            causal.context(self.causal_lm.config),
+            entries=self.causal_lm.get_input_embeddings().weight.shape[0],
+            end_ids=tuple(self.eos_ids),
+            end_id=end_id,
         )
         self.modes = Modes(self.causal_lm, recompute=settings.gradient_checkpointing)
 
@@ -124,6 +140,11 @@ class AutoregressivePolicy:
 
     # ------------------------------------------------------------------ scoring
 
+    @property
+    def rounding(self) -> float:
+        """See protocols.Rounds: that of the model's activations. Transformers normalises in float32 in a float64 model too."""
+        return max(ROUNDING[arithmetic(self.causal_lm)], ROUNDING[torch.float32])
+
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
         """Chunks of whole rows that take at most `budget` tokens each, padding included; see engine.Engine."""
         return self.engine.plan(rollouts, rows, budget)
@@ -138,7 +159,7 @@ class AutoregressivePolicy:
 
     # ------------------------------------------------------------------ supervised
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
         """Summed cross-entropy (nats, at temperature 1) of the targets' tokens and of what ends each.
 
         Take the gradient before the next call: where there is dropout, the layers stay in training mode until then.
@@ -148,7 +169,8 @@ class AutoregressivePolicy:
         self.modes.score(dropout=True)
         with seeded(draws):
             scores = self.engine.score(rollouts, rollouts.cells(), Truncation())
-        return -scores.logp_N.sum(), len(scores.logp_N)
+        total = -scores.logp_N.sum()
+        return SupervisedLoss(total, len(scores.logp_N), float(total.detach()))
 
     # ------------------------------------------------------------------ weights
 
@@ -182,8 +204,14 @@ class AutoregressivePolicy:
             self.truncation = before
 
     def save(self, folder: Path) -> None:
-        """A PEFT adapter folder or a full model folder, with the tokenizer; transformers and peft load it as it is."""
+        """A PEFT adapter folder or a full model folder, with the tokenizer; transformers and peft load it as it is.
+
+        An adapter's folder also says what it is an adapter of (networks/causal/saved.py).
+        """
         self.model.save_pretrained(folder, safe_serialization=True)
+        if is_adapted(self.model):
+            save_base(Path(folder), self.base)
+            (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form that names paths of this machine
         self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:

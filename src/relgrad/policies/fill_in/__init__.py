@@ -11,8 +11,8 @@ toy.py       tiny instances for the contract tests
 """
 
 from relgrad.policies.fill_in.options import SAMPLE_OPTIONS
-from relgrad.policies.fill_in.policy import FillInPolicy, build
+from relgrad.policies.fill_in.policy import FillInPolicy, build, settled
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "FillInPolicy", "Settings", "build", "toys"]
+__all__ = ["SAMPLE_OPTIONS", "FillInPolicy", "Settings", "build", "settled", "toys"]

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws, Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop
+from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss
 from relgrad.estimators.exact import Exact
 from relgrad.estimators.interface import Estimator, Wanted
 from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
+from relgrad.laws.precision import ROUNDING
+from relgrad.networks.causal.load import DTYPES
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights import device
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
@@ -60,6 +62,11 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
     if reference:
         policy.freeze_reference()
     return policy
+
+
+def settled(start: Path) -> tuple[str, ...]:
+    """See protocols.SettledByWeights: where the network is from, its sizes and its vocabulary."""
+    return ("checkpoint", "text", "symbols", *(set(GPTConfig.model_fields) & set(Settings.model_fields)))
 
 
 def new_generator(settings: Settings, seed: int) -> tuple[GPT, Vocabulary]:
@@ -110,6 +117,7 @@ class FillInPolicy:
         self.version = 0
         self.max_decisions = model.config.block_size
         self.device = model.device
+        self.model.arithmetic = DTYPES[settings.dtype]
         law = Truncation(settings.temperature, settings.top_k, settings.top_p)
         self.filling = Filling(self.model, vocabulary.excluded, law, settings.scoring)
         self.estimator: Estimator = Exact()
@@ -219,6 +227,8 @@ class FillInPolicy:
             stop=ended(groups * each),
             policy_version=self.version,
             trace={k: v.clone() for k, v in trace.items()},
+            # texts of other lengths beside it round a text differently; in 16 bits that is more than rounding noise
+            foreign=self.model.arithmetic == torch.bfloat16,
         )
 
     def film(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> list[dict[str, Any]]:
@@ -267,6 +277,11 @@ class FillInPolicy:
 
     # ------------------------------------------------------------------ scoring
 
+    @property
+    def rounding(self) -> float:
+        """See protocols.Rounds: of one position."""
+        return ROUNDING[self.model.arithmetic]
+
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
         """Whole groups together, as many as keep their work near `budget`: rows of a group cost nothing extra.
 
@@ -299,10 +314,11 @@ class FillInPolicy:
 
     # ------------------------------------------------------------------ supervised
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
         """Summed cross-entropy (nats, temperature 1) of the true ids at the labelled positions of the prompts.
 
-        With the settings' label smoothing, mask-ratio weights and critic head. Raises RelgradError for prompts without labels.
+        The loss has the settings' label smoothing, mask-ratio weights and critic head; its `nll` has none of them. Raises
+        RelgradError for prompts without labels.
         """
         for example in examples:
             if "label_ids" not in example.prompt.columns:
@@ -324,7 +340,9 @@ class FillInPolicy:
         self.model.train()
         with seeded(draws):
             logits_NV = self.filling.written(self.model.hidden(ids_BL, valid_BL)[at])
-            loss_N = label_smoothing.cross_entropy(logits_NV.log_softmax(-1), label_N, self.settings.label_smoothing)
+            logp_NV = logits_NV.log_softmax(-1)
+            nll = float(label_smoothing.cross_entropy(logp_NV.detach(), label_N).sum())
+            loss_N = label_smoothing.cross_entropy(logp_NV, label_N, self.settings.label_smoothing)
             if self.settings.mask_ratio_power:
                 ratio_B = (label_BL != IGNORE).sum(-1) / torch.tensor(texts, device=self.device)
                 loss_N = loss_N * mask_ratio_weight.weights(ratio_B, self.settings.mask_ratio_power)[at[0]]
@@ -334,7 +352,7 @@ class FillInPolicy:
                 critic = critic_head.critic_loss(self.model, ids_BL, valid_BL, at, logits_NV, label_N, uniform_N)
                 loss = loss + self.settings.critic_weight * critic
         self.model.eval()
-        return loss, len(label_N)
+        return SupervisedLoss(loss, len(label_N), nll)
 
     # ------------------------------------------------------------------ weights
 

@@ -17,6 +17,7 @@ class Settings(Strict):
     text, symbols   the vocabulary: of which text, and in which symbols (as the task has them)
     checkpoint      a folder a run saved, or an original .pt file, in place of a new network
     denoise         how `film` writes a text in several steps; training always fills in one
+    dtype           what the network computes in; weights and updates stay float32
     scoring         "law": by what was sampled. "untempered": at temperature 1 over all ids, as the baseline does (a surrogate)
     """
 
@@ -41,4 +42,5 @@ class Settings(Strict):
         0.0, ge=0, description="weight of a head that learns which fills are wrong; 0: no head"
     )
     denoise: Denoise = Denoise()
+    dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"

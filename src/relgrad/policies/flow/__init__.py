@@ -12,9 +12,10 @@ supervised/  supervised losses
 toy.py       tiny instances for the contract tests
 """
 
+from relgrad.policies.flow.open import settled
 from relgrad.policies.flow.options import SAMPLE_OPTIONS
 from relgrad.policies.flow.policy import FlowPolicy, build
 from relgrad.policies.flow.settings import Settings
 from relgrad.policies.flow.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "FlowPolicy", "Settings", "build", "toys"]
+__all__ = ["SAMPLE_OPTIONS", "FlowPolicy", "Settings", "build", "settled", "toys"]

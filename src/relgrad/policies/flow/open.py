@@ -1,13 +1,15 @@
 """What a flow policy is made of, from a recipe's settings: a new network, a run's folder or a checkpoint file; and back to disk.
 
 A folder holds the network (or an adapter), `vocabulary.json`, and `flow.json`: scheduler, source, the id that ends a text, of a
-few-step student its finest step, and for an adapter the network under it. Where a recipe also says one of these, it must say the
+few-step student its finest step, and for an adapter the network under it: a size, or a file or folder by the recipe's name for it
+(`base`) and as seen from the adapter's own folder (`base_from_here`). Where a recipe also says one of these, it must say the
 same: a network is trained for one vocabulary, source and scheduler, and a student for halvings of one step.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +17,13 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from relgrad.core.errors import RelgradError
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.causal.load import DTYPES
 from relgrad.networks.fsdfm import lora, published_files
 from relgrad.networks.fsdfm.network import SIZES, DiT, DiTConfig
-from relgrad.networks.weights import device
+from relgrad.networks.weights import device, files
 from relgrad.networks.weights.folder import WEIGHTS, newest
 from relgrad.networks.weights.keeper import take_average
 from relgrad.policies.flow.settings import Settings
@@ -40,8 +41,9 @@ PUBLISHED_FINEST = 1024
 class Opened(NamedTuple):
     """The parts of a policy.
 
-    adapted  the PeftModel around `model`, where there are adapters; `base` is what is under them: a folder, a file, or the size
-             of a new network, whose weights follow from `seed`
+    adapted  the PeftModel around `model`, where there are adapters
+    base     what is under them: the size of a new network, whose weights follow from `seed`; a file or folder by the recipe's name
+             for it; or (a Path) one that the recipe does not name, such as the folder of the stage before
     finest   of a few-step student: into how many steps time was divided in its training
     """
 
@@ -49,7 +51,7 @@ class Opened(NamedTuple):
     symbols: Symbols
     scheduler: Scheduler
     adapted: Any
-    base: str
+    base: str | Path
     seed: int = 0
     finest: int | None = None
 
@@ -61,12 +63,16 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
     """
     given = None if settings.model in SIZES else Path(settings.model).expanduser()
     source = given if start is None else Path(start)
+    if source is not None and not source.exists():
+        raise _absent(settings)
     source = None if source is None else newest(source)
     saved = {} if source is None else configuration(source)
     symbols = _symbols(settings, source, saved)
     scheduler = _scheduler(settings, source, saved)
     adapter = source if source is not None and (source / ADAPTER).is_file() else None
-    base = str(saved["base"]) if adapter is not None else str(source or settings.model)
+    base = settings.model if start is None or source is None else source.absolute()
+    if adapter is not None:
+        base = _base_of(adapter, saved, settings)
     base_seed = int(saved.get("seed", seed))
     model = _network(settings, base_seed, symbols, base)
     if adapter is None and source is not None:
@@ -75,9 +81,43 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
         model = model.student()
     finest = _finest(settings, saved, symbols) if model.config.step_conditioned else None
     model.checkpointing = settings.gradient_checkpointing
+    if settings.lora is None:  # under adapters the weights themselves are of that dtype
+        model.arithmetic = DTYPES[settings.dtype]
     model.to(device.choose(settings.device))
     adapted = _adapted(settings, seed, model, adapter)
     return Opened(model, symbols, scheduler, adapted, base, base_seed, finest)
+
+
+def _base_of(adapter: Path, saved: Mapping[str, Any], settings: Settings) -> str | Path:
+    """What is under a saved adapter: a size, or the first of these that is there: the recipe's model where the adapter was trained
+    on one, what lies where it lay as seen from the adapter, what the adapter's own recipe named. Raises RelgradError for none."""
+    name = saved.get("base")
+    if name in SIZES:
+        return str(name)
+    places = [Path(name).expanduser()] if name is not None else []
+    if "base_from_here" in saved:
+        places.insert(0, Path(os.path.normpath(adapter.absolute() / saved["base_from_here"])))
+    recipes = Path(settings.model).expanduser()
+    of_recipe = name is not None and ("base_from_here" in saved or name == settings.model)
+    if of_recipe and recipes.exists() and not (newest(recipes) / ADAPTER).is_file():
+        return settings.model
+    for place in places:
+        if place.exists():
+            return place.absolute()
+    where = " and no ".join(map(str, places)) or f"word of it in {FLOW}"
+    raise RelgradError(
+        f"{adapter}: the network under this adapter is gone: there is no {where} (working directory {Path.cwd()}). Put it back, "
+        "or say where it is now: policy.model=FILE"
+    )
+
+
+def _absent(settings: Settings) -> RelgradError:
+    """What is said of a `model` that is no size and not there."""
+    return RelgradError(
+        f"policy.model: {settings.model!r} is neither a size ({', '.join(SIZES)}) nor a file or folder (working directory "
+        f"{Path.cwd()}). Put the weights there, or give their path: policy.model=FILE. Apple's are DFM_checkpoint.pth of "
+        "huggingface.co/aminr8/FS-DFM (16 GB), or checkpoint.pth of github.com/apple/ml-fs-dfm"
+    )
 
 
 def _finest(settings: Settings, saved: Mapping[str, Any], symbols: Symbols) -> int:
@@ -92,6 +132,12 @@ def _finest(settings: Settings, saved: Mapping[str, Any], symbols: Symbols) -> i
     for steps in (settings.sampling_steps, settings.evaluation_steps or settings.sampling_steps):
         FewStep(finest=finest).require_steps(steps)
     return finest
+
+
+def settled(start: Path) -> tuple[str, ...]:
+    """See protocols.SettledByWeights. An adapter on the recipe's own file or folder still needs to be told where that is."""
+    saved = configuration(start)
+    return () if (start / ADAPTER).is_file() and saved.get("base") not in (None, *SIZES) else ("model",)
 
 
 def configuration(source: Path) -> dict[str, Any]:
@@ -160,11 +206,11 @@ def _scheduler(settings: Settings, source: Path | None, saved: Mapping[str, Any]
     return scheduler
 
 
-def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
+def _network(settings: Settings, seed: int, symbols: Symbols, base: str | Path) -> DiT:
     """The network itself: weights that a folder or file holds, or new ones of a named size."""
     own = settings.network.model_dump(exclude_none=True)
-    dtype = DTYPES[settings.dtype]
-    if base in SIZES:
+    dtype = torch.float32 if settings.lora is None else DTYPES[settings.dtype]
+    if isinstance(base, str) and base in SIZES:
         try:
             config = DiTConfig.preset(base, **own, vocab_size=symbols.size)
         except ValidationError as error:
@@ -173,10 +219,6 @@ def _network(settings: Settings, seed: int, symbols: Symbols, base: str) -> DiT:
             torch.manual_seed(seed)
             return DiT(config).to(dtype)
     path = Path(base).expanduser()
-    if not path.exists():
-        raise RelgradError(
-            f"policy.model: {base!r} is neither a size ({', '.join(SIZES)}) nor a file or folder (working directory {Path.cwd()})"
-        )
     given = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
     model = published_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
     there = model.config.model_dump()
@@ -211,8 +253,16 @@ def save_parts(parts: Opened, folder: Path) -> None:
     parts.symbols.vocabulary.save(folder)
     process = _process(parts) | ({} if parts.finest is None else {"finest": parts.finest})
     if parts.adapted is not None:
-        process |= {"base": parts.base, "seed": parts.seed}
+        process |= {"seed": parts.seed} | _where(parts.base, folder)
     (folder / FLOW).write_text(json.dumps(process, indent=2), encoding="utf-8")
+
+
+def _where(base: str | Path, folder: Path) -> dict[str, str]:
+    """How an adapter's folder says what is under it; see `_base_of`."""
+    named = {} if isinstance(base, Path) else {"base": base}
+    if base in SIZES:
+        return named
+    return named | {"base_from_here": os.path.relpath(Path(base).expanduser(), folder)}
 
 
 def require_same(parts: Opened, folder: Path) -> None:
@@ -228,7 +278,7 @@ def load_weights(parts: Opened, folder: Path) -> None:
     if parts.adapted is not None:
         lora.load_adapter(parts.adapted, folder)
     elif (folder / WEIGHTS).is_file():
-        parts.model.take(load_file(folder / WEIGHTS), str(folder))
+        parts.model.take(files.read(folder / WEIGHTS), str(folder))
     else:
         raise RelgradError(f"{folder}: no {WEIGHTS}; an adapter needs the lora section that it was trained with")
 

@@ -10,6 +10,7 @@ vocabulary are computed at editable positions only, and from a mask source only 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws, Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop
+from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss
 from relgrad.estimators.exact import Exact
 from relgrad.estimators.interface import Estimator, Wanted
 from relgrad.laws.ctmc import Law
+from relgrad.laws.precision import ROUNDING
+from relgrad.networks.causal.load import DTYPES
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
@@ -150,6 +153,8 @@ class FlowPolicy:
             stop=stops,
             policy_version=self.version,
             trace=trace,
+            # rows of other lengths beside it round a row differently; in 16 bits that is more than rounding noise
+            foreign=self.settings.dtype == "bfloat16",
             stands_for=stands_for,
         )
 
@@ -191,6 +196,11 @@ class FlowPolicy:
 
     # ------------------------------------------------------------------ scoring
 
+    @property
+    def rounding(self) -> float:
+        """See protocols.Rounds: of a step of all positions, whose errors add up like a random walk."""
+        return ROUNDING[DTYPES[self.settings.dtype]] * math.sqrt(self.settings.max_completion_length)
+
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
         """Cells in order, as many together as keep their rows' tokens near `budget`: every cell is a row of the forward pass."""
         cells_N2 = rollouts.cells(rows)
@@ -215,11 +225,11 @@ class FlowPolicy:
 
     # ------------------------------------------------------------------ supervised
 
-    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> tuple[Tensor, int]:
+    def supervised_loss(self, examples: Sequence[Example], randomness: Randomness) -> SupervisedLoss:
         """Summed loss in nats of the answers and the ends behind them, and the number of their positions.
 
-        Noise is added where the policy writes and nowhere else. Raises RelgradError for an answer that is too long, and for a
-        student without `few_step`.
+        Noise is added where the policy writes and nowhere else. An answer longer than what is sampled has a position for each of
+        its tokens. Raises RelgradError for one that the network has no room for, and for a student without `few_step`.
         """
         if self.model.config.step_conditioned and self.settings.few_step is None:
             raise RelgradError(
@@ -229,6 +239,12 @@ class FlowPolicy:
         draws = Draws.of(randomness, len(examples))
         prompts = [self.encode(e.prompt) for e in examples]
         answers = [self.symbols.ids(e.target, f"the answer to prompt {e.prompt.id}") for e in examples]
+        for example, ids, written in zip(examples, prompts, answers, strict=True):
+            if len(ids) + len(written) > self.model.config.length:
+                raise RelgradError(
+                    f"prompt {example.prompt.id} has {len(ids)} tokens and its answer {len(written)}, more than the network's "
+                    f"{self.model.config.length}. Leave the example out, or take a network of a greater policy.network.length"
+                )
         rows = answer.rows(prompts, answers, self.settings.max_completion_length, self.symbols.end_id)
         clean = rows.ids_BL.to(self.device), rows.editable_BL.to(self.device), self.path
         network, settings = self.engine.network, self.settings

@@ -46,6 +46,7 @@ class Settings(Strict):
     sampling_steps    S while training; `evaluation_steps` where the policy is judged or used
     train_steps       train so many steps of each trajectory, drawn at random
     branch_steps      Flow-GRPO-Fast: a group shares its trajectory up to a random step, and the next so many are trained
+    dtype             what the network computes in; under adapters its weights are kept in it too, trained weights stay float32
     few_step          supervised stages distil into a step-conditioned student
     """
 
@@ -89,9 +90,4 @@ class Settings(Strict):
                 raise ValueError("few_step.teacher='rk4' needs a uniform source; with source='mask' use half_steps")
             if not self.ema_decay:
                 raise ValueError("few_step learns from a moving average of itself: set ema_decay, for example 0.9995")
-        if self.dtype == "bfloat16" and self.lora is None:
-            raise ValueError(
-                "dtype='bfloat16' with full-parameter training: small updates would be rounded away. Use float32, or train a "
-                "float32 adapter on these weights with a lora section"
-            )
         return self

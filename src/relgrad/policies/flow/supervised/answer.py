@@ -1,6 +1,6 @@
 """What a row holds: the prompt, then `size` positions to generate: the answer, and the end of sequence up to the end.
 
-    [prompt][answer][EOS][EOS] ... [EOS]        an answer of exactly `size` tokens has none
+    [prompt][answer][EOS][EOS] ... [EOS]        an answer of `size` tokens or more has none
 
 The network writes a fixed number of positions, so it must also learn what follows the answer. Here every position after it is
 EOS and is trained like any other; the text of a row ends at its first EOS. No padding token is needed (GPT-2's vocabulary has
@@ -27,13 +27,8 @@ class Rows(NamedTuple):
 
 
 def rows(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], size: int, eos_id: int) -> Rows:
-    """Clean rows for training. Raises RelgradError for an answer that is longer than `size`, or has an EOS inside."""
+    """Clean rows for training. Raises RelgradError for an answer that has an EOS inside."""
     for number, answer in enumerate(answers):
-        if len(answer) > size:
-            raise RelgradError(
-                f"answer {number} has {len(answer)} tokens, but {size} positions are generated; raise max_completion_length "
-                "or leave such examples out"
-            )
         if eos_id in answer:
             raise RelgradError(
                 f"answer {number} has the end of sequence (id {eos_id}) inside: its text would end there"

@@ -20,6 +20,7 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws
 from relgrad.core.settings import Strict
+from relgrad.core.types import SupervisedLoss
 from relgrad.laws.precision import at_least_float32
 from relgrad.policies.flow.supervised.flow_matching import DATA_LOSSES, DataLoss
 from relgrad.policies.flow.supervised.half_steps import half_steps
@@ -70,10 +71,10 @@ def few_step_loss(
     path: Path,
     settings: FewStep,
     draws: Draws,
-) -> tuple[Tensor, int]:
-    """(summed loss, number of editable positions), as `flow_matching_loss`. `teacher` is called without gradient.
+) -> SupervisedLoss:
+    """The loss summed over the editable positions, as `flow_matching_loss`; most of it is no likelihood, so that it has no `nll`.
 
-    Raises RelgradError for a row without an editable position.
+    `teacher` is called without gradient. Raises RelgradError for a row without an editable position.
     """
     time_B, step_B = (b.to(ids_BL.device) for b in draw_steps(settings, draws))
     noised = path.noise(ids_BL, editable_BL, time_B, draws)
@@ -90,7 +91,7 @@ def few_step_loss(
     if target_MV is not None:
         live_M = path.law("mixture").live(apart.current_N)
         loss = loss + divergence(target_MV, logits_NV[learns_N])[live_M].sum()
-    return loss, len(noised.label_N)
+    return SupervisedLoss(loss, len(noised.label_N))
 
 
 def divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:

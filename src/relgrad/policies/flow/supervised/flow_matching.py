@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from relgrad.core.randomness import Draws
+from relgrad.core.types import SupervisedLoss
 from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
 from relgrad.policies.flow.supervised.generalised_kl import generalised_kl
 from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, draw_times
@@ -29,12 +30,14 @@ def flow_matching_loss(
     path: Path,
     kind: DataLoss,
     draws: Draws,
-) -> tuple[Tensor, int]:
-    """(summed loss, number of editable positions). `ids_BL` is the clean text, `editable_BL` False at prompt and padding.
+) -> SupervisedLoss:
+    """The loss summed over the editable positions. `ids_BL` is the clean text, `editable_BL` False at prompt and padding.
 
-    One time per row. Nats (of the generalised KL: an estimate of its integral over t). Raises RelgradError for a row without
-    an editable position.
+    One time per row. Nats (of the generalised KL: an estimate of its integral over t); `nll` is the cross-entropy, whichever the
+    loss is. Raises RelgradError for a row without an editable position.
     """
     noised = path.noise(ids_BL, editable_BL, draw_times(draws), draws)
     logits_NV = network(noised.x_BL, noised.time_B.float(), None, noised.at)
-    return DATA_LOSSES[kind](logits_NV, noised, path).sum(), len(noised.label_N)
+    total = DATA_LOSSES[kind](logits_NV, noised, path).sum()
+    nll = float(cross_entropy(logits_NV.detach(), noised, path).sum())
+    return SupervisedLoss(total, len(noised.label_N), nll)
