@@ -71,8 +71,9 @@ def test_later_steps_are_left_to_the_warnings() -> None:
 
 
 @pytest.mark.parametrize(("by", "stops"), [(0.2, False), (0.4, True)])
-def test_another_engine_may_round_to_16_bits_and_no_more(by: float, stops: bool) -> None:
+def test_16_bits_explain_so_much_and_no_more(by: float, stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made = loop()
+    monkeypatch.setattr(AutoregressivePolicy, "rounding", ROUNDING[torch.bfloat16])
     draws_elsewhere(made.policy, by, foreign=True)
     if stops:
         with pytest.raises(RelgradError, match=r"0\.4 nats on average away.*rounding explains 0\.25"):

@@ -329,12 +329,13 @@ def test_adapter_whose_base_is_gone(full_then_lora: Path, tmp_path: Path):
     (folder / "base.json").unlink()  # as peft writes it, or an earlier version
     settings = json.loads((folder / "adapter_config.json").read_text())
     assert Path(settings["base_model_name_or_path"]).is_relative_to(full_then_lora.parent / "1-sft")
-    assert build_policy(*open_source(str(moved), [])).base.is_dir()
+    lora = Lora(r=2, alpha=4)
+    assert build_from(folder, lora).base == Path(settings["base_model_name_or_path"])
     (folder / "adapter_config.json").write_text(
         json.dumps({**settings, "base_model_name_or_path": str(tmp_path / "gone")})
     )
     with pytest.raises(RelgradError, match=r"was trained on '.*gone', which is no model folder here"):
-        build_policy(*open_source(str(moved), []))
+        build_from(folder, lora)
 
 
 def test_tiny_models_are_made_once_whole(tmp_path: Path):

@@ -2,9 +2,9 @@
 
     worst = max |log pi(decision), scored - recorded|  <=  FAR x rounding
 
-Rounding is what the policy says that its arithmetic explains (protocols.Rounds), else that of one float32 log-probability. Where
-another engine drew, the difference is corrected by weights, and may have computed in 16 bits: then the mean over the decisions has
-to be below what rounding there explains.
+Rounding is what the policy says that its arithmetic explains (protocols.Rounds), else that of one float32 log-probability. A
+policy of 16 bits records log-probabilities that are corrected by weights: of those the mean difference has to be below what
+rounding explains.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ def require_parity(policy: Policy, worst: float, step: int) -> None:
 
 
 def require_engines_agree(policy: Policy, batch: Batch, own_BT: Tensor, step: int) -> None:
-    """The same for fresh samples whose log-probabilities come from another engine than the one that scores, `own_BT`."""
+    """The same for fresh samples of a policy of 16 bits, which recorded other log-probabilities than it scores, `own_BT`.
+
+    What an engine of another program computes is not known here.
+    """
+    explained = rounding(policy)
+    if explained < ROUNDING[torch.float16] or policy.law != "exact":
+        return
     gaps = [torch.zeros(0)]
     first = 0
     for part in batch.parts:
@@ -47,8 +53,7 @@ def require_engines_agree(policy: Policy, batch: Batch, own_BT: Tensor, step: in
             gap_BT = own_BT[rows, : mask_BT.shape[1]] - part.proposal_logp_BT
             gaps.append(gap_BT[mask_BT & batch.mask_BT[rows, : mask_BT.shape[1]] & batch.keep_B[rows, None]].abs())
     gap_N = torch.cat(gaps)
-    explained = max(rounding(policy), ROUNDING[torch.bfloat16])
-    if policy.law == "exact" and len(gap_N) and float(gap_N.mean()) > explained:
+    if len(gap_N) and float(gap_N.mean()) > explained:
         raise RelgradError(_message(step, f"{float(gap_N.mean()):.3g} nats on average", explained))
 
 
