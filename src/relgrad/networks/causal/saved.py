@@ -112,9 +112,10 @@ def base_of(adapter: Path, name: str) -> str | Path:
     return base
 
 
-def on_recipes_model(adapter: Path) -> bool:
-    """Whether a saved adapter is one of the model that its recipe names. Raises RelgradError for a damaged folder."""
-    return not (adapter / BASE).is_file() or "model" in _mapping(adapter / BASE)
+def recipes_model(adapter: Path) -> str | None:
+    """The recipe's name for the model under a saved adapter; None where it is not said. Raises RelgradError for a damaged file."""
+    name = _mapping(adapter / BASE).get("model") if (adapter / BASE).is_file() else None
+    return None if name is None else str(name)
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -33,13 +35,13 @@ def choose(name: str) -> torch.device:
     return device
 
 
-def mixed(device: torch.device, arithmetic: torch.dtype) -> torch.autocast:
+def mixed(device: torch.device, arithmetic: torch.dtype) -> AbstractContextManager[Any]:
     """Inside, matrix products and attention compute in bfloat16 where `arithmetic` is that, whatever the weights are kept in.
 
     Norms and sums stay float32, and weights are updated as they are kept (Micikevicius et al. 2018, arXiv:1710.03740; bfloat16 has
     float32's range, so that no loss is scaled). Otherwise nothing changes.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=arithmetic == torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if arithmetic == torch.bfloat16 else nullcontext()
 
 
 def _there(gpus: int) -> str:

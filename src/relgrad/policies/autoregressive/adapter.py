@@ -9,6 +9,7 @@ from typing import Any
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.causal import load as causal
+from relgrad.networks.causal import saved
 
 PLAIN: Mapping[str, Any] = {
     "use_rslora": False, "use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
@@ -40,4 +41,5 @@ def adapter_settings(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     }
     base, model = str(config["base_model_name_or_path"]), like.get("model")
     same = model is not None and causal.resolve(model) == base
-    return {**like, "model": model if same else base, "lora": lora, "adapter": None}
+    named = saved.recipes_model(folder)  # by a run of ours, whose cache may have moved since
+    return {**like, "model": model if same else named or base, "lora": lora, "adapter": None}

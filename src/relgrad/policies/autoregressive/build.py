@@ -45,8 +45,8 @@ def build(settings: Settings, seed: int, start: Path | None = None, reference: b
 
 def settled(start: Path) -> tuple[str, ...]:
     """See protocols.SettledByWeights. An adapter on the recipe's own model still needs to be told where that is."""
-    on_recipes = (start / saved.ADAPTER).is_file() and saved.on_recipes_model(start)
-    return ("adapter",) if on_recipes else ("model", "adapter")
+    said = not (start / saved.BASE).is_file() or saved.recipes_model(start) is not None
+    return ("adapter",) if (start / saved.ADAPTER).is_file() and said else ("model", "adapter")
 
 
 def compose(model: Any, tokenizer: Any, settings: Settings, base: str | Path | None = None) -> AutoregressivePolicy:
