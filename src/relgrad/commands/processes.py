@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 LOST = 75
 """Exit code of a process that ends because another one did (EX_TEMPFAIL: start the same command again)."""
-COURTESY = 3.0
-"""Seconds for which a process lets the one speak first whose error it shares, or whose end it noticed."""
+COURTESY, SILENCE = 10.0, 30.0
+"""Seconds for which a process lets the first one speak, whose error it may share; and for which one with nothing of its own to say
+waits to be ended. Whoever started them ends all when one has ended, so that neither is waited for to the end."""
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -84,8 +85,8 @@ def _ending(exitcode: int) -> str:
 def joined() -> Iterator[Ranks]:
     """The processes of this job, this one among them; alone where nobody started several.
 
-    Only the first one speaks. An error that all have is told by the first, and the others are ended before they tell it again; one
-    that this process has alone, it tells.
+    Only the first one speaks. An error that all have is told by the first, and the others are ended before they tell it again. One
+    that this process has alone, it tells, and the others are silent.
     """
     from relgrad.core import ranks
 
@@ -96,8 +97,8 @@ def joined() -> Iterator[Ranks]:
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(sys.stdout if met.first else nowhere):
         try:
             yield met
-        except ranks.Lost:
-            time.sleep(COURTESY)
+        except (ranks.Lost, ranks.Elsewhere):
+            time.sleep(SILENCE)
             raise typer.Exit(LOST) from None
         except KeyboardInterrupt:
             if met.first:

@@ -28,6 +28,10 @@ class Lost(RelgradError):
     """Another process of the job is gone, so this one ends too. Whoever started them knows which, and why."""
 
 
+class Elsewhere(RelgradError):
+    """What another process of the job raised. That one says it too."""
+
+
 @contextmanager
 def talking() -> Iterator[None]:
     """Around every message between processes: what the library raises when one of them is gone becomes Lost."""
@@ -103,8 +107,8 @@ class Ranks:
     def collect(self, work: Callable[[], Value]) -> list[Value]:
         """Everybody's result, in the order of ranks; the process's own is the object itself.
 
-        What one process raises, all raise, so that nobody waits for it for ever: itself the exception, the others a RelgradError
-        with its message.
+        What one process raises, all raise, so that nobody waits for it for ever: itself the exception, the others Elsewhere with
+        its message.
         """
         if self.alone:
             return [work()]
@@ -121,7 +125,7 @@ class Ranks:
             raise problem
         for rank, (message, _) in enumerate(everybodys):
             if message is not None:
-                raise RelgradError(f"process {rank + 1} of {self.size}: {message}")
+                raise Elsewhere(f"process {rank + 1} of {self.size}: {message}")
         return [value for _, value in everybodys]
 
     def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
