@@ -166,7 +166,7 @@ class RefillJudge:
         mask_ratio_correlation    of a prompt's mean score with its mask ratio; `truth_mask_ratio_correlation`: that of the
                                   share that is really right, for comparison
         within_group_correlation  of score and share right among completions of one prompt: mean over prompts, with its
-                                  95 % interval (bootstrap). This is what a group-relative reward lives on
+                                  95 % interval over prompts. This is what a group-relative reward lives on
         most_frequent             the symbol that is hidden most often, and `most_frequent_share`: the share that would be right
                                   with it in every hole. A generator below that share has not learnt much
 
