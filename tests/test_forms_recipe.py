@@ -30,7 +30,7 @@ def test_grpo_exceeds_its_start_on_unseen_families(finished: Path) -> None:
     assert after["difference"] > 0
     assert after["units"] == len(set(after["families"])) == 6, "the interval is over the families that were never seen"
     rewards = [record["reward"] for record in lines(finished / "2-grpo" / "metrics.jsonl")]
-    assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.5, "nor do forms of the training families earn more"
+    assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.5, "training earned no more"
     trained = {s["prompt"] for s in lines(next((finished / "2-grpo" / "samples").glob("*.jsonl")))}
     assert trained.isdisjoint(s["prompt"] for s in after["samples"])
 
