@@ -107,7 +107,10 @@ def show(record: Mapping[str, Any]) -> None:
         for i, (mean, difference) in enumerate(zip(figure["means"], figure["differences"], strict=True)):
             cells = [_value(mean), _interval(mean, over(mean, contenders[i]))]
             if difference is not None:
-                cells += [_value(difference, "+"), _interval(difference, over(difference, contenders[i]), "+")]
+                cells += [
+                    _value(difference, "+"),
+                    _interval(difference, over(difference, contenders[0], contenders[i]), "+"),
+                ]
             table.add_row(Text(figure["name"] if i == 0 else ""), letter(i), *map(Text, cells))
     console.print(table)
 

@@ -47,9 +47,9 @@ def heading(record: Mapping[str, Any]) -> str:
     return "A − this" if record["mirrored"] else "this − A"
 
 
-def over(estimate: Mapping[str, Any], contender: Mapping[str, Any]) -> str:
-    """What an interval is over, and of how many of the contender's trainings where not of all."""
-    words, count = counted(estimate["units"], estimate["over"]), len(contender["trainings"])
+def over(estimate: Mapping[str, Any], *contenders: Mapping[str, Any]) -> str:
+    """What an interval is over, and of how many of the contenders' trainings where not of all."""
+    words, count = counted(estimate["units"], estimate["over"]), max(len(one["trainings"]) for one in contenders)
     alone = estimate["trainings"] < count and estimate["over"] != "seeds"
     return f"{words}, {estimate['trainings']} of {count} seeds" if alone else words
 
@@ -103,7 +103,7 @@ def _rows(figure: Mapping[str, Any], contenders: Sequence[Mapping[str, Any]]) ->
             {
                 "letter": letter(i),
                 "mean": {**mean, "over": over(mean, contenders[i])},
-                "difference": difference and {**difference, "over": over(difference, contenders[i])},
+                "difference": difference and {**difference, "over": over(difference, contenders[0], contenders[i])},
                 "drawn": difference and {key: _place(difference[key], reach) for key in ("low", "value", "high")},
             }
         )
