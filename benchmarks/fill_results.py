@@ -7,7 +7,8 @@
 
 Every policy answers the same held-out prompts, under both laws: temperature 1, and temperature 0.8 with top-p 0.95. "cooled" is the
 start at the temperature at which its exact KL to itself at temperature 1 is that of the trained policy: what a gain in
-reward must beat to be more than sharpening. Differences are to the start under the same law, paired by prompt, with 95 % intervals over prompts.
+reward must beat to be more than sharpening. Differences are to the start under the same law, paired by prompt, with
+95 % intervals over prompts.
 """
 
 from __future__ import annotations
