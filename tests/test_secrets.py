@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -89,6 +91,7 @@ def test_a_run_leaves_its_secrets_nowhere(folder: Path) -> None:
             r"headers\.Authorization\.0: this looks like a secret.*env:NAME",
         ),
         ({"url": "https://me:word@host"}, r"arguments\.url: this looks like a secret"),
+        ({"judge_key": "0123456789abcdef"}, r"arguments\.judge_key: this looks like a secret"),
         ({"note": "hf_abcdefgh12345678"}, r"arguments\.note: this looks like a secret"),
         (
             {"api_key": "env:NOT_THERE"},
@@ -108,7 +111,14 @@ def test_what_is_refused_before_anything_is_loaded(
 
 
 def test_pieces_of_text_and_numbers_are_no_secrets() -> None:
-    ordinary = {"eos_token": "</s>", "token": "<think>", "max_tokens": "many", "token_id": 5, "url": "https://host/x@y"}
+    ordinary = {
+        "eos_token": "</s>",
+        "token": "<think>",
+        "max_tokens": "many",
+        "token_id": 5,
+        "url": "https://host/x@y",
+        "key": "first_answer",
+    }
     secrets.require_references(ordinary, "policy")
     assert secrets.without_secrets(ordinary) == ordinary
 
@@ -133,6 +143,10 @@ def test_references_are_resolved_where_they_are_used_and_nowhere_else(monkeypatc
     settings = settings_of(component, Keyed, "policy")
     assert (settings.key, settings.many) == ("first-value", ("x", "ab"))
     assert component.options == {"key": "env:A_KEY", "many": ["x", "env:SHORT"]}
+    monkeypatch.setenv("ODD", VALUE)
+    secrets.resolved("env:ODD", "rewards.0")
+    for spelled in (VALUE, repr(VALUE), json.dumps(VALUE), quote(VALUE, safe="")):
+        assert "and-long" not in secrets.hide(f"refused {spelled}")
     assert secrets.hide("cab: first-value") == "cab: [redacted]", "short values cannot be told from ordinary text"
     assert secrets.hide_in({"a": ["first-value", 1.5, None]}) == {"a": ["[redacted]", 1.5, None]}
     wrong = Component.model_validate({"kind": "mine", "key": "x", "size": "env:A_KEY"})

@@ -7,11 +7,13 @@ out in a recipe is refused by `require_references`. Standard library only.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 from relgrad.core.errors import RelgradError
 
@@ -27,23 +29,8 @@ SECRET_WORDS = frozenset(
 )
 KEY_KINDS = {"access", "api", "private", "secret"}
 TEXT_WORDS = frozenset(
-    {
-        "begin",
-        "bos",
-        "cls",
-        "end",
-        "eos",
-        "fill",
-        "image",
-        "mask",
-        "pad",
-        "sep",
-        "special",
-        "start",
-        "stop",
-        "think",
-        "unk",
-    }
+    {"begin", "bos", "cls", "end", "eos", "fill", "image", "mask", "pad", "sep", "special"}
+    | {"start", "stop", "think", "unk"}
 )
 """Beside one of these a `token` is a piece of text (`eos_token`), and so is one whose value stands in brackets (`<mask>`)."""
 KNOWN_TOKENS = re.compile(r"\b(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abp]-|AKIA)[\w-]{8,}")
@@ -51,8 +38,11 @@ URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 LITERAL = re.compile(rf"(?=[\w-]*\d){KNOWN_TOKENS.pattern}|(?<=://)[^/\s@:]*:[^/\s@]+(?=@)")
 """What is a secret whatever its setting is called: a known token, which has a digit, or a password in a URL."""
 
+CREDENTIAL = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w.+/=-]{16,}")
+"""What a `key` of any kind is a secret by: a long word of letters and digits."""
+
 _values: set[str] = set()
-"""What references stood for in this process."""
+"""What references stood for in this process, as it is and as it is written in code, JSON and addresses."""
 
 
 # ---------------------------------------------------------------------- references
@@ -80,7 +70,7 @@ def resolved(value: Any, where: str) -> Any:
         state = "is empty" if name in os.environ else "is not set"
         raise RelgradError(f"{where}: {value} names the environment variable {name}, which {state}; export {name}=...")
     if len(content) >= SHORTEST:
-        _values.add(content)
+        _values.update((content, repr(content)[1:-1], json.dumps(content)[1:-1], quote(content, safe="")))
     return content
 
 
@@ -112,7 +102,7 @@ def _texts(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, str
 def is_secret(key: str, value: Any = None) -> bool:
     """Whether a key names a secret: "judge.api_key", "--hfToken"; not "micro_batch_tokens", "monkey", or "eos_token".
 
-    With its value, pieces of text (`token: "<think>"`), numbers and switches are told from secrets too.
+    With its value, pieces of text (`token: "<think>"`), numbers and switches are told from secrets too, and a `key` that is one.
     """
     words = re.sub(r"([a-z])([A-Z])", r"\1_\2", key).lower().replace("-", "_").replace(".", "_").split("_")
     secret = SECRET_WORDS & set(words)
@@ -120,6 +110,8 @@ def is_secret(key: str, value: Any = None) -> bool:
         return False
     if isinstance(value, (bool, int, float)):
         return False
+    if "key" in words and isinstance(value, str) and CREDENTIAL.fullmatch(value):
+        return True
     return bool(secret) or any(a in KEY_KINDS and b in ("key", "keys") for a, b in pairwise(words))
 
 

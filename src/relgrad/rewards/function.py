@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
+from relgrad.core.secrets import hide
 from relgrad.core.settings import NamesCode, Strict
 
 
@@ -51,7 +52,7 @@ def build(settings: Settings) -> Reward:
         except (TypeError, ValueError) as error:
             names = ", ".join(settings.arguments)
             raise RelgradError(
-                f"reward function {settings.function!r} refuses its arguments {names}: {error}"
+                f"reward function {settings.function!r} refuses its arguments {names}: {hide(str(error))}"
             ) from error
     if not callable(found):
         raise RelgradError(f"reward function {settings.function!r} is {type(found).__name__}, which cannot be called")
