@@ -271,9 +271,11 @@ FILES = (
     "checkpoints/step_000002/trainer/state.json", "checkpoints/step_000002/trainer/optimizer.safetensors",
     "checkpoints/step_000002/trainer/batch/batch.json", "checkpoints/step_000002/trainer/batch/batch.safetensors",
     "checkpoints/step_000002/trainer/batch/part_000/experience.json",
-    "checkpoints/step_000002/trainer/batch/part_000/rollouts.safetensors",
+    "checkpoints/step_000002/trainer/batch/part_000/rollouts.safetensors", "training.log",
 )  # fmt: skip
-FOR_PEOPLE = ("environment.json", "films.jsonl", "warnings.jsonl", "samples/step_000001.jsonl", "report.html")
+FOR_PEOPLE = (
+    "environment.json", "films.jsonl", "warnings.jsonl", "samples/step_000001.jsonl", "report.html", "training.log",
+)  # fmt: skip
 
 
 def refusals(name: str) -> list[str]:

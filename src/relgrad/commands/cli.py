@@ -1,7 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that `relgrad --help` answers at once.
 
 Exit codes: 0 done, 1 an unexpected error (with its traceback) or a failed doctor, 2 a RelgradError or wrong usage,
-130 interrupted.
+75 another process of the job was lost, 124 ended by SIGTERM or `max_hours` with a checkpoint (as of `timeout`), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -54,8 +54,10 @@ class Commands(TyperGroup):
             _say("interrupted", _how_to_resume(ctx.invoked_subcommand), style="yellow")
             raise typer.Exit(130) from None
         except Exception as error:
-            from relgrad.core.errors import RelgradError
+            from relgrad.core.errors import RelgradError, Stopped
 
+            if isinstance(error, Stopped):
+                _stop(str(error))
             if not isinstance(error, RelgradError):
                 raise
             _say("error", str(error), style="bold red")
@@ -125,8 +127,11 @@ def run(
     Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
 
     Several machines: [bold]torchrun --nnodes 2 ... -m relgrad run RECIPE[/bold]
+
+    Exit codes: 0 done; 2 an error; 75 another process was lost; 124 ended by SIGTERM or [bold]max_hours[/bold], with a checkpoint
+    (start the same command again); 130 interrupted.
     """
-    from relgrad.commands.processes import joined, launch
+    from relgrad.commands.processes import STOPPED, joined, launch
     from relgrad.runs.build import find_recipe, resolve
     from relgrad.runs.recipe import load_recipe
     from relgrad.runs.run import run_recipe
@@ -138,7 +143,10 @@ def run(
     if processes > 1:
         again = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
         again += ["--accept-changes"] if accept_changes else []
-        raise typer.Exit(launch(["run", recipe, *(overrides or ()), *again], processes))
+        code = launch(["run", recipe, *(overrides or ()), *again], processes)
+        if code == STOPPED:
+            _say("stopped", f"continue with `{_again()}`", style="yellow")
+        raise typer.Exit(code)
     with joined() as ranks:
         for folder in run_recipe(resolved, fresh=fresh, redo=redo, accept_changes=accept_changes, ranks=ranks):
             print(f"done: {folder}")
@@ -381,11 +389,26 @@ def _say(word: str, text: str, style: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{word}: ", style=style) + Text(text))
 
 
+def _stop(what: str) -> NoReturn:
+    """End a run that a limit ended; one process of several leaves it to whoever started them to say how it goes on."""
+    from relgrad.commands.processes import STOPPED
+
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    _say(
+        "stopped", f"{what}; {f'continue with `{_again()}`' if alone else 'the same command continues'}", style="yellow"
+    )
+    raise typer.Exit(STOPPED) from None
+
+
 def _how_to_resume(command: str | None) -> str:
     if command != "run":
         return "nothing that was saved is lost"
-    again = shlex.join(["relgrad", *_without_starting_over(sys.argv[1:])])
-    return f"what was saved is safe; continue from the last checkpoint with `{again}`"
+    return f"what was saved is safe; continue from the last checkpoint with `{_again()}`"
+
+
+def _again() -> str:
+    """The command that goes on with what this one began."""
+    return shlex.join(["relgrad", *_without_starting_over(sys.argv[1:])])
 
 
 def _without_starting_over(arguments: list[str]) -> list[str]:

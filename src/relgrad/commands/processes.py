@@ -12,18 +12,22 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
+import psutil
 import typer
 
-from relgrad.core.errors import RelgradError
+from relgrad.core.errors import RelgradError, Stopped
 
 if TYPE_CHECKING:
     from relgrad.core.ranks import Ranks
 
 LOST = 75
 """Exit code of a process that ends because another one did (EX_TEMPFAIL: start the same command again)."""
+STOPPED = 124
+"""Exit code of a command that a limit ended, as of one that `timeout` ended: the same command goes on."""
 COURTESY, SILENCE = 10.0, 30.0
 """Seconds for which a process lets the first one speak, whose error it may share; and for which one with nothing of its own to say
 waits to be ended. Whoever started them ends all when one has ended, so that neither is waited for to the end."""
@@ -32,8 +36,8 @@ waits to be ended. Whoever started them ends all when one has ended, so that nei
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `python -m relgrad ARGUMENTS` in so many processes; the exit code of the first that failed, or 0.
 
-    Without OMP_NUM_THREADS every process gets its share of the processors. Raises RelgradError where a process was lost, and inside
-    a job of several processes.
+    Without OMP_NUM_THREADS every process gets its share of the processors. SIGTERM is passed on to all of them. Raises
+    RelgradError where a process was lost, and inside a job of several processes.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,9 +61,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # on SIGTERM the library would wait 30 seconds and kill
     )
     try:
-        elastic_launch(config, entrypoint=sys.executable)("-m", "relgrad", *arguments)
+        with _passing_on_sigterm() as passed:
+            elastic_launch(config, entrypoint=sys.executable)("-m", "relgrad", *arguments)
     except SignalException as error:
         if error.sigval != signal.SIGINT:
             raise
@@ -68,11 +74,35 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0 and failure.exitcode != LOST:
             return int(failure.exitcode)  # the process has said why
+        if passed and failure.exitcode == -signal.SIGTERM:
+            return 128 + signal.SIGTERM  # before there was a run to end, or the second one: as of a single process
         raise RelgradError(
             f"process {rank + 1} of {processes} (pid {failure.pid}) {_ending(failure.exitcode)}, so the others were ended too. "
             "Start the same command again: it goes on from the newest checkpoint"
         ) from None
     return 0
+
+
+@contextmanager
+def _passing_on_sigterm() -> Iterator[list[int]]:
+    """Inside it, SIGTERM goes to every process that this one started, and ends this one where there is none; those it went to."""
+    before, passed = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL, list[int]()
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        started = psutil.Process().children()
+        if not started:
+            signal.signal(signal.SIGTERM, before)
+            os.kill(os.getpid(), signal.SIGTERM)
+        for process in started:
+            with suppress(psutil.Error):
+                process.terminate()
+                passed.append(process.pid)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield passed
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _ending(exitcode: int) -> str:
@@ -104,6 +134,11 @@ def joined() -> Iterator[Ranks]:
             if met.first:
                 raise
             raise typer.Exit(130) from None
+        except Stopped:
+            if met.first:
+                raise
+            time.sleep(COURTESY)
+            raise typer.Exit(STOPPED) from None
         except Exception:
             if not met.first:
                 time.sleep(COURTESY)

@@ -1,7 +1,11 @@
-"""The one error that is written for the person at the keyboard. Standard library only."""
+"""The one error that is written for the person at the keyboard, and an end that is none. Standard library only."""
 
 from __future__ import annotations
 
 
 class RelgradError(Exception):
     """An error whose message says what was received, what is allowed and how to fix it; the CLI prints it bare."""
+
+
+class Stopped(Exception):
+    """A run that ended between two steps because a limit was reached: nothing failed, and the same command goes on."""

@@ -9,6 +9,7 @@
     evaluations.jsonl        one object per evaluation: step, name, score, low, high (95 % interval over `over`), n, …
     cooled.json              the untrained start, cooled to where the trained policy went: one evaluation, on request
     warnings.jsonl           named warnings as they were printed: step, name, evidence, advice
+    training.log             what the stage told people, with times; appended to when the run goes on
     films.jsonl              one object per text that was written in several steps: step, prompt, frames, final, ids
     audit.json               what a judge stage's audit found
     fingerprints.json        the files that the recipe names, as they were; see named_files.py
@@ -190,20 +191,20 @@ class RunDir:
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise RelgradError(f"{self.checkpoints} is a file, and a folder belongs there: move it away")
         notes = [
-            self._set_aside(name) for name in ("environment.json", "report.html", COOLED) if (self.root / name).is_dir()
+            self.set_aside(name) for name in ("environment.json", "report.html", COOLED) if (self.root / name).is_dir()
         ]
         for name in FOR_PEOPLE:
             try:
                 self._rewind_lines(name, step)
             except RelgradError as error:
-                notes.append(f"{error}; {self._set_aside(name)}")
+                notes.append(f"{error}; {self.set_aside(name)}")
         if (self.root / COOLED).is_file() and self.cooled().get("step") not in range(step + 1):
             (self.root / COOLED).unlink()
         if (self.root / "samples").exists() and not (self.root / "samples").is_dir():
-            notes.append(self._set_aside("samples"))
+            notes.append(self.set_aside("samples"))
         for number, path in self.sample_files():
             if number > step and path.is_dir():
-                notes.append(self._set_aside(f"samples/{path.name}"))
+                notes.append(self.set_aside(f"samples/{path.name}"))
             elif number > step:
                 path.unlink()
         for unfinished in (*self.root.glob(".*.tmp"), *self.root.glob("samples/.*.tmp")):
@@ -216,7 +217,7 @@ class RunDir:
             kept = lines_until(path, step)
             write_atomic(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
-    def _set_aside(self, name: str) -> str:
+    def set_aside(self, name: str) -> str:
         """Give a damaged file, or a folder in the place of a file, another name; a sentence that says so."""
         path = self.root / name
         free = (path.with_name(f"{path.name}.damaged{n or ''}") for n in range(1000))

@@ -125,6 +125,14 @@ def hide(text: str) -> str:
     return text
 
 
+def hide_known(text: str) -> str:
+    """The text without any secret this process knows of: references' values, those of variables that name one, known formats."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST and is_secret(name, value):
+            text = text.replace(value, HIDDEN)
+    return hide_patterns(hide(text))
+
+
 def hide_in(value: Any) -> Any:
     """Nested plain data without any value that a reference stood for; itself where there was none."""
     if not _values:

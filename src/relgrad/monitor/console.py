@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import rich.box
@@ -53,6 +53,7 @@ class Console:
     total_steps  the last step's number; `first_step` of them are already done when a run resumes
     every        steps between two plain lines; by default about 20 lines per run
     figures      metrics to show in place of `FIGURES`, under their own names
+    transcript   is given every line, those of steps also where the display is redrawn in place
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Console:
         every: int | None = None,
         file: TextIO | None = None,
         figures: Sequence[str] | None = None,
+        transcript: Callable[[str], None] | None = None,
     ) -> None:
         self.title, self.total_steps, self.first_step = title, total_steps, first_step
         self.every = every or max(1, total_steps // LINES_PER_RUN)
         self.file = file or sys.stdout
         self.figures = FIGURES if figures is None else {name: name for name in figures}
+        self.transcript = transcript
         self.started = time.monotonic()
         self.metrics: dict[str, float] = {}
         self.records: list[Mapping[str, Any]] = []
@@ -111,9 +114,10 @@ class Console:
         self.metrics = dict(metrics)
         if self.live:
             self.progress.update(self.task, completed=step)
-        elif step % self.every == 0 or step in (self.first_step + 1, self.total_steps):
+        if step % self.every == 0 or step in (self.first_step + 1, self.total_steps):
             figures = "  ".join(f"{name} {value}" for name, value in self._figures())
-            self._line(f"{self.title}  step {step}/{self.total_steps}  {figures}  left {self._time_left(step)}")
+            line = f"{self.title}  step {step}/{self.total_steps}  {figures}  left {self._time_left(step)}"
+            self._keep(line) if self.live else self._line(line)
 
     def busy(self, what: str, done: int, total: int) -> None:
         """Show how far something other than training has come ("evaluating", 16 of 100); gone when it is complete."""
@@ -151,10 +155,15 @@ class Console:
 
     def _line(self, text: str, style: str = "") -> None:
         text = printable(text, keep="\n")
+        self._keep(text)
         if self.live:
             self.live.console.print(Text(text, style=style))
         else:
             print(text, file=self.file, flush=True)
+
+    def _keep(self, text: str) -> None:
+        if self.transcript is not None:
+            self.transcript(text)
 
     def _figures(self) -> list[tuple[str, str]]:
         return [(label, number(self.metrics[key])) for key, label in self.figures.items() if key in self.metrics]

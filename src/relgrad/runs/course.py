@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from relgrad.core.errors import RelgradError
+from relgrad.core.errors import RelgradError, Stopped
 from relgrad.core.protocols import Filmed, Tracker
 from relgrad.core.randomness import generator
-from relgrad.core.ranks import Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.core.types import StepRecord
 from relgrad.evaluation.held_out import film
 from relgrad.monitor.console import Console
 from relgrad.monitor.diagnose import diagnose
 from relgrad.runs.evaluations import Evaluations
+from relgrad.runs.limits import Limits
 from relgrad.stages.kind import StageParts, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
@@ -27,23 +27,35 @@ class Course:
     """What happens before the first step (`begin`) and after every step (`after`), in all processes; the first one writes."""
 
     def __init__(
-        self, stage: Stage, task: Task, parts: StageParts, folder: RunDir, voices: tuple[Tracker, Console], ranks: Ranks
+        self,
+        stage: Stage,
+        task: Task,
+        parts: StageParts,
+        folder: RunDir,
+        voices: tuple[Tracker, Console],
+        limits: Limits,
     ) -> None:
-        self.stage, self.task, self.parts, self.folder, self.ranks = stage, task, parts, folder, ranks
+        self.stage, self.task, self.parts, self.folder = stage, task, parts, folder
+        self.limits, self.ranks = limits, limits.ranks
         self.trackers, self.console = voices
         self.total: int = loop_settings(stage).steps
-        self.evaluations = Evaluations(stage, task, parts, folder, self.console, ranks)
+        self.evaluations = Evaluations(stage, task, parts, folder, self.console, self.ranks)
         self.records = folder.lines("metrics.jsonl")
         self.warned = {warning.get("name") for warning in folder.lines("warnings.jsonl")}
 
     def begin(self, first: int) -> None:
-        """Evaluate before the first step, or read what was found then; `first` steps are done already."""
+        """Evaluate before the first step, or read what was found then; `first` steps are done already.
+
+        Raises Stopped where a limit was reached meanwhile.
+        """
         if self.evaluations.begin(first):
             self._film(0)
+        if limit := self.limits.reached(self.stage.max_hours):
+            raise Stopped(f"{limit}, before step {first + 1} of {self.total} of {self.folder.root}; nothing is lost")
 
     def after(self, record: StepRecord) -> bool:
-        """Log, evaluate, save; whether this was the last step."""
-        step = record.step
+        """Log, evaluate, save; whether this was the last step. Raises Stopped where a limit is reached and others are left."""
+        step, self.limits.stepped = record.step, True
         self.parts.after_step(record)
         self._log(record)
         evaluated = self._evaluate(step)
@@ -51,9 +63,11 @@ class Course:
             self._end(step)
             return True
         self._warn(step)
-        every = self.stage.checkpoint.every
-        if evaluated or (every and step % every == 0):
+        limit, every = self.limits.reached(self.stage.max_hours), self.stage.checkpoint.every
+        if evaluated or limit or (every and step % every == 0):
             self._save()
+        if limit:
+            raise Stopped(f"{limit}, after step {step} of {self.total} of {self.folder.root}; its checkpoint is saved")
         return False
 
     def conclude(self, step: int) -> bool:

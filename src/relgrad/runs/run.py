@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from relgrad.core.allocator import keep_freed_memory
-from relgrad.core.errors import RelgradError
+from relgrad.core.errors import RelgradError, Stopped
 from relgrad.core.memory import OutOfMemory
 from relgrad.core.protocols import Noted
 from relgrad.core.ranks import ALONE, Ranks
@@ -28,16 +28,18 @@ from relgrad.runs.build import (
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
 from relgrad.runs.evaluations import finished
+from relgrad.runs.limits import Limits, watched
 from relgrad.runs.lock import held
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.same_recipe import require_same_recipe
 from relgrad.runs.tracking import open_trackers
+from relgrad.runs.training_log import TrainingLog
 from relgrad.runs.yaml_text import write_yaml
 from relgrad.stages.kind import Materials, StageParts, kind_of, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
 from relgrad.training import checkpoint
-from relgrad.training.grpo import train
+from relgrad.training.grpo import Loop, train
 
 UNWRITABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
@@ -61,18 +63,18 @@ def run_recipe(
     `fresh` starts over, `redo` from the stage of that label on, keeping those before it. Every process of `ranks` calls it, and the
     first one writes. Returns the stage folders. Raises RelgradError when another process writes there; when a folder that is not
     started over holds a run of another recipe, or one whose files have changed since (unless `accept_changes`); and for a reward of
-    a later stage that may not serve, as soon as that is known.
+    a later stage that may not serve, as soon as that is known. Raises Stopped where SIGTERM or `max_hours` ended it before its end.
     """
     keep_freed_memory()
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
     anew = first_fresh(folders, fresh, redo)
-    with held([folder.parent for folder in folders], ranks) as require_held:
+    with watched(ranks) as limits, held([folder.parent for folder in folders], ranks) as require_held:
         ranks.together(lambda: _require_same(recipe, folders[:anew], accept_changes) if ranks.first else None)
         for folder in folders[anew:]:
             RunDir(folder, writes=ranks.first).clear()
         ranks.wait()
-        _run_stages(recipe, folders, ranks, require_held)
+        _run_stages(recipe, folders, limits, require_held)
     return folders
 
 
@@ -88,23 +90,25 @@ def _require_same(recipe: Recipe, folders: Sequence[Path], accept_changes: bool)
             named_files.write(RunDir(folder), stage, changed)
 
 
-def _run_stages(recipe: Recipe, folders: Sequence[Path], ranks: Ranks, require_held: Callable[[], None]) -> None:
+def _run_stages(recipe: Recipe, folders: Sequence[Path], limits: Limits, require_held: Callable[[], None]) -> None:
     for i, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
+        if limit := limits.reached(stage.max_hours):
+            raise Stopped(f"{limit}, before the stage {folder}; nothing is lost")
         before = [folders[j] for j in range(i) if kind_of(recipe.stages[j]).trains_policy]
-        StageRun(stage, folder, before[-1] if before else None, ranks, require_held).run()
-        ranks.together(partial(require_rewards, recipe, i))
-    if len(folders) > 1 and ranks.first:
+        StageRun(stage, folder, before[-1] if before else None, limits, require_held).run()
+        limits.ranks.together(partial(require_rewards, recipe, i))
+    if len(folders) > 1 and limits.ranks.first:
         report(folders[0].parent)
 
 
-def report(folder: Path) -> None:
+def report(folder: Path, say: Callable[[str], None] = print) -> None:
     """Write a report and say where it is. One that cannot be written is said so too: it is for people, and ends no run."""
     try:
-        print(f"report: {write_report(folder)}")
+        say(f"report: {write_report(folder)}")
     except Exception as error:
-        print(
-            f"no report could be written ({type(error).__name__}: {error}); the run itself is complete. `relgrad report {folder}` "
-            "writes one"
+        say(
+            f"no report could be written ({type(error).__name__}: {error}); the run itself has everything. `relgrad report "
+            f"{folder}` writes one"
         )
 
 
@@ -112,15 +116,24 @@ class StageRun:
     """One stage of whatever kind, from its settings and folder: builds, resumes, trains, evaluates, saves, reports."""
 
     def __init__(
-        self, stage: Stage, folder: Path, start: Path | None, ranks: Ranks, require_held: Callable[[], None]
+        self, stage: Stage, folder: Path, start: Path | None, limits: Limits, require_held: Callable[[], None]
     ) -> None:
-        self.stage, self.previous, self.ranks, self.require_held = stage, start, ranks, require_held
-        self.run_dir = RunDir(folder, writes=ranks.first)
+        self.stage, self.previous, self.require_held = stage, start, require_held
+        self.limits, self.ranks = limits, limits.ranks
+        self.run_dir = RunDir(folder, writes=self.ranks.first)
+        self.log = TrainingLog(self.run_dir)
         self.total: int = loop_settings(stage).steps
         self.title = f"{stage.name}/{folder.name}"
 
     def run(self) -> None:
-        """Train to the last step, unless that was done before. Raises RelgradError when the folder cannot be written."""
+        """Train to the last step, unless that was done before, or until a limit is reached, which raises Stopped.
+
+        Raises RelgradError when the folder cannot be written.
+        """
+        with self.log:
+            self._run_or_skip()
+
+    def _run_or_skip(self) -> None:
         try:
             if self.ranks.same(finished(self.run_dir, self.total, self.stage.evaluation.patience)):
                 print(f"{self.title}: finished before ({self.run_dir.root}); --fresh starts over")
@@ -146,7 +159,7 @@ class StageRun:
         return f"The newest complete checkpoint is step {saved[-1]}" if saved else "There is no checkpoint yet"
 
     def _run(self) -> None:
-        print(f"{self.title}: loading the task and the policy ...", flush=True)
+        self._say(f"{self.title}: loading the task and the policy ...")
         task, parts = self.ranks.together(self._build)
         newest = checkpoint.latest(self.run_dir.checkpoints)
         if newest is not None:
@@ -155,32 +168,47 @@ class StageRun:
         set_aside = self.run_dir.rewind(first if newest is not None else -1)
         self._write_head(task, parts, begun=newest is not None)
         mirrors = self.stage.trackers if self.ranks.first else ()
-        trackers = open_trackers(mirrors, self.run_dir, title=self.title, config=self.stage.used, first_step=first)
+        trackers = open_trackers(
+            mirrors, self.run_dir, title=self.title, config=self.stage.used, first_step=first, warn=self._say
+        )
         self.ranks.wait()  # from here on the folder holds what happened up to `first`, for everybody
-        with trackers, Console(self.title, self.total, first_step=first, figures=parts.figures) as console:
-            for note in (*set_aside, *(parts.policy.notes if isinstance(parts.policy, Noted) else ())):
-                console.note(note)
-            if first:
-                console.note(f"resumed after step {first}")
-            course = Course(self.stage, task, parts, self.run_dir, (trackers, console), self.ranks)
-            course.begin(first)
-            try:
-                if not (first and course.conclude(first)):
-                    train(parts.loop, partial(self._after, course))
-            except OutOfMemory:
-                course.keep()
-                raise
+        console = Console(self.title, self.total, first_step=first, figures=parts.figures, transcript=self.log.write)
+        try:
+            with trackers, console:
+                for note in (*set_aside, *(parts.policy.notes if isinstance(parts.policy, Noted) else ())):
+                    console.note(note)
+                if first:
+                    console.note(f"resumed after step {first}")
+                self._train(Course(self.stage, task, parts, self.run_dir, (trackers, console), self.limits), parts.loop)
+        except Stopped:
+            self._report()
+            self.ranks.wait()  # until the first one has written it
+            raise
         for rewards in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewards.close()
         self._report()
+
+    def _train(self, course: Course, loop: Loop) -> None:
+        first = loop.step
+        course.begin(first)
+        try:
+            if not (first and course.conclude(first)):
+                train(loop, partial(self._after, course))
+        except OutOfMemory:
+            course.keep()
+            raise
 
     def _after(self, course: Course, record: StepRecord) -> bool:
         self.require_held()
         return course.after(record)
 
+    def _say(self, text: str) -> None:
+        print(text, flush=True)
+        self.log.write(text)
+
     def _report(self) -> None:
         if self.ranks.first:
-            report(self.run_dir.root)
+            report(self.run_dir.root, self._say)
 
     def _build(self) -> tuple[Task, StageParts]:
         start = None

@@ -59,6 +59,12 @@ class Stage(Strict):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="hours after which a command ends, with a checkpoint, and can go on",
+    )
 
     @model_validator(mode="after")
     def _evaluation_scores(self) -> Stage:
