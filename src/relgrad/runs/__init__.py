@@ -7,6 +7,8 @@ original_config.py Python configuration files of the diffusion-GPT trainer
 build.py           every part found by its kind, checked, built
 run.py             stages run one after the other, continued where they were stopped
 course.py          what happens between the steps: log, warn, evaluate, end, save
+limits.py          SIGTERM and max_hours end a command between two steps
+training_log.py    what a stage told people, with times and tracebacks
 evaluations.py     which part of the task is looked at when, and what is decided by it
 same_recipe.py     whether a run folder holds a run of this recipe
 named_files.py     the files that a recipe names, and whether they are those that a run began with

@@ -26,7 +26,13 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     file = folder / "recipe.yaml"
     if not file.exists() or not checkpoint.steps(folder / "checkpoints"):
         return
-    free = {"out", "trackers", "max_hours", f"{kind_of(stage).loop}.micro_batch_tokens", "policy.gradient_checkpointing"}
+    free = {
+        "out",
+        "trackers",
+        "max_hours",
+        f"{kind_of(stage).loop}.micro_batch_tokens",
+        "policy.gradient_checkpointing",
+    }
     if loop_settings(stage).lr_scheduler_type == "constant":
         free.add(f"{kind_of(stage).loop}.steps")
     here, there = _flat(stage.used), _flat(written_recipe(file))
