@@ -25,6 +25,8 @@ def serve(connection_number: int, lifeline: int) -> None:
     """Answer on one inherited file (a Connection) until it closes; end with the whole group when the other, a pipe, closes."""
     for number in (connection_number, lifeline):
         os.set_inheritable(number, False)
+    # sent to all processes of a job, it is for the run to act on: it may have a step to finish, and this process ends with it
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     end_with(lifeline)
     connection = Connection(connection_number)
     try:
