@@ -28,6 +28,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.monitor.report import write_report
 from relgrad.runs import lock, named_files
 from relgrad.runs.build import RECIPES, resolve
+from relgrad.runs.contenders import open_one
 from relgrad.runs.lock import Lock, held, machine
 from relgrad.runs.plan import plan
 from relgrad.runs.recipe import Recipe, load_recipe, parse_recipe
@@ -333,6 +334,9 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_the_older_one_named(copie
     flip(newest / "model.safetensors")
     with pytest.raises(RelgradError, match=r"step_000002/model\.safetensors does not hold what was saved"):
         COMMANDS["sample"]()
+    with pytest.raises(RelgradError, match=r"step_000002/model\.safetensors does not hold what was saved"):
+        open_one(str(newest), [])
+    open_one(str(STAGE / "checkpoints" / "step_000001"), [])
     newest.rename("elsewhere")
     COMMANDS["resume"]()
     assert checkpoint.steps(STAGE / "checkpoints") == [1, 2, 3]

@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import OpensAdapters
 from relgrad.core.settings import Component
+from relgrad.runs import named_files
 from relgrad.runs.build import resolve_stage
 from relgrad.runs.recipe import parse_recipe
+from relgrad.runs.same_recipe import written_recipe
 from relgrad.runs.use import open_source, read_stage
 from relgrad.stages.settings import Stage
+from relgrad.training import checkpoint
 
 ADAPTER = "adapter_config.json"
 ADAPTER_KIND = "autoregressive"
@@ -58,7 +59,10 @@ def open_one(source: str, overrides: Sequence[str]) -> Opened:
     """A run or stage folder, a recipe, one checkpoint of a run, or the folder of a bare adapter."""
     path = Path(source)
     if (path / "trainer" / "state.json").is_file() and (path.parents[1] / "recipe.yaml").is_file():
-        return Opened(source, read_stage(path.parents[1], overrides), path)
+        checkpoint.require_undamaged(path, trainer=False)
+        stage = read_stage(path.parents[1], overrides)
+        named_files.warn_of_changes(path.parents[1], stage)
+        return Opened(source, stage, path)
     if (path / ADAPTER).is_file():
         return Opened(source, None, path)
     stage, start = open_source(source, overrides)
@@ -119,7 +123,7 @@ def _recipe_until(folder: Path) -> list[Any]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     """A stage's settings with their defaults; as written where they are legal no more."""
-    written: dict[str, Any] = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    written = written_recipe(folder / "recipe.yaml")
     try:
         return resolve_stage(parse_recipe(written, source=str(folder)).stages[0]).used
     except RelgradError:
