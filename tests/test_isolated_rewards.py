@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from relgrad.core.types import Output, Prompt, RewardTable, Score
 from relgrad.rewards import _child
 from relgrad.rewards._answers import Group, Unanswered
 from relgrad.rewards._calling import Caller
-from relgrad.rewards._process import Order, _Life
+from relgrad.rewards._process import Order, Ready, _Life
 from relgrad.rewards.combine import Isolated, RewardSet
 from relgrad.runs.build import build_rewards
 from test_rewards import rollouts
@@ -174,7 +175,33 @@ def test_what_goes_wrong_in_building_is_told(folder: Path) -> None:
             _child._build(order)
 
 
-def test_a_process_that_cannot_start_says_why_and_leaves_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relgrad.rewards._process.START", "import sys; sys.exit(4)")
+ANSWERS_ONCE = """
+import sys
+from multiprocessing.connection import Connection
+asked = Connection(int(sys.argv[2]))
+for answer in ANSWERS:
+    asked.recv_bytes()
+    asked.send_bytes(answer)
+asked.recv_bytes()
+sys.exit(3)
+"""
+
+
+def test_a_process_that_cannot_start_says_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first time it is an error, later it may be bad luck: the completions are unscored."""
+
+    def start(code: str) -> None:
+        monkeypatch.setattr("relgrad.rewards._process.START", code)
+
+    start("import sys; sys.exit(4)")
     with pytest.raises(RelgradError, match="reward 'act': its process ended with exit code 4 while it was starting"):
-        build_rewards([component("mine.py:act")], 1.0)
+        build_rewards([component("mine.py:act")], 60.0)
+    replies = [pickle.dumps(Ready(is_async=False)), pickle.dumps([[Score(0.5)]])]
+    start(ANSWERS_ONCE.replace("ANSWERS", repr(replies), 1))
+    rewards = build_rewards([component("mine.py:act")], 60.0)
+    assert answers(rewards, "").value_BR.tolist() == [[0.5]]
+    assert answers(rewards, "").why == ("act: its process ended with exit code 3",)
+    start("import sys; sys.exit(4)")
+    again = "reward 'act': its process ended with exit code 4 while it was starting"
+    assert answers(rewards, "").why == (f"act: could not be started again: {again}",)
+    rewards.close()

@@ -15,6 +15,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -32,6 +33,8 @@ LATE = 2.0
 """Seconds that a process may be late with the answer of a coroutine, which it cancels itself."""
 FAREWELL = 2.0
 """Seconds that a process has to end by itself."""
+PATIENCE = 60.0
+"""Seconds that a process has at least to be ready again after it was ended."""
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from relgrad.rewards._child import serve; "
     "serve(int(sys.argv[2]), int(sys.argv[3]))"
@@ -123,14 +126,21 @@ class IsolatedRunner:
         self._order = Order(name, reward, seconds)
         self._worker = Worker()
         self._life: _Life | None = _Life(self._order)
-        self._ready: Ready | None = None
+        self._ready = self._is_async = False
+        self._patience: float | None = None
         self._answers: Future[list[Answer]] | None = None
         self._stopped = False
 
     def wait(self) -> None:
-        """Until the reward is built. Raises RelgradError, with what went wrong there."""
-        if self._ready is None:
-            self._ready = self._started()
+        """Until the reward is built. Raises RelgradError, with what went wrong there.
+
+        The first time takes as long as it takes, as building a reward does; later ones, at most ten times as long or a minute.
+        """
+        if not self._ready:
+            began = time.monotonic()
+            self._is_async = self._started().is_async
+            self._ready = True
+            self._patience = max(PATIENCE, 10 * (time.monotonic() - began))
 
     def begin(self, groups: Sequence[Group], step: int) -> None:
         self._stopped = False
@@ -153,9 +163,7 @@ class IsolatedRunner:
 
     def _ask_all(self, groups: Sequence[Group], step: int) -> list[Answer]:
         """All at once where the reward is a coroutine, which is then cancelled by the process itself."""
-        self.wait()
-        assert self._ready is not None
-        if self._ready.is_async:
+        if self._is_async:
             return self._ask(groups, step, self._order.seconds + LATE)
         answers: list[Answer] = []
         for group in groups:
@@ -165,7 +173,10 @@ class IsolatedRunner:
         return answers
 
     def _ask(self, groups: Sequence[Group], step: int, seconds: float) -> list[Answer]:
-        self.wait()
+        try:
+            self.wait()
+        except RelgradError as error:  # it could be started before, so this may be bad luck
+            return [Unanswered(f"could not be started again: {error}")] * len(groups)
         assert self._life is not None
         life = self._life
         try:
@@ -193,11 +204,12 @@ class IsolatedRunner:
         if self._life is None:
             self._life = _Life(self._order)
         try:
-            reply = self._life.connection.recv()
+            late = not self._life.connection.poll(self._patience)
+            reply = Mistake(f"was not ready within {self._patience:g} s") if late else self._life.connection.recv()
         except (EOFError, OSError):
             reply = Mistake(f"reward {self._order.name!r}: its process {self._life.ending} while it was starting")
         if isinstance(reply, Mistake):
-            self._drop()
+            self._drop(at_once=True)
             raise RelgradError(reply.message)
         ready: Ready = reply
         return ready
@@ -209,7 +221,7 @@ class IsolatedRunner:
 
     def _drop(self, at_once: bool = False) -> None:
         """End the process; the next call starts another."""
-        life, self._life, self._ready = self._life, None, None
+        life, self._life, self._ready = self._life, None, False
         if life is not None:
             if at_once:
                 _kill(life.process)
