@@ -508,7 +508,8 @@ def test_judge_without_an_audit(fill: Path, tmp_path: Path):
 def test_judge_below_the_bar(fill: Path, tmp_path: Path, found: float):
     message = refused("run", fill, judge(fill, tmp_path / "judge", within_group_correlation=found))
     assert re.search(
-        rf"judge .*/judge may not reward: .*by {found:.3f}, min_within_group asks for 0\.25\. Train", message
+        rf"judge .*/judge may not reward: .*by {found:.3f} \[nan, nan\], min_within_group asks for 0\.25\. Train",
+        message,
     )
 
 

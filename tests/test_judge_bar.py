@@ -99,35 +99,37 @@ def test_going_on_does_not_start_over():
     assert again == ["run", "r", "a=1", "--processes", "2"]
 
 
+LITTLE = "It has learnt little, so there is little to tell apart: train it several times as long. "
+MORE = (
+    ". The interval holds 0.25: an audit of more prompts than these 32 would tell (audit_prompts of the judge, held_out_size of "
+    "the task)"
+)
+
+
 @pytest.mark.parametrize(
-    ("head", "share", "advice"),
+    ("head", "share", "high", "advice"),
     [
-        (
-            "positions",
-            0.076,
-            "The generator is right in 7.6% of the holes, and ' ' in every hole would be right in 16.0%: there is little that a "
-            "judge could tell apart. Train the generator longer, several times as long, and then the judge",
-        ),
-        (
-            "positions",
-            0.3,
-            "The generator is right in 30.0% of the holes. Train the judge longer, or lower min_within_group",
-        ),
+        ("positions", 0.076, 0.34, f"{LITTLE}Train the judge longer, or lower min_within_group{MORE}"),
+        ("positions", 0.3, 0.34, f"Train the judge longer, or lower min_within_group{MORE}"),
+        ("positions", 0.3, 0.22, "Train the judge longer, or lower min_within_group"),
         (
             "sequence",
             0.3,
-            "Train the judge longer, let it score positions (head: positions), or lower min_within_group",
+            0.22,
+            "Train the judge longer and let it score positions (head: positions), or lower min_within_group",
         ),
     ],
 )
-def test_the_advice_fits_the_cause(head: str, share: float, advice: str):
+def test_the_advice_fits_the_cause(head: str, share: float, high: float, advice: str):
     settings = refill.Settings.model_validate({"head": head, "init": "random"})
     judge = refill.build(settings, 0, fill_in.toys()["rotary"]().policy).judge
-    figures = {"within_group_correlation": 0.21, "mean_share_right": share}
-    judge.audit = {**figures, "most_frequent": " ", "most_frequent_share": 0.16}
+    figures = {"within_group_correlation": 0.21, "within_group_low": 0.13, "within_group_high": high, "prompts": 32}
+    judge.audit = {**figures, "mean_share_right": share, "most_frequent": " ", "most_frequent_share": 0.16}
     with pytest.raises(RelgradError) as refusal:
         check_audit(judge, "j", 0.25)
-    assert str(refusal.value).endswith(advice)
+    rule = f"by 0.210 [0.130, {high:.3f}], min_within_group asks for 0.25. "
+    shares = f"The generator is right in {share:.1%} of the holes, and ' ' in every hole would be right in 16.0%. "
+    assert str(refusal.value).endswith(rule + shares + advice)
 
 
 def test_an_audit_says_what_the_commonest_symbol_would_get_right():

@@ -73,24 +73,30 @@ def check_audit(judge: Judge, source: str, least: float) -> None:
             f"`relgrad audit {source} --generator RUN` (with --out FOLDER for a .pt file); require_audit: false trusts it blindly"
         )
     if math.isnan(correlation) or correlation < least:
+        low, high = (judge.audit.get(f"within_group_{end}", math.nan) for end in ("low", "high"))
         raise RelgradError(
-            f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {correlation:.3f}, "
-            f"min_within_group asks for {least}. {_advice(judge)}"
+            f"judge {source} may not reward: within groups of one prompt its score goes along with the truth by {correlation:.3f} "
+            f"[{low:.3f}, {high:.3f}], min_within_group asks for {least}. {_advice(judge, least)}"
         )
 
 
-def _advice(judge: Judge) -> str:
-    """What helps a judge that did not pass: a better generator where there is little to tell apart, else a better judge."""
-    right, by_chance = (judge.audit.get(name) for name in ("mean_share_right", "most_frequent_share"))
-    if right is not None and by_chance is not None and right < by_chance:
-        symbol = judge.audit["most_frequent"]
-        return (
-            f"The generator is right in {right:.1%} of the holes, and {symbol!r} in every hole would be right in {by_chance:.1%}: "
-            "there is little that a judge could tell apart. Train the generator longer, several times as long, and then the judge"
+def _advice(judge: Judge, least: float) -> str:
+    """What helps a judge that did not pass: a better generator, a longer training of the judge, a larger audit."""
+    audit, advice = judge.audit, []
+    right, by_chance = audit.get("mean_share_right"), audit.get("most_frequent_share")
+    if right is not None and by_chance is not None:
+        compared = f"and {audit['most_frequent']!r} in every hole would be right in {by_chance:.1%}"
+        advice.append(f"The generator is right in {right:.1%} of the holes, {compared}.")
+        if right < by_chance:
+            advice.append("It has learnt little, so there is little to tell apart: train it several times as long.")
+    positions = "" if judge.by_position else " and let it score positions (head: positions)"
+    advice.append(f"Train the judge longer{positions}, or lower min_within_group.")
+    if audit.get("within_group_high", -math.inf) >= least:
+        advice.append(
+            f"The interval holds {least}: an audit of more prompts than these {audit['prompts']} would tell (audit_prompts of the "
+            "judge, held_out_size of the task)"
         )
-    share = "" if right is None else f"The generator is right in {right:.1%} of the holes. "
-    positions = "" if judge.by_position else ", let it score positions (head: positions)"
-    return f"{share}Train the judge longer{positions}, or lower min_within_group"
+    return " ".join(advice).removesuffix(".")
 
 
 class JudgeReward:
