@@ -45,7 +45,7 @@ def tokenizer(template: str | None = None, end_of_turn: str | None = "<end_of_tu
 def encoder(of: Any, **settings: Any) -> Encoder:
     """An encoder whose completions may end with <eos> or the last entry of the tokenizer."""
     chosen = Settings(model="m", **{"max_completion_length": 4, **settings})
-    return Encoder(of, chosen, 512, end_ids=(EOS, len(of) - 1), end_id=EOS)
+    return Encoder(of, chosen, 512, len(of), end_ids=(EOS, len(of) - 1), end_id=EOS)
 
 
 def text_of(of: Any, content: str | Sequence[Message], **settings: Any) -> str:
@@ -115,7 +115,7 @@ def test_only_targets_have_to_leave_room_for_targets():
     of = tokenizer()
     prompt_P, target_T = encoder(of, max_completion_length=512).example(Example(Prompt("ab"), "c"))
     assert (len(prompt_P), len(target_T)) == (2, 2)
-    with pytest.raises(RelgradError, match=r"prompt 0 has 2 tokens; with 513 for the completion"):
+    with pytest.raises(RelgradError, match=r"prompt 0 has 2 tokens and its target 513, the end of sequence included"):
         encoder(of).example(Example(Prompt("ab"), "c" * 512))
 
 

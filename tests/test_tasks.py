@@ -164,6 +164,7 @@ BROKEN = {
         ("prompt,answer\na,1,2\n", r"line 2: not the 2 cells"),
         ('prompt,answer\n"a,1\n', "not valid CSV"),
         ("prompt,answer\n", "the dataset is empty"),
+        ("prompt,answer,prompt\na,1,b\n", r"line 1: two columns are called 'prompt'"),
     ],
     "a.parquet": [("not parquet", "not valid Parquet")],
     "a.txt": [("hello", r"cannot read \.txt; known: \.jsonl")],

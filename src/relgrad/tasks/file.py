@@ -117,6 +117,9 @@ def _csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            names = list(reader.fieldnames or ())
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise RelgradError(f"{path}, line 1: two columns are called {twice[0]!r}; give each a name of its own")
             for row in reader:
                 if None in row or None in row.values():
                     width = len(reader.fieldnames or ())

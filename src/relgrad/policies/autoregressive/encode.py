@@ -144,7 +144,8 @@ class Encoder:
 
         if not self.tokenizer.chat_template:
             raise RelgradError(
-                f"prompt {prompt.id} is a chat, but model {self.settings.model!r} has no chat template: give plain text"
+                f"prompt {prompt.id} is a chat, but model {self.settings.model!r} has no chat template: give plain text, "
+                "and leave policy.chat, policy.system_prompt and the task's chat and system out"
             )
         try:
             return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, **options))

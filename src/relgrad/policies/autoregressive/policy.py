@@ -62,6 +62,11 @@ class AutoregressivePolicy:
         self.weights = Keeper(model)
         self.causal_lm = bare(model)
         self.device = next(model.parameters()).device
+        entries = self.causal_lm.get_input_embeddings().weight.shape[0]
+        if foreign := [token for token in settings.eos_token_ids if not 0 <= token < entries]:
+            raise RelgradError(
+                f"policy.eos_token_ids: model {settings.model!r} cannot write id {foreign[0]}; it has 0 to {entries - 1}"
+            )
         self.eos_ids = causal.eos_ids(self.causal_lm, tokenizer, settings.eos_token_ids)
         if not self.eos_ids:
             raise RelgradError(f"model {settings.model!r} names no end-of-sequence id: set policy.eos_token_ids")
@@ -71,7 +76,7 @@ class AutoregressivePolicy:
             tokenizer,
             settings,
             causal.context(self.causal_lm.config),
-            entries=self.causal_lm.get_input_embeddings().weight.shape[0],
+            entries=entries,
             end_ids=tuple(self.eos_ids),
             end_id=end_id,
         )
