@@ -155,7 +155,7 @@ class Evaluations:
         )
         self.console.note(
             f"the start cooled to temperature {number(record['temperature'])}{nearer}: score {number(record['score'])} "
-            f"{ends_of(record, number)}; the trained policy is {number(difference)} beyond it {beyond}"
+            f"{ends_of(record, number)}; the trained policy's score minus that: {number(difference)} {beyond}"
         )
 
     def _evaluate(self, part: Part, step: int, weights: int) -> None:
