@@ -16,7 +16,7 @@ from relgrad.core.types import Output, Prompt, Score
 class Settings(Strict):
     """`full`: the whole completion matches; `partial`: some part does. Flags are written inline: `(?is)...`.
 
-    A pattern that backtracks without end holds the interpreter, and no time-out can interrupt it.
+    A pattern that backtracks without end holds the interpreter, and only `isolate: process` ends it at the time-out.
     """
 
     pattern: str
