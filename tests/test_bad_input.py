@@ -687,7 +687,7 @@ def test_checkpoint_folder_that_lost_a_file(fill: Path, tmp_path: Path, name: st
     (folder,) = tmp_path.glob("out/r/1-grpo/checkpoints/step_000001")
     (folder / name).unlink()
     message = refused("run", fill, f"policy.checkpoint={tmp_path / 'out' / 'r' / '1-grpo'}", "name=other")
-    assert re.search(rf"step_000001: no {re.escape(name)}; give", message)
+    assert re.search(rf"the checkpoint of step 1 is damaged: .*{re.escape(name)} is missing", message)
 
 
 # ---------------------------------------------------------------------- numbers that are not finite
