@@ -213,13 +213,29 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     wrong = recipe(out="x" * 300 if place == "long" else place)
     for refused in (lambda: run_recipe(wrong), lambda: plan(wrong)):
-        with pytest.raises(RelgradError, match=r"cannot be written: .*Set `out` and `name`"):
+        with pytest.raises(RelgradError, match=r"cannot be written: .*Give it another place"):
             refused()
     (tmp_path / "runs").mkdir()
     (tmp_path / RUN).write_text("")
     with pytest.raises(RelgradError, match=r"runs/r cannot be written"):
         run_recipe(recipe())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "my_reward.py", "runs", "text.txt"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("audit", "runs/r", "--generator", "runs/r", "--out", "text.txt/judge"),
+        ("compare", "runs/r", "--json", "text.txt/table.json"),
+        ("compare", "runs/r", "--html", "runs"),
+        ("export", "runs/r", "text.txt/ckpt.pt"),
+        ("prepare", "--text", "text.txt", "--out", "text.txt/data", "length=16"),
+    ],
+)
+def test_a_file_that_cannot_be_made_is_refused_before_the_work(copied: Path, command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, list(command), env={"COLUMNS": "400", "NO_COLOR": "1"})
+    assert result.exit_code == 2, f"{result.output} {result.exception!r}"
+    assert "cannot be written: " in result.stderr
 
 
 @pytest.mark.parametrize("name", [".", "checkpoints"])
@@ -302,6 +318,8 @@ def test_a_damaged_file_is_named_or_does_no_harm(copied: Path, name: str) -> Non
     DAMAGES[FILES.index(name) % len(DAMAGES)](STAGE / name)
     messages = refusals(name)
     assert not (name in FOR_PEOPLE and messages), messages
+    if name == named_files.FILE:
+        assert all(message.startswith(("resume", "dry run")) for message in messages), messages
     if "step_000002" in name:
         assert any(message.startswith("resume") for message in messages), messages
 
@@ -469,7 +487,7 @@ def test_files_that_come_and_go_in_a_folder_are_changes(copied: Path, monkeypatc
 def test_another_file_in_an_override_is_no_change(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copy("text.txt", "other.txt")
     with caplog.at_level(logging.WARNING):
-        evaluate_run(str(RUN), ["task.text=other.txt", "policy.text=other.txt"])
+        evaluate_run(str(RUN), ["task.text=other.txt"])
     assert caplog.records == []
 
 

@@ -45,6 +45,11 @@ def compare(
 
     Example: [bold]relgrad compare runs/quick runs/other quick --html comparison.html[/bold]
     """
+    from relgrad.core.run_folder import require_writable_file
+
+    for file in (to_json, to_html):
+        if file is not None:
+            require_writable_file(file)
     sources, overrides = split(what)
     record = measure(sources, overrides, on=on, test_file=test_file, part=part.value)
     show(record)

@@ -87,7 +87,7 @@ class Lock:
             self._take()
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise RelgradError(
-                f"{self.folder} cannot be written: {error}. Set `out` and `name` so that out/name is a folder, or can become one"
+                f"{self.folder} cannot be written: {error}. Give it another place: set `out` and `name`"
             ) from error
         threading.Thread(target=self._beat, name="relgrad-lock", daemon=True).start()
         return self

@@ -195,8 +195,16 @@ def require_unchanged(folder: Path, stage: Stage) -> None:
 
 
 def warn_of_changes(folder: Path, stage: Stage) -> None:
-    """Say so where files that a stage's settings name are not those that the run in this folder was trained with."""
-    if changed := changes(folder, stage):
+    """Say so where files that a stage's settings name are not those that the run in this folder was trained with.
+
+    Also where that cannot be told: reading is always allowed.
+    """
+    try:
+        changed = changes(folder, stage)
+    except RelgradError as error:
+        logger.warning("%s", error)
+        return
+    if changed:
         logger.warning(
             "%s: since this run began, %s; what is judged by now may have been trained on",
             folder / FILE,

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from relgrad.core.errors import RelgradError
-from relgrad.core.run_folder import RunDir
+from relgrad.core.run_folder import RunDir, require_writable
 from relgrad.runs import named_files
 from relgrad.runs.build import first_fresh, resolve, stage_folders
 from relgrad.runs.evaluations import finished
@@ -55,17 +53,3 @@ def _start(folder: Path, stage: Stage, accept_changes: bool) -> str:
         return f"finished before, after step {checkpoint.step_of(newest)}"
     checkpoint.require_undamaged(newest)
     return f"continuing after step {checkpoint.step_of(newest)}"
-
-
-def require_writable(folder: Path) -> None:
-    """Raise RelgradError where no folder can be made or written at this path."""
-    try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
-        raise RelgradError(f"{folder} cannot be written: {error}. Set `out` and `name` to another folder") from None
-    if not there.is_dir():
-        raise RelgradError(f"{folder} cannot be written: {there} is a file. Set `out` and `name` to another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RelgradError(
-            f"{folder} cannot be written: no permission for {there}. Set `out` and `name` to another folder"
-        )

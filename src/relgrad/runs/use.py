@@ -12,7 +12,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.memory import spared
 from relgrad.core.protocols import Exported, SettledByWeights
 from relgrad.core.randomness import generator
-from relgrad.core.run_folder import RunDir, refuse_folder_of_runs
+from relgrad.core.run_folder import RunDir, refuse_folder_of_runs, require_writable_file
 from relgrad.core.types import Prompt
 from relgrad.core.whole_text import half_character
 from relgrad.evaluation.held_out import as_judged, evaluate
@@ -103,6 +103,7 @@ def export(source: str, file: Path, overrides: Sequence[str] = ()) -> list[str]:
 
     Raises RelgradError for a kind of policy that has no such format.
     """
+    require_writable_file(file)
     stage, start = open_source(source, overrides)
     policy = build_policy(stage, start)
     if not isinstance(policy, Exported):

@@ -16,7 +16,7 @@ from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Audited
 from relgrad.core.randomness import derived, generator
-from relgrad.core.run_folder import RunDir, write_json
+from relgrad.core.run_folder import RunDir, require_writable, write_json
 from relgrad.core.settings import Component, settings_of
 from relgrad.networks.weights.folder import newest
 from relgrad.stages.examples import Examples
@@ -80,13 +80,14 @@ def examine(
     """Audit the judge at `source` on what a policy writes, and save it with its audit there, or in `out`.
 
     `stage` is the judge stage whose folder `source` is; without one it is a refill judge's folder or an original .pt file. Raises
-    RelgradError for a file without `out`, and what the judge raises for a policy it cannot read.
+    RelgradError for a file without `out`, a folder that cannot be written, and what the judge raises for a policy it cannot read.
     """
     target = Path(out) if out is not None else newest(source)
     if target.is_file():
         raise RelgradError(
             f"{source}: an audit cannot be written into a .pt file; name a folder for the judge with --out"
         )
+    require_writable(target)
     component = stage.judge if isinstance(stage, Settings) and stage.judge is not None else Component(kind="refill")
     module = registry.find("judges", component.kind)
     is_checkpoint = (target / checkpoint.SUMS).is_file()
