@@ -112,6 +112,13 @@ def test_numbers_in_text(text, expected):
     assert [str(n) for n in numbers(text)] == [str(type(n)(e)) for n, e in zip(numbers(text), expected, strict=True)]
 
 
+def test_an_expected_answer_may_be_written_as_a_chat():
+    """As TRL's prompt-completion datasets have it."""
+    row = Prompt("x", {"completion": [{"role": "assistant", "content": "It is 72"}]})
+    assert scores(exact, row, ["It is 72", "72"], column="completion") == [1, 0]
+    assert scores(number, row, ["72", "71"], column="completion") == [1, 0]
+
+
 def test_number():
     gsm8k = Prompt("x", {"answer": "48/2 = 24 clips\n#### 72", "f": 0.1, "text": "none", "big": "12345678901234567890"})
     assert scores(number, gsm8k, ["24 and 48 make 72.", "72 no, 71", "nothing"]) == [1, 0, 0]

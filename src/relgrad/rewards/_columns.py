@@ -19,10 +19,17 @@ def missing_column(name: str, prompt: Prompt) -> str:
 
 
 def column(prompt: Prompt, name: str, reward: str) -> Any:
-    """The column's value (None where this row has none). Raises RelgradError when there is no such column."""
+    """The column's value (None where this row has none); of a completion written as a chat, its text.
+
+    Raises RelgradError when there is no such column.
+    """
     if name not in prompt.columns:
         raise RelgradError(f"reward {reward!r}: {missing_column(name, prompt)}")
-    return prompt.columns[name]
+    match prompt.columns[name]:
+        case [{"role": "assistant", "content": str(text)}]:
+            return text
+        case value:
+            return value
 
 
 def unscored(why: str) -> Score:
