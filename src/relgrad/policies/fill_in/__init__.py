@@ -1,6 +1,7 @@
 """Masked text, filled in at once; one decision is one masked position.
 
 settings.py  what a recipe may say
+build.py     from settings and folders to a policy
 policy.py    sampling, scoring, supervised loss, weights
 filling.py   how a position is filled: drawn, and described to an estimator
 denoise.py   writing in several steps
@@ -10,8 +11,9 @@ supervised/  supervised losses
 toy.py       tiny instances for the contract tests
 """
 
+from relgrad.policies.fill_in.build import build, settled
 from relgrad.policies.fill_in.options import SAMPLE_OPTIONS
-from relgrad.policies.fill_in.policy import FillInPolicy, build, settled
+from relgrad.policies.fill_in.policy import FillInPolicy
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.toy import toys
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
@@ -28,10 +27,8 @@ from relgrad.laws import categorical, tiled
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal.load import DTYPES
-from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
-from relgrad.networks.weights import device
+from relgrad.networks.diffusion_gpt.network import GPT
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
-from relgrad.networks.weights.folder import newest
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.fill_in.denoise import denoise
@@ -40,60 +37,9 @@ from relgrad.policies.fill_in.options import FIGURES
 from relgrad.policies.fill_in.settings import Settings
 from relgrad.policies.fill_in.supervised import critic_head, label_smoothing, mask_ratio_weight
 from relgrad.policies.fill_in.truth import beside_truth, hidden_cells
-from relgrad.text.corpus import load_text
 from relgrad.text.masking import IGNORE
 from relgrad.text.vocabulary import Vocabulary
 from relgrad.trajectories.film import describe
-
-
-def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> FillInPolicy:
-    """The policy of a recipe, going on from the folder `start` where an earlier stage saved one. Raises RelgradError."""
-    source = start or settings.checkpoint
-    if source is None:
-        model, vocabulary = new_generator(settings, seed)
-    else:
-        model, vocabulary = load_generator(Path(source))
-        if settings.critic_weight and not model.config.critic:
-            raise RelgradError(
-                f"critic_weight={settings.critic_weight:g}, but the network of {source} has no critic head: set critic_weight "
-                "from the first stage on, or leave it out"
-            )
-    policy = FillInPolicy(model.to(device.choose(settings.device)), vocabulary, settings)
-    if reference:
-        policy.freeze_reference()
-    return policy
-
-
-def settled(start: Path) -> tuple[str, ...]:
-    """See protocols.SettledByWeights: where the network is from, its sizes and its vocabulary."""
-    return ("checkpoint", "text", "symbols", *(set(GPTConfig.model_fields) & set(Settings.model_fields)))
-
-
-def new_generator(settings: Settings, seed: int) -> tuple[GPT, Vocabulary]:
-    """A new network of the settings' sizes, and the vocabulary of their text. Raises RelgradError for sizes that cannot be."""
-    vocabulary = Vocabulary.of(settings.symbols, load_text(settings.text))
-    sizes = settings.model_dump(include=set(GPTConfig.model_fields))
-    try:
-        config = GPTConfig(vocab_size=vocabulary.size, critic=settings.critic_weight > 0, **sizes)
-    except ValidationError as error:
-        raise RelgradError(f"policy: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return GPT(config), vocabulary
-
-
-def load_generator(source: Path) -> tuple[GPT, Vocabulary]:
-    """Network and vocabulary of a folder that a run saved, or of an original checkpoint file. Raises RelgradError."""
-    source = newest(source)
-    if source.is_file():
-        from relgrad.networks.diffusion_gpt import original_files
-
-        model, vocabulary = original_files.load_checkpoint(source, prefer="language_model")
-    else:
-        model, vocabulary = GPT.load(source), Vocabulary.load(source)
-    if model.config.mode != "language_model":
-        raise RelgradError(f"{source}: a {model.config.mode}, but a generator is a language_model")
-    return model, vocabulary
 
 
 class FillInPolicy:
