@@ -150,7 +150,7 @@ def reward_flat(history: History) -> Warning_ | None:
 
 
 def no_spread(history: History) -> Warning_ | None:
-    """Most groups have equal rewards, and so advantage 0."""
+    """Most groups have equal rewards, and so advantage 0. Where they are solved that is only to be noted: nothing went wrong."""
     now = history.now("frac_reward_zero_std")
     if now is None or now < NO_SPREAD:
         return None
@@ -158,7 +158,8 @@ def no_spread(history: History) -> Warning_ | None:
     evidence = f"{now:.0%} of groups have equal rewards (median of {RECENT} steps)"
     if high is not None and low is not None:
         evidence += f": {high:.0%} all at the best reward, {low:.0%} all at the worst"
-    if high is not None and high > max(low or 0.0, now / 2):
+    solved = high is not None and high > max(low or 0.0, now / 2)
+    if solved:
         advice = "The prompts are too easy by now: take harder ones, drop solved ones, or stop here."
     elif low is not None and low > max(high or 0.0, now / 2):
         advice = (
@@ -171,7 +172,7 @@ def no_spread(history: History) -> Warning_ | None:
             "Raise temperature or num_generations so that completions differ, or use a finer reward; max_resamples "
             "replaces groups without spread."
         )
-    return history.warn("no_spread", "warning", evidence, advice)
+    return history.warn("no_spread", "note" if solved else "warning", evidence, advice)
 
 
 def length_hacking(history: History) -> Warning_ | None:
