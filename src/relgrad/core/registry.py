@@ -83,7 +83,7 @@ def _users(room: str, kind: str) -> ModuleType:
         raise RelgradError(
             f"{room}: cannot import {kind!r} ({error}); give an importable module or a .py path"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = [
             f
             for f in traceback.extract_tb(error.__traceback__)

@@ -69,5 +69,5 @@ def _module(place: str) -> ModuleType:
         return registry.by_path(place, "rewards") if place.endswith(".py") else registry.by_name(place)
     except RelgradError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RelgradError(f"reward function: cannot import {place!r} ({type(error).__name__}: {error})") from error
