@@ -1,4 +1,4 @@
-"""Wrong command lines, over all commands: each ends with exit code 2 and one message, which says what is wrong, and no traceback."""
+"""Wrong command lines, over all commands: each ends with exit code 2 and one message that says what is wrong, and no traceback."""
 
 from __future__ import annotations
 
