@@ -29,7 +29,7 @@ from relgrad.commands.bar import with_bar
 from relgrad.commands.compare import Part
 from relgrad.commands.forms import app as forms
 from relgrad.commands.original_flags import as_overrides
-from relgrad.commands.sample_options import with_declared
+from relgrad.commands.sample_options import LARGEST, with_declared
 from relgrad.core.secrets import hide, hide_patterns
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def sample(
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Your own prompt; repeatable.")] = None,
     n: Annotated[
-        int | None, typer.Option("-n", min=1, help="Completions per prompt: 4, or 1 in several steps.")
+        int | None, typer.Option("-n", min=1, max=LARGEST, help="Completions per prompt: 4, or 1 in several steps.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
     animate: Annotated[

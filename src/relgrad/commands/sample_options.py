@@ -15,6 +15,8 @@ import relgrad
 from relgrad.core.options import SampleOption
 
 POLICIES = Path(relgrad.__file__).parent / "policies"
+LARGEST = 100_000
+"""The largest number that an option takes: of steps, of ids, of completions."""
 
 
 def declared() -> dict[str, SampleOption]:
@@ -50,5 +52,5 @@ def with_declared(command: Callable[..., None], panel: str) -> Callable[..., Non
 
 def _annotation(option: SampleOption, panel: str) -> Any:
     if option.number:
-        return Annotated[int | None, typer.Option(min=1, rich_help_panel=panel, help=option.help)]
+        return Annotated[int | None, typer.Option(min=1, max=LARGEST, rich_help_panel=panel, help=option.help)]
     return Annotated[str | None, typer.Option(rich_help_panel=panel, help=option.help)]
