@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+import fill_prompts
+import flow_policies
 from relgrad.baselines import denoising_flow
 from relgrad.commands.sample_options import declared
 from relgrad.core import protocols
@@ -39,6 +41,18 @@ def test_a_flow_policy_is_averaged_judged_differently_filmed_and_costly_in_entro
 def test_a_fill_in_policy_is_filmed_shows_its_own_figures_and_knows_the_truth() -> None:
     wanted = {"Supervised", "Filmed", "ShowsFigures", "Described", "KnowsTruth"}
     assert capabilities(next(iter(fill_in.toys().values()))().policy) == wanted
+
+
+def test_policies_say_how_they_write() -> None:
+    steps = flow_policies.small(branch_steps=2, temperature=0.5).facts
+    assert (steps["Steps"], steps["Temperature"]) == ("5 from noise to text, 2 of them trained", "0.5")
+    filling = fill_prompts.policy(top_p=0.9).facts
+    assert filling == {
+        "Parameters": "3,232",
+        "Writes": "all masked positions in one step",
+        "Temperature": "1",
+        "Top-p": "0.9",
+    }
 
 
 def test_kinds_that_write_in_steps_say_so_with_their_options() -> None:

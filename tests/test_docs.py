@@ -168,6 +168,13 @@ def test_the_files_of_every_kind_of_stage_are_documented(filled: Path) -> None:
     for stage in stages:
         check_files_are_documented(stage)
     assert (stages[2] / "films.jsonl").is_file()
+    heads = [json.loads((stage / "about.json").read_text()) for stage in stages]
+    assert [about["trains_policy"] for about in heads] == [True, False, True]
+    assert heads[2]["policy"]["Temperature"] == "1"
+    assert heads[2]["policy"]["Parameters"] == f"{heads[2]['trained_parameters']:,}"
+    assert heads[2]["task"]["Masks"].startswith("random (min_masked_ratio")
+    assert heads[2]["parts"].keys() == {"NAME/disagreement"}
+    assert all("steps" in about["work"] for about in heads)
     audit = json.loads((stages[1] / "audit.json").read_text())
     assert audit.keys() == documented_tables(ROOT / "docs" / "run-folder.md")["audit"].keys()
 

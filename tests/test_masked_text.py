@@ -17,7 +17,7 @@ from relgrad.core.types import Prompt
 from relgrad.tasks import masked_text
 from relgrad.tasks.masked_text import Settings
 from relgrad.text.corpus import Windows, builtin, cut, load_corpus, load_text, split
-from relgrad.text.masking import IGNORE, Line, Random, Span, Sticky, Strategy, mask
+from relgrad.text.masking import IGNORE, Line, Random, Span, Sticky, Strategy, in_words, mask
 from relgrad.text.vocabulary import BLANK, Vocabulary
 
 LETTERS = Vocabulary.of_text("abcdefghijklmnopqrstuvwxyz \n")
@@ -445,3 +445,10 @@ def test_asking_beyond_the_last_sample(my_text: str) -> None:
     assert task.train[-1] == task.train[2]
     with pytest.raises(IndexError):
         task.train[3]
+
+
+def test_masks_in_words() -> None:
+    one = Random(min_masked_ratio=0.1, max_masked_ratio=0.4)
+    assert in_words([one]) == "random (min_masked_ratio 0.1, max_masked_ratio 0.4)"
+    mixed = [one.model_copy(update={"weight": 3.0}), Span(spans_count=2, bert=True)]
+    assert in_words(mixed).endswith("0.4); 25% span (spans_count 2, a tenth swapped)")
