@@ -163,14 +163,16 @@ def test_off_a_terminal_the_console_prints_plain_lines(monkeypatch: pytest.Monke
             console.samples(step, [sample("\x1b[31mfour\x1b[0m", 1.0)])
             console.log(step, figures(step))
         console.warn("KL explodes: \x1b[2J 9.1 nats")
+        console.warn("solved", "note")
         console.evaluation({"step": 40, "name": "held-out", "score": 0.5, "low": 0.4, "high": None, "n": 100})
     text = out.getvalue()
     lines = text.splitlines()
     assert CONTROL.search(text) is None
-    assert len(lines) == 1 + 20 + 2
+    assert len(lines) == 1 + 20 + 3
     assert lines[0].startswith("quick/grpo  step 1/40  reward 0.1  KL 0.5  tokens/s 1,234  left ")
     assert [int(line.split()[2].split("/")[0]) for line in lines[1:21]] == list(range(2, 41, 2))
     assert "warning: KL explodes: \N{REPLACEMENT CHARACTER}[2J 9.1 nats" in lines
+    assert "note: solved" in lines
     assert lines[-1] == "quick/grpo  step 40  held-out score 0.5 no interval, 100 prompts"
 
 

@@ -42,6 +42,7 @@ FIGURES = {
 }
 """What is shown of a step's metrics, in this order, where the step has it."""
 
+SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 SHOWN_SAMPLES = 3
 LINES_PER_RUN = 20
 
@@ -145,9 +146,9 @@ class Console:
         prompts = "" if record.get("over", "prompts") == "prompts" else f", {record['n']} prompts"
         self._line(f"{self.title}  step {step}  {score}{prompts}{of}")
 
-    def warn(self, text: str) -> None:
-        """Print a warning above the display."""
-        self._line(f"warning: {text}", style="yellow")
+    def warn(self, text: str, severity: str = "warning") -> None:
+        """Print a warning above the display, called by its severity: error, warning or note."""
+        self._line(f"{severity}: {text}", style=SEVERITY_STYLES[severity])
 
     def note(self, text: str) -> None:
         """Print one line of information above the display."""

@@ -112,7 +112,7 @@ class Course:
             if warning.name not in self.warned:
                 self.warned.add(warning.name)
                 self.folder.append("warnings.jsonl", {**vars(warning), "step": step})
-                self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}")
+                self.console.warn(f"{warning.name}: {warning.evidence}. {warning.advice}", warning.severity)
 
     def _end(self, step: int) -> None:
         """Put the weights in place that are kept, say how good they are, and save them.
