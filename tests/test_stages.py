@@ -43,7 +43,7 @@ def test_every_stage_has_the_settings_of_its_own_kind() -> None:
     stages = parse(**sections, stages=[{"stage": "sft"}, {"stage": "judge"}, {"stage": "grpo"}]).stages
     assert [type(stage) for stage in stages] == [sft.Settings, judge.Settings, grpo.Settings]
     assert [loop_settings(stage).steps for stage in stages] == [3, 3, 4]
-    common = {"name", "stage", "seed", "out", "policy", "task", "evaluation", "checkpoint", "trackers"}
+    common = {"name", "stage", "seed", "out", "policy", "task", "evaluation", "checkpoint", "trackers", "max_hours"}
     assert [set(stage.used) - common for stage in stages] == [{"sft", "rewards"}, {"judge", "sft"}, {"grpo", "rewards"}]
     assert [kind_of(stage).trains_policy for stage in stages] == [True, False, True]
 

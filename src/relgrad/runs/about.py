@@ -7,7 +7,7 @@ from typing import Any
 from relgrad.core import registry
 from relgrad.core.protocols import Described, ExplainsParts
 from relgrad.core.settings import RewardComponent
-from relgrad.stages.kind import StageParts, kind_of
+from relgrad.stages.kind import StageParts, kind_of, loop_settings
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.tasks import Task
 
@@ -19,6 +19,7 @@ def about(stage: Stage, task: Task, parts: StageParts) -> dict[str, Any]:
     rewards = (*(stage.rewards if isinstance(stage, RewardedStage) else ()), *stage.evaluation.rewards)
     return {
         "work": kind_of(stage).describe(stage),
+        "steps": loop_settings(stage).steps,
         "trains_policy": kind_of(stage).trains_policy,
         "trained_parameters": sum(tensor.numel() for tensor in parts.loop.optimizer.parameters.values()),
         "policy": dict(parts.policy.facts) if isinstance(parts.policy, Described) else {},

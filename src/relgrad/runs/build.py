@@ -14,10 +14,11 @@ from relgrad.core.secrets import require_references
 from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
 from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, RewardSet
 from relgrad.runs.recipe import Recipe
-from relgrad.stages.kind import kind_of, loop_settings
+from relgrad.stages.kind import has_epochs, kind_of, loop_settings, with_steps
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.tasks import Task
 from relgrad.training import checkpoint
+from relgrad.training.length import LengthSettings
 
 RECIPES = Path(relgrad.__file__).parent / "recipes"
 LINK = "stage:"
@@ -146,9 +147,9 @@ def _trained(recipe: Recipe, folders: Sequence[Path]) -> str:
     """The steps of the first stages, each with the setting that says how many."""
     told = []
     for number, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=False)):
-        told.append(
-            f"{loop_settings(stage).steps} steps of {_label(folder)} (stages.{number}.{kind_of(stage).loop}.steps)"
-        )
+        settings, section = loop_settings(stage), f"stages.{number}.{kind_of(stage).loop}"
+        length = "epochs" if isinstance(settings, LengthSettings) and settings.epochs else "steps"
+        told.append(f"{settings.steps} steps of {_label(folder)} ({section}.{length})")
     return ", ".join(told)
 
 
@@ -238,6 +239,14 @@ def load_task(stage: Stage) -> Task:
             f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings"
         )
     return task
+
+
+def with_epochs_counted(stage: Stage) -> Stage:
+    """The stage with its epochs counted in optimizer steps, for which its task is loaded; itself where it counts in steps.
+
+    Raises RelgradError for a task without an end.
+    """
+    return with_steps(stage, load_task(stage)) if has_epochs(stage) else stage
 
 
 def linked_rewards(components: Sequence[RewardComponent], timeout: float, run: Path | None) -> RewardSet:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from relgrad.core.run_folder import RunDir, require_writable
 from relgrad.runs import named_files
-from relgrad.runs.build import first_fresh, resolve, stage_folders
+from relgrad.runs.build import first_fresh, resolve, stage_folders, with_epochs_counted
 from relgrad.runs.evaluations import finished
 from relgrad.runs.lock import require_free
 from relgrad.runs.recipe import Recipe
@@ -20,8 +20,8 @@ def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_ch
     """One line for every stage of a recipe, for the arguments of run_recipe: where, what, and from where it goes on.
 
     Raises RelgradError for a folder that cannot be written, is written by another run, holds another recipe's or was begun with
-    other files; for a damaged checkpoint to go on from; and for files that the recipe names and that are not there.
-    Changes nothing.
+    other files; for a damaged checkpoint to go on from; for files that the recipe names and that are not there; and for epochs of a
+    task without an end. Only to count epochs is a task loaded. Changes nothing.
     """
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
@@ -34,11 +34,13 @@ def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_ch
         require_writable(folder)
         named_files.require_there(stage)
         named_files.require_undamaged(stage)
-        if number >= anew:
-            start = "deleting what is there" if folder.exists() else "from the beginning"
-        else:
+        if number < anew:
             require_same_recipe(folder, stage)
+        stage = with_epochs_counted(stage)
+        if number < anew:
             start = _start(folder, stage, accept_changes)
+        else:
+            start = "deleting what is there" if folder.exists() else "from the beginning"
         lines.append(f"{folder}: {kind_of(stage).describe(stage)}; {start}")
     return lines
 

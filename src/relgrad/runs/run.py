@@ -24,6 +24,7 @@ from relgrad.runs.build import (
     require_rewards,
     resolve,
     stage_folders,
+    with_epochs_counted,
 )
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
@@ -71,6 +72,7 @@ def run_recipe(
     anew = first_fresh(folders, fresh, redo)
     with watched(ranks) as limits, held([folder.parent for folder in folders], ranks) as require_held:
         ranks.together(lambda: _require_same(recipe, folders[:anew], accept_changes) if ranks.first else None)
+        recipe = ranks.together(partial(_with_epochs_counted, recipe))
         for folder in folders[anew:]:
             RunDir(folder, writes=ranks.first).clear()
         ranks.wait()
@@ -88,6 +90,11 @@ def _require_same(recipe: Recipe, folders: Sequence[Path], accept_changes: bool)
             named_files.require_unchanged(folder, stage)
         elif changed := named_files.changes(folder, stage):
             named_files.write(RunDir(folder), stage, changed)
+
+
+def _with_epochs_counted(recipe: Recipe) -> Recipe:
+    """All of them at once: a task without an end is refused before another stage trains."""
+    return Recipe(name=recipe.name, stages=tuple(with_epochs_counted(stage) for stage in recipe.stages))
 
 
 def _run_stages(recipe: Recipe, folders: Sequence[Path], limits: Limits, require_held: Callable[[], None]) -> None:

@@ -34,7 +34,7 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
         "policy.gradient_checkpointing",
     }
     if loop_settings(stage).lr_scheduler_type == "constant":
-        free.add(f"{kind_of(stage).loop}.steps")
+        free |= {f"{kind_of(stage).loop}.{length}" for length in ("steps", "epochs")}
     here, there = _flat(stage.used), _flat(written_recipe(file))
     if here != there:
         there = _flat(_with_defaults(file))

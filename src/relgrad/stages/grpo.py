@@ -89,7 +89,8 @@ def samples_of(loop: Grpo) -> list[dict[str, Any]]:
 
 def describe(stage: Settings) -> str:
     settings = stage.grpo
-    return f"{settings.steps} GRPO steps, {settings.num_prompts} prompts x {settings.num_generations} completions per batch"
+    batch = f"{settings.num_prompts} prompts x {settings.num_generations} completions per batch"
+    return f"{settings.steps} GRPO steps{settings.in_epochs}, {batch}"
 
 
 KIND = Kind(loop="grpo", build=build, describe=describe)

@@ -117,7 +117,7 @@ def _shown(value: Any) -> str:
 
 
 def describe(stage: Settings) -> str:
-    return f"{stage.sft.steps} steps of a judge on {stage.sft.batch_size} examples"
+    return f"{stage.sft.steps} steps{stage.sft.in_epochs} of a judge on {stage.sft.batch_size} examples"
 
 
 KIND = Kind(

@@ -23,6 +23,7 @@ from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
 from relgrad.training import checkpoint
 from relgrad.training.grpo import Loop
+from relgrad.training.length import LengthSettings
 
 
 class Display(Protocol):
@@ -153,6 +154,27 @@ LOADING = (
     "Take a smaller model, keep its weights in 16 or 4 bits under an adapter (policy.lora with policy.dtype or policy.quantize), "
     "or choose another policy.device"
 )
+
+
+def with_steps(stage: Stage, task: Task) -> Stage:
+    """The stage with its epochs of the task counted in steps, where it is trained for epochs.
+
+    Raises RelgradError for a task whose training prompts have no end.
+    """
+    settings, section = loop_settings(stage), kind_of(stage).loop
+    if not isinstance(settings, LengthSettings):
+        return stage
+    try:
+        counted = settings.counted(len(task.train), f"the prompts of task {stage.task.kind!r}")
+    except RelgradError as error:
+        raise RelgradError(f"{section}.{error}") from None
+    return stage.model_copy(update={section: counted})
+
+
+def has_epochs(stage: Stage) -> bool:
+    """Whether the stage is trained for epochs that were not counted yet."""
+    settings = loop_settings(stage)
+    return isinstance(settings, LengthSettings) and settings.steps is None
 
 
 def build_policy(stage: Stage, start: Path | None, *, reference: bool = False) -> Any:

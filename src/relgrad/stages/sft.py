@@ -25,7 +25,7 @@ def build(stage: Settings, materials: Materials) -> StageParts:
 
 
 def describe(stage: Settings) -> str:
-    return f"{stage.sft.steps} supervised steps of {stage.sft.batch_size} examples"
+    return f"{stage.sft.steps} supervised steps{stage.sft.in_epochs} of {stage.sft.batch_size} examples"
 
 
 KIND = Kind(loop="sft", build=build, describe=describe)

@@ -7,6 +7,7 @@ batch.py            one generation batch: rows, credit, metrics
 credit.py           the credit that a recipe asks for
 kept_experience.py  experience in files
 settings.py         a recipe's `grpo` section
+length.py           steps, or epochs counted in steps
 sft.py              the supervised loop
 targets.py          the text that a column gives to learn
 parity.py           whether fresh samples are scored as they were drawn

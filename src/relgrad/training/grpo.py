@@ -71,6 +71,7 @@ class Grpo:
         ranks: Ranks = ALONE,
         source: Callable[[Fresh], Source] | None = None,
     ) -> None:
+        settings = settings.counted(len(prompts))
         self.policy, self.loss = policy, loss
         self.settings, self.seed, self.ranks = settings, seed, ranks
         if settings.sft_coef and not isinstance(policy, Supervised):
@@ -79,7 +80,7 @@ class Grpo:
                 "has no supervised_loss; set sft_coef to 0"
             )
         self._exact_entropy = "entropy" in loss.needs or not isinstance(policy, CostlyEntropy)
-        self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.steps)
+        self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.total)
         self.stream = PromptStream(prompts, seed)
         fresh = Fresh(policy, self.stream, rewards, settings, seed, ranks)
         self.source: Source = fresh

@@ -10,6 +10,7 @@ from relgrad.core.registry import is_own
 from relgrad.core.settings import NamesCode, Strict
 from relgrad.objectives.advantages import Scale
 from relgrad.objectives.losses import KlEstimator, LossType
+from relgrad.training.length import Batch, LengthSettings
 from relgrad.training.optimizer import OptimizerSettings
 
 
@@ -108,10 +109,9 @@ class ObjectiveSettings(Strict):
         return self
 
 
-class BudgetSettings(Strict):
+class BudgetSettings(LengthSettings):
     """How much work is done, and how much of it at once."""
 
-    steps: int = Field(100, ge=1, description="optimizer steps")
     num_iterations: int = Field(1, ge=1)
     steps_per_generation: int = Field(1, ge=1)
     micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
@@ -123,6 +123,11 @@ class GrpoSettings(BudgetSettings, SamplingSettings, CreditSettings, ObjectiveSe
 
     One generation batch serves `num_iterations` passes of `steps_per_generation` optimizer steps each.
     """
+
+    @property
+    def batch(self) -> Batch:
+        """A generation batch, without the prompts that `max_resamples` takes beside it."""
+        return Batch(self.num_prompts, self.num_iterations * self.steps_per_generation)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> GrpoSettings:

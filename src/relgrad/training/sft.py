@@ -14,17 +14,22 @@ from relgrad.core.randomness import Draws, draw_epochs, generator
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.types import Example, StepRecord, SupervisedLoss
 from relgrad.training import memory
+from relgrad.training.length import Batch, LengthSettings
 from relgrad.training.optimizer import Optimizer, OptimizerSettings, require_finite
 
 
-class SftSettings(OptimizerSettings):
+class SftSettings(LengthSettings, OptimizerSettings):
     """A recipe's `sft` section. The target of a prompt is its `completion_column`; fill-in learns the labels instead."""
 
-    steps: int = Field(100, ge=1)
     batch_size: int = Field(16, ge=1, description="examples per optimizer step")
     gradient_accumulation_steps: int = Field(1, ge=1, description="pieces an optimizer step is computed in")
     learning_rate: float = Field(2e-5, gt=0)
     completion_column: str = "completion"
+
+    @property
+    def batch(self) -> Batch:
+        """The examples of an optimizer step, whatever pieces it is computed in."""
+        return Batch(self.batch_size, 1)
 
     @model_validator(mode="after")
     def _legal(self) -> SftSettings:
@@ -50,8 +55,9 @@ class Sft:
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
+        settings = settings.counted(len(examples))
         self.model, self.examples, self.settings, self.seed, self.ranks = model, examples, settings, seed, ranks
-        self.optimizer = Optimizer(dict(model.parameters()), settings, settings.steps)
+        self.optimizer = Optimizer(dict(model.parameters()), settings, settings.total)
         self.step, self.tokens = 0, 0
         self._advice = memory.learning(settings.batch_size, settings.gradient_accumulation_steps)
 

@@ -69,7 +69,12 @@ class StageFiles:
 
     @property
     def steps(self) -> int | None:
-        """How many steps the stage is to take: the `steps` of the section that says how it is trained; None where there is none."""
+        """How many steps the stage is to take; None where nothing says it.
+
+        What about.json has, where epochs are counted; or else the `steps` of the recipe's section that says how it is trained.
+        """
+        if isinstance(counted := self.about.get("steps"), int):
+            return counted
         sections = (section for name, section in self.recipe.items() if name not in ("policy", "task"))
         counts = (section.get("steps") for section in sections if isinstance(section, Mapping))
         return next((count for count in counts if isinstance(count, int)), None)
