@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -202,7 +203,8 @@ class StageRun:
             if not (first and course.conclude(first)):
                 train(loop, partial(self._after, course))
         except OutOfMemory:
-            course.keep()
+            with suppress(RelgradError):  # there may be too little memory for this too; the message says what there is
+                course.keep()
             raise
 
     def _after(self, course: Course, record: StepRecord) -> bool:

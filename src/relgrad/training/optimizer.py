@@ -134,10 +134,10 @@ class Optimizer:
         self._adam.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Moments and step counts by "parameter/moment"."""
+        """Moments and step counts by "parameter/moment", on the CPU: a checkpoint takes no memory of a GPU."""
         names = {id(p): n for n, p in self.parameters.items()}
         return {
-            f"{names[id(p)]}/{key}": value.detach().clone()
+            f"{names[id(p)]}/{key}": value.detach().to("cpu", copy=True)
             for p, moments in self._adam.state.items()
             for key, value in moments.items()
         }
