@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
 from relgrad.core.memory import OutOfMemory, is_out_of_memory, spared
 from relgrad.core.types import Example, Prompt
@@ -45,6 +47,14 @@ def test_every_way_of_saying_it_is_known() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_commands_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relgrad.commands.doctor.examine", fill_memory)
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 2
+    assert "allocate memory" in result.stderr
+    assert "draw less at once (-n, num_prompts, num_generations)" in result.stderr
 
 
 def test_only_that_is_turned_into_advice() -> None:

@@ -58,9 +58,10 @@ class Commands(TyperGroup):
 
             if isinstance(error, Stopped):
                 _stop(str(error))
-            if not isinstance(error, RelgradError):
+            if not isinstance(error, RelgradError) and not _lacks_memory(error):
                 raise
-            _say("error", str(error), style="bold red")
+            advice = "" if isinstance(error, RelgradError) else LACKS_MEMORY
+            _say("error", f"{str(error) or type(error).__name__}{advice}", style="bold red")
             raise typer.Exit(2) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -79,6 +80,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
 STEPS = "Writing in several steps"
+LACKS_MEMORY = (
+    ". There is too little memory: draw less at once (-n, num_prompts, num_generations), let shorter texts be written, or take a "
+    "smaller model"
+)
 
 
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
@@ -382,6 +387,12 @@ def main() -> None:
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An unexpected error, without the secrets that its message may quote."""
     sys.stderr.write(hide_patterns(hide("".join(traceback.format_exception(kind, error, trace)))))
+
+
+def _lacks_memory(error: Exception) -> bool:
+    from relgrad.core.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _say(word: str, text: str, style: str) -> None:

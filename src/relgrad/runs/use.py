@@ -84,7 +84,7 @@ def _require_effect(written: Stage, overridden: Stage, weights: Path) -> None:
     for name in module.settled(weights):
         if now.get(name) != before.get(name):
             raise RelgradError(
-                f"policy.{name}={now.get(name)!r} has no effect on {weights}, whose own weights were saved with "
+                f"policy.{name}={now.get(name)!r} has no effect on {weights}, whose weights are of a policy with "
                 f"{before.get(name)!r}. Leave it out; to use other weights, name their run, or a recipe"
             )
 
