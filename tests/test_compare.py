@@ -111,6 +111,12 @@ def test_an_adapter_that_would_be_read_as_another_is_refused(runs: Path, tmp_pat
     assert "use_rslora=True" in refused(tmp_path / "odd", runs / "slow-0")
     file.write_text(json.dumps(config | {"peft_type": "IA3"}))
     assert "a IA3 adapter" in refused(tmp_path / "odd", runs / "slow-0")
+    for broken in ("{", "[]", '{"peft_type": "LORA"}'):
+        file.write_text(broken)
+        assert "not the configuration of a" in refused(tmp_path / "odd", runs / "slow-0")
+    file.write_text(json.dumps(config))
+    (tmp_path / "odd" / "adapter_model.safetensors").unlink()
+    assert "without adapter_model.safetensors" in refused(tmp_path / "odd", runs / "slow-0")
 
 
 def test_prompts_may_come_from_a_file(runs: Path) -> None:
@@ -171,7 +177,14 @@ def test_other_prompts_and_other_rewards_are_named(runs: Path, tmp_path: Path) -
     assert "(seed 1) is tested on other prompts" in said, "digits holds out other prompts for every seed"
     assert "is named twice" in refused(other, other)
     assert "nothing to compare" in refused("evaluation.num_prompts=3")
+    assert "is a folder" in refused(runs / "slow-0", "--json", runs)
+    assert "no column 'answer'" in refused(runs / "slow-0", "--test-file", _file(tmp_path, '{"prompt": "12="}\n'))
     assert "no recipe 'nowhere'" in refused(runs / "slow-0", "nowhere")
+
+
+def _file(folder: Path, text: str) -> Path:
+    (folder / "bare.jsonl").write_text(text)
+    return folder / "bare.jsonl"
 
 
 def test_training_prompts_among_those_of_another_are_told(runs: Path) -> None:

@@ -51,6 +51,7 @@ def compare(
         if file is not None:
             require_writable_file(file)
     sources, overrides = split(what)
+    require_room(to_json, to_html)
     record = measure(sources, overrides, on=on, test_file=test_file, part=part.value)
     show(record)
     save(record, to_json, to_html)
@@ -79,6 +80,21 @@ def measure(
         raise RelgradError("compare: nothing to compare; name run folders, recipes or adapters")
     conditions = Conditions(on, test_file, "validation" if part == "validation" else "test", mirrored)
     return with_bar("comparing", lambda progress: compare_sources(sources, overrides, conditions, progress))
+
+
+def require_room(*files: Path | None) -> None:
+    """Raise RelgradError for a file that cannot be written, before there is something to write."""
+    from relgrad.core.errors import RelgradError
+
+    for file in files:
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RelgradError(f"{file} cannot be written: {error}; name another file") from None
+        if file.is_dir():
+            raise RelgradError(f"{file} is a folder; name a file in it")
 
 
 def save(record: Mapping[str, Any], to_json: Path | None, to_html: Path | None) -> None:

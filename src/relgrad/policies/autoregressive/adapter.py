@@ -23,9 +23,13 @@ def adapter_settings(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 
     `like` may name the adapter's model otherwise (a bundled name). Raises RelgradError for an adapter that is no plain LoRA.
     """
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = _config(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise RelgradError(f"{folder}: a {config.get('peft_type')} adapter; of PEFT's adapters only LORA can be opened")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise RelgradError(
+            f"{folder}: an adapter_config.json without adapter_model.safetensors, which holds the weights"
+        )
     for name, plain in PLAIN.items():
         if (config.get(name) or plain) != plain:
             raise RelgradError(
@@ -43,3 +47,15 @@ def adapter_settings(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     same = model is not None and causal.resolve(model) == base
     named = saved.recipes_model(folder)  # by a run of ours, whose cache may have moved since
     return {**like, "model": model if same else named or base, "lora": lora, "adapter": None}
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """What PEFT wrote of an adapter. Raises RelgradError for a file that is none, or lacks what a LoRA adapter is made of."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RelgradError(f"{file}: not the configuration of a PEFT adapter: {error}") from None
+    needed = ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path")
+    if not isinstance(config, dict) or (config.get("peft_type") == "LORA" and any(config.get(n) is None for n in needed)):
+        raise RelgradError(f"{file}: not the configuration of a LoRA adapter of PEFT, which has {', '.join(needed)}")
+    return config
