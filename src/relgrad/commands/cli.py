@@ -30,7 +30,7 @@ from relgrad.commands.compare import Part
 from relgrad.commands.forms import app as forms
 from relgrad.commands.original_flags import as_overrides
 from relgrad.commands.sample_options import LARGEST, with_declared
-from relgrad.core.secrets import hide, hide_patterns
+from relgrad.core.secrets import hide_known
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe
@@ -386,7 +386,7 @@ def main() -> None:
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """An unexpected error, without the secrets that its message may quote."""
-    sys.stderr.write(hide_patterns(hide("".join(traceback.format_exception(kind, error, trace)))))
+    sys.stderr.write(hide_known("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -396,7 +396,7 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def _say(word: str, text: str, style: str) -> None:
-    text = hide_patterns(hide(text))
+    text = hide_known(text)
     Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{word}: ", style=style) + Text(text))
 
 

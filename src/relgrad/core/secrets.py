@@ -176,6 +176,6 @@ def command_line(arguments: Sequence[str]) -> list[str]:
         elif equals and is_secret(key, value) and not is_reference(value):
             shown.append(f"{key}={HIDDEN}")
         else:
-            shown.append(hide_patterns(hide(argument)))
+            shown.append(hide_known(argument))
         hide_next = argument.startswith("-") and not equals and is_secret(argument)
     return shown

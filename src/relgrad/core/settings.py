@@ -166,20 +166,22 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return "\n".join(lines)
 
 
-def _shown(path: str, value: Any) -> str:
-    return secrets.HIDDEN if secrets.is_secret(path, value) else secrets.hide(repr(secrets.without_secrets(value)))
-
-
 def _received(problem: Any) -> str:
     """The value that was wrong; where YAML read as something else what should be text, also how to write it."""
     value = problem["input"]
-    shown = "" if isinstance(value, dict) else f" (received {value!r})"
+    shown = "" if isinstance(value, dict) else f" (received {_shown(problem['loc'], value)})"
     if problem["type"] in ("string_type", "path_type"):
         if isinstance(value, (int, float, date)):
             return f"{shown}; YAML reads it so without quotes: put the text in quotes"
         if isinstance(value, (dict, list)):
             return f"{shown}; YAML reads braces as sections and brackets as lists: put the text in quotes"
     return shown
+
+
+def _shown(path: Sequence[Any], value: Any) -> str:
+    if secrets.is_secret(".".join(map(str, path)), value):
+        return secrets.HIDDEN
+    return secrets.hide(repr(secrets.without_secrets(value)))
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:

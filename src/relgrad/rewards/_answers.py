@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.secrets import hide, hide_patterns
+from relgrad.core.secrets import hide_known
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._calling import read_scores
 from relgrad.rewards._deadline import Hung
@@ -61,17 +61,13 @@ def answer_of(name: str, call: Callable[[], Any], parts: Sequence[dict[str, floa
         )
     except BaseException as error:  # SystemExit and the like must not end the run either
         frames = _frames(error)
-        return Unanswered(_safe(_reason(error, frames)), _safe("".join(traceback.format_list(frames[-6:]))))
+        return Unanswered(hide_known(_reason(error, frames)), hide_known("".join(traceback.format_list(frames[-6:]))))
     return [score._replace(parts={**logged, **score.parts}) for score, logged in zip(scores, parts, strict=True)]
 
 
 def hung(seconds: float) -> Unanswered:
     """The answer of a reward that gave none in time."""
     return Unanswered(f"no answer within {seconds:g} s", hung=True)
-
-
-def _safe(text: str) -> str:
-    return hide_patterns(hide(text))
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
@@ -81,8 +77,7 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     ours = [
         i for i, f in enumerate(frames) if Path(f.filename).parent == here and Path(f.filename).name.startswith("_")
     ]
-    own = frames[ours[-1] + 1 :] if ours else list(frames)
-    return own
+    return frames[ours[-1] + 1 :] if ours else list(frames)
 
 
 def _reason(error: BaseException, frames: Sequence[traceback.FrameSummary]) -> str:

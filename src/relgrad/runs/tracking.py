@@ -21,7 +21,7 @@ from typing import Any
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Tracker
 from relgrad.core.run_folder import RunDir, write_atomic
-from relgrad.core.secrets import hide, hide_in, hide_patterns, without_secrets
+from relgrad.core.secrets import hide_in, hide_known, without_secrets
 
 Warn = Callable[[str], None]
 
@@ -186,7 +186,7 @@ def _library(module: str, extra: str) -> ModuleType:
 
 def _shown(error: Exception) -> str:
     """What a library says of its failure, which may quote the key it was given."""
-    return hide_patterns(hide(repr(error)))
+    return hide_known(repr(error))
 
 
 def _run_id(path: Path) -> str:
