@@ -158,14 +158,15 @@ def test_errors_and_tracebacks_are_shown_without_secrets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("A_KEY", "first-value")
+    monkeypatch.setenv("THEIR_TOKEN", "second-value")
     secrets.resolved({"key": "env:A_KEY"}, "rewards.0")
-    cli._say("error", "401 for first-value at https://me:word@host", style="bold")
+    cli._say("error", "401 for first-value and second-value at https://me:word@host", style="bold")
     try:
         raise ValueError("first-value hf_abcdefgh12345678")
     except ValueError as error:
         cli._show_traceback(type(error), error, error.__traceback__)
     said = capsys.readouterr().err
-    assert "error: 401 for [redacted] at https://[redacted]@host" in said
+    assert "error: 401 for [redacted] and [redacted] at https://[redacted]@host" in said
     assert said.endswith("ValueError: [redacted] [redacted]\n")
 
 
