@@ -57,6 +57,10 @@ AUDIT = {
     ),
     "mean_score": ("Mean score", ""),
     "mean_share_right": ("Mean share right", "Equal to the mean score where the judge is calibrated."),
+    "most_frequent_share": (
+        "With the commonest symbol",
+        "The share that would be right with it in every hole; a generator below that has learnt little.",
+    ),
     "prompts": ("Prompts", "Validation prompts that were examined; as many others fitted the calibration."),
 }
 """Figures of audit.json with their names and how to read them."""
