@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from relgrad.core.errors import RelgradError
 from relgrad.monitor.report import write_report
 from relgrad.monitor.report.cards import before_after, outcomes
 from relgrad.monitor.report.charts import MAX_POINTS, decimate, smooth, stage_charts
-from relgrad.monitor.report.page import scores_of
-from relgrad.monitor.report.read import spread, squeezed
-from relgrad.monitor.report.result import scored_by
+from relgrad.monitor.report.page import scores_of, stage_view
+from relgrad.monitor.report.read import read_stage, spread, squeezed
+from relgrad.monitor.report.result import result_of, scored_by
 from relgrad.monitor.report.truth import written
 from relgrad.monitor.report.words import number
 from written_run import EVIL, filled_in, write_stage
@@ -153,6 +154,20 @@ def test_a_run_opens_with_the_result_of_its_last_stage(wide):
         ["2. grpo", "60 grpo steps", "exact", "0.31", "0.74", "no_spread, unscored", "complete, 60 steps"],
     ]
     assert wide.page.locator("nav").inner_text().split("\n") == ["Result", "1. warm-up", "2. grpo"]
+
+
+def test_a_run_that_is_not_finished_says_what_it_has(tmp_path):
+    write_stage(tmp_path / "1-sft", "sft")
+    write_stage(tmp_path / "2-grpo", "grpo")
+    stages = [read_stage(tmp_path / name) for name in ("1-sft", "2-grpo")]
+    begun = replace(stages[1], evaluations=[], metrics=[])
+    result = result_of([stages[0], begun], [stage_view(i, s) for i, s in enumerate((stages[0], begun))])
+    assert result["stage"]["title"] == "sft"
+    assert result["later"] == ["grpo"]
+    unscored = replace(stages[0], evaluations=[])
+    result = result_of([unscored, begun], [stage_view(i, s) for i, s in enumerate((unscored, begun))])
+    assert (result["stage"], result["scores"]) == (None, [])
+    assert result_of(stages[:1], [stage_view(0, stages[0])]) is None
 
 
 def test_the_truth_stands_beside_what_was_filled_in(wide):
@@ -419,6 +434,15 @@ def test_a_score_says_what_it_is_the_sum_of():
     assert scored_by({"rewards": rewards}) == "exact + 0.2 form"
     assert scored_by({"rewards": rewards, "evaluation": {"rewards": [{"kind": "judge", "name": "own"}]}}) == "own"
     assert scored_by({}) == ""
+
+
+def test_a_loss_of_one_term_is_drawn_once():
+    one = [{"step": t, "loss": t / 9, "pg_loss": t / 9, "kl_penalty": 0.0} for t in range(9)]
+    two = [record | {"loss": 1.0, "kl_penalty": 1 - record["pg_loss"]} for record in one]
+    assert [[chart.id for chart in stage_charts(records, {})[0]] for records in (one, two)] == [
+        ["loss"],
+        ["loss_terms"],
+    ]
 
 
 def test_a_reward_that_is_the_total_is_drawn_once():

@@ -282,7 +282,10 @@ def _reward_charts(records: Records, keys: Sequence[str]) -> list[Chart]:
 
 def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, Any], rewarded: bool) -> list[Chart]:
     charts: list[Chart] = []
+    whole = _column(records, "pg_loss") == _column(records, "loss")
     for spec in SPECS:
+        if spec.id == "loss_terms" and whole:  # the loss has one term, and a chart of its own
+            continue
         own = [(key, name) for key, name in spec.keys.items() if key in keys]
         window = 1 if spec.id in UNSMOOTHED else None
         series = [_series(records, key, name, window=window) for key, name in own]

@@ -26,7 +26,7 @@ def result_of(stages: Sequence[StageFiles], views: Sequence[Mapping[str, Any]]) 
         "stage": None if last is None else views[last],
         "scores": [] if last is None else views[last]["scores"][:1],
         "facts": run_facts(stages[last if last is not None else -1]),
-        "later": [] if last is None else [view["title"] for view in views[last + 1 :]],
+        "later": [] if last is None else [view["title"] for view in views[last + 1 :] if view["evaluated"]],
     }
 
 
