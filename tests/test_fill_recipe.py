@@ -240,10 +240,11 @@ def test_evaluate_at_another_temperature(finished: Run):
 
 def test_evaluate_against_the_generator(finished: Run):
     """The judge of the GRPO stage scores both."""
-    table = shown("evaluate", finished.folder, "--against", finished.folder / "1-sft")
+    lines = relgrad("evaluate", finished.folder, "--against", finished.folder / "1-sft").splitlines()
+    score = next(i for i, line in enumerate(lines) if line.startswith("score "))
     before, after = evaluations(finished)
-    assert float(table["against"]) == pytest.approx(before["score"], abs=1e-4)
-    assert float(table["difference"]) == pytest.approx(after["difference"], abs=1e-4)
+    assert f"{before['score']:.3f}" in lines[score + 1]
+    assert f"{after['difference']:+.3f}" in lines[score + 1], "that of the run minus that of the generator"
 
 
 def test_sample_held_out_prompts(finished: Run):

@@ -172,9 +172,8 @@ def test_the_other_commands_on_a_flow_run(trained: Path) -> None:
     record = RunDir(trained / "2-grpo").lines("evaluations.jsonl")[-1]
     result = CliRunner().invoke(app, ["evaluate", str(trained), "--against", str(trained / "1-sft")])
     assert result.exit_code == 0, result.output
-    figures = dict(line.split(None, 1) for line in result.stdout.splitlines())
-    assert float(figures["score"]) == pytest.approx(record["score"], rel=1e-3)
-    assert float(figures["difference"]) == pytest.approx(record["difference"], rel=1e-3)
+    assert f"{record['score']:.3f}" in result.stdout
+    assert f"{record['difference']:+.3f}" in result.stdout
     (one,) = [json.loads(line) for line in sample(trained, "--prompt", "1234", "-n", 1, "--json").stdout.splitlines()]
     assert one["prompt"] == "1234="
     assert one["stop"] in ("eos", "length")
