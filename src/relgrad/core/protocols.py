@@ -104,6 +104,15 @@ class Supervised(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsTargets(Protocol):
+    """A policy that knows how likely given targets are under it."""
+
+    def target_nll(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """-log p of the targets in nats, added, and how many there are; at temperature 1, without dropout or gradient."""
+        ...
+
+
 class Trainable(Supervised, Protocol):
     """What the supervised loop trains."""
 

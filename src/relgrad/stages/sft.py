@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from relgrad.core.protocols import KnowsTargets
+from relgrad.core.types import Example, StepRecord
+from relgrad.evaluation.likelihood import mean_nll
 from relgrad.stages.examples import Examples
 from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
 from relgrad.stages.settings import RewardedStage
+from relgrad.tasks import Task
 from relgrad.training.sft import Sft, SftSettings
+from relgrad.training.targets import example_of
 
 
 class Settings(RewardedStage):
@@ -21,7 +26,23 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     divergence = stage.evaluation.cooled
     policy = build_policy(stage, materials.start, reference=divergence)
     loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks)
-    return StageParts(loop=loop, trained=policy, policy=policy, judged_by=judged_by, divergence=divergence)
+    held_out = held_out_examples(stage, materials.task) if isinstance(policy, KnowsTargets) else []
+
+    def after_step(record: StepRecord) -> None:
+        every, last = stage.evaluation.every, record.step == loop.settings.steps
+        if held_out and (last or (every and record.step % every == 0)):
+            at_once = stage.sft.batch_size // stage.sft.gradient_accumulation_steps
+            record.metrics["validation/mean_nll"] = mean_nll(policy, held_out, at_once, materials.ranks)
+
+    return StageParts(
+        loop=loop, trained=policy, policy=policy, judged_by=judged_by, divergence=divergence, after_step=after_step
+    )
+
+
+def held_out_examples(stage: Settings, task: Task) -> list[Example]:
+    """The validation prompts of an evaluation that have a target, with it."""
+    prompts, column = task.validation[: stage.evaluation.num_prompts], stage.sft.completion_column
+    return [example_of(p, column, "sft.completion_column") for p in prompts if column in p.columns]
 
 
 def describe(stage: Settings) -> str:

@@ -14,6 +14,7 @@ MAX_POINTS = 1_200  # per line: more than the pixels a chart is wide
 SMOOTH_FROM = 30  # records: shorter runs are shown as they are
 SMOOTH_SHARE = 25  # the smoothed line is a running mean over 1/25 of the run
 ROUNDING = 1e-6  # of sums of advantages of size 1 in float32: less is 0
+HELD_OUT_LOSS = "validation/mean_nll"
 LOG_RANGE = 50.0  # largest over smallest value from which a positive quantity is drawn on a log axis
 
 Records = Sequence[Mapping[str, Any]]
@@ -211,6 +212,9 @@ SPECS = (
     Spec("loss", "Loss", "The surrogate's value; its gradient matters, its level does not.", {"loss": "loss"}),
     Spec("loss_terms", "Terms of the loss", "What the loss is the sum of.",
          {"pg_loss": "policy gradient", "kl_penalty": "divergence"}),
+    Spec("nll", "Negative log-likelihood",
+         "Nats per target: of what is trained on, and of validation examples. Where the second rises, the policy learns by heart.",
+         {"mean_nll": "training", HELD_OUT_LOSS: "validation"}),
     Spec("sft_loss", "Supervised loss", "Nats per target token, of the step's own prompts.", {"sft_loss": "cross-entropy"}),
     Spec("grad_norm", "Gradient norm",
          "Length of the gradient before it is cut to max_grad_norm. Its level says little, sudden jumps do.",
@@ -288,7 +292,7 @@ def _plain_charts(records: Records, keys: Sequence[str], recipe: Mapping[str, An
             continue
         own = [(key, name) for key, name in spec.keys.items() if key in keys]
         window = 1 if spec.id in UNSMOOTHED else None
-        series = [_series(records, key, name, window=window) for key, name in own]
+        series = [_series(_with_values(records, key), key, name, window=window) for key, name in own]
         note = spec.note
         if spec.id == "parity":
             note = (f"Nats between fresh and recorded log-probabilities; tolerance {parity_tolerance(recipe):g} "
@@ -312,6 +316,11 @@ def _chart(
     values = [v for s in series for v in s.y if v is not None]
     log = may_log and bool(values) and min(values) > 0 and max(values) / min(values) > LOG_RANGE
     return Chart(id, title, note, series, log=log, percent=percent)
+
+
+def _with_values(records: Records, key: str) -> Records:
+    """The records that have the held-out loss, which few steps measure; of another metric all of them, gaps included."""
+    return [record for record in records if key in record] if key == HELD_OUT_LOSS else records
 
 
 def _series(

@@ -56,6 +56,8 @@ def _config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RelgradError(f"{file}: not the configuration of a PEFT adapter: {error}") from None
     needed = ("peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path")
-    if not isinstance(config, dict) or (config.get("peft_type") == "LORA" and any(config.get(n) is None for n in needed)):
+    if not isinstance(config, dict) or (
+        config.get("peft_type") == "LORA" and any(config.get(n) is None for n in needed)
+    ):
         raise RelgradError(f"{file}: not the configuration of a LoRA adapter of PEFT, which has {', '.join(needed)}")
     return config

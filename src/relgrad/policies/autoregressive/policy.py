@@ -177,6 +177,14 @@ class AutoregressivePolicy:
         total = -scores.logp_N.sum()
         return SupervisedLoss(total, len(scores.logp_N), float(total.detach()))
 
+    @torch.no_grad()
+    def target_nll(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """See protocols.KnowsTargets. The targets are those of `supervised_loss`."""
+        rollouts = _unsampled(examples, [self.encoder.example(e) for e in examples])
+        self.modes.score(dropout=False)
+        scores = self.engine.score(rollouts, rollouts.cells(), Truncation())
+        return -float(scores.logp_N.double().sum()), len(scores.logp_N)
+
     # ------------------------------------------------------------------ weights
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

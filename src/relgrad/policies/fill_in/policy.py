@@ -266,20 +266,8 @@ class FillInPolicy:
         The loss has the settings' label smoothing, mask-ratio weights and critic head; its `nll` has none of them. Raises
         RelgradError for prompts without labels.
         """
-        for example in examples:
-            if "label_ids" not in example.prompt.columns:
-                raise RelgradError(
-                    f"prompt {example.prompt.id} has no `label_ids`: supervised fill-in needs a task of masked text "
-                    "(kind masked_text or masked_stream)"
-                )
         draws = Draws.of(randomness, len(examples))
-        ids_BL, length_B, texts = self.read([e.prompt for e in examples])
-        labels = [list(e.prompt.columns["label_ids"]) for e in examples]
-        label_BL, _ = pad(
-            [ids + [IGNORE] * (int(n) - len(ids)) for ids, n in zip(labels, length_B, strict=True)], IGNORE
-        )
-        ids_BL, label_BL, length_B = (t.to(self.device) for t in (ids_BL, label_BL, length_B))
-        valid_BL = torch.arange(ids_BL.shape[1], device=self.device)[None] < length_B[:, None]
+        ids_BL, valid_BL, label_BL, texts = self._labelled(examples)
         row_N, column_N = (label_BL != IGNORE).nonzero(as_tuple=True)
         at = (row_N, column_N)
         label_N = label_BL[at]
@@ -299,6 +287,32 @@ class FillInPolicy:
                 loss = loss + self.settings.critic_weight * critic
         self.model.eval()
         return SupervisedLoss(loss, len(label_N), nll)
+
+    @torch.no_grad()
+    def target_nll(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """See protocols.KnowsTargets. The targets are those of `supervised_loss`: the labelled positions."""
+        ids_BL, valid_BL, label_BL, _ = self._labelled(examples)
+        at = (label_BL != IGNORE).nonzero(as_tuple=True)
+        self.model.eval()
+        logp_NV = self.filling.written(self.model.hidden(ids_BL, valid_BL)[at]).log_softmax(-1)
+        return float(label_smoothing.cross_entropy(logp_NV, label_BL[at]).double().sum()), len(at[0])
+
+    def _labelled(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """(ids, which are there, labels or IGNORE [B, L], ids of every text) of the examples' masked texts."""
+        for example in examples:
+            if "label_ids" not in example.prompt.columns:
+                raise RelgradError(
+                    f"prompt {example.prompt.id} has no `label_ids`: supervised fill-in needs a task of masked text "
+                    "(kind masked_text or masked_stream)"
+                )
+        ids_BL, length_B, texts = self.read([e.prompt for e in examples])
+        labels = [list(e.prompt.columns["label_ids"]) for e in examples]
+        label_BL, _ = pad(
+            [ids + [IGNORE] * (int(n) - len(ids)) for ids, n in zip(labels, length_B, strict=True)], IGNORE
+        )
+        ids_BL, label_BL, length_B = (t.to(self.device) for t in (ids_BL, label_BL, length_B))
+        valid_BL = torch.arange(ids_BL.shape[1], device=self.device)[None] < length_B[:, None]
+        return ids_BL, valid_BL, label_BL, texts
 
     # ------------------------------------------------------------------ weights
 
