@@ -27,6 +27,8 @@ SECRET_WORDS = frozenset(
     {"apikey", "auth", "authorization", "bearer", "credential", "credentials", "passphrase", "passwd", "password"}
     | {"pwd", "secret", "secrets", "token"}
 )
+FOLDERS = ("PWD", "OLDPWD")
+"""Variables of every shell: the working directory, which is no password."""
 KEY_KINDS = {"access", "api", "private", "secret"}
 TEXT_WORDS = frozenset(
     {"begin", "bos", "cls", "end", "eos", "fill", "image", "mask", "pad", "sep", "special"}
@@ -128,7 +130,7 @@ def hide(text: str) -> str:
 def hide_known(text: str) -> str:
     """The text without any secret this process knows of: references' values, those of variables that name one, known formats."""
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST and is_secret(name, value):
+        if name not in FOLDERS and len(value) >= SHORTEST and is_secret(name, value):
             text = text.replace(value, HIDDEN)
     return hide_patterns(hide(text))
 
