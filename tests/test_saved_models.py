@@ -21,11 +21,15 @@ from relgrad.networks.causal import load as causal
 from relgrad.networks.causal import saved, tiny
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights import files
+from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies import autoregressive, fill_in
 from relgrad.policies.autoregressive import AutoregressivePolicy, Lora, Settings, weights
+from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.use import open_source
 from relgrad.stages.kind import build_policy
 from relgrad.text.vocabulary import Vocabulary
+from relgrad.training import checkpoint
+from relgrad.training.grpo import Grpo, GrpoSettings
 
 ENTRIES = len(tiny.CHARACTERS) + 1
 LORA = Lora(r=2, alpha=4)
@@ -183,6 +187,28 @@ def test_soft_caps_of_a_nested_configuration_are_seen() -> None:
     model = network("gemma3-pictures")
     model.config.text_config.final_logit_softcapping = 5.0
     assert choose_engine(model, "auto")[0].name == "transformers"
+
+
+@pytest.mark.parametrize("name", ["gpt-neox", "qwen3-moe"])
+def test_training_goes_on_bit_for_bit(model_folder: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    folder = model_folder(name)
+
+    def loop() -> Grpo:
+        rewards = RewardSet(
+            [NamedReward("codes", lambda completions, **_: [float(ord(c[:1] or "a")) for c in completions])], 60
+        )
+        settings = GrpoSettings(num_prompts=2, num_generations=4, learning_rate=1e-3)
+        return Grpo(built(folder), [Prompt("ab", id=0), Prompt("b", id=1)], rewards, PolicyLoss(), settings)
+
+    uninterrupted = loop()
+    uninterrupted.update()
+    checkpoint.save(tmp_path, uninterrupted, uninterrupted.policy)
+    following = loop()
+    checkpoint.restore(tmp_path / "step_000001", following, following.policy)
+    for made in (uninterrupted, following):
+        made.update()
+    expected = dict(uninterrupted.policy.parameters())
+    assert all(torch.equal(parameter, expected[n]) for n, parameter in following.policy.parameters())
 
 
 # ---------------------------------------------------------------------- the model under an adapter
