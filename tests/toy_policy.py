@@ -60,12 +60,16 @@ class TablePolicy:
         paths += list(itertools.product(letters, repeat=MAX_DECISIONS))
         path_BT = torch.tensor([path + (END,) * (MAX_DECISIONS - len(path)) for path in paths])
 
+        possible_B = torch.ones(len(paths), dtype=torch.bool)
+
         def forced(logits_NV: Tensor, rows_N: Tensor, step: int) -> tuple[Tensor, Tensor]:
             token_N = path_BT[rows_N, step]
-            return token_N, log_probs(logits_NV, self.truncation).gather(-1, token_N[:, None])[:, 0]
+            logp_N = log_probs(logits_NV, self.truncation).gather(-1, token_N[:, None])[:, 0]
+            possible_B[rows_N] &= logp_N.isfinite()
+            return token_N, logp_N.nan_to_num(neginf=0.0)
 
         everything = self.roll([prompt], torch.zeros(len(paths), dtype=torch.int64), forced)
-        return take(everything, everything.behaviour_logp_BT.sum(-1).isfinite().nonzero()[:, 0])
+        return take(everything, possible_B.nonzero()[:, 0])
 
     @torch.no_grad()
     def roll(self, prompts: Sequence[Prompt], group_B: Tensor, choose: Callable) -> Rollouts:
