@@ -63,10 +63,10 @@ MUST = {
     "still/2-grpo": {"reward_flat", "learning_rate_without_effect"},
     "flatsft/1-sft": {"sft_loss_flat"},
     "explode/2-grpo": {"kl_exploding", "entropy_collapse", "no_spread", "all_truncated", "reward_flat"},
-    "flow-1/2-grpo": {
-        "no_spread",
-        "reward_flat",
-    },  # its supervised stage ended before the plans came right: every reward is 0
+    # their supervised stages ended before plans came right: every reward is 0, or the same partial credit
+    "flow-1/2-grpo": {"no_spread", "reward_flat"},
+    "flow-3/2-grpo": {"no_spread"},
+    "flow-4/2-grpo": {"no_spread", "reward_flat"},
 }
 SOLVED = {"flow-2/2-grpo"}
 """Runs that end with most groups at the best reward, which is noted."""
@@ -250,6 +250,17 @@ def test_no_spread_tells_solved_from_hopeless(best, worst, advice):
     assert warning.severity == ("note" if advice == "too easy" else "warning")
     assert advice in warning.advice
     assert f"{best:.0%} all at the best reward, {worst:.0%} all at the worst" in warning.evidence
+
+
+def test_groups_at_the_same_partial_credit_are_not_solved():
+    """All at the best reward of their batch, which is a fifth of what there is."""
+    stuck = {"frac_groups_all_max": lambda t: 0.9, "frac_reward_zero_std": lambda t: 0.9, "reward": lambda t: 0.2}
+    found = {w.name: w for w in diagnose(healthy(**stuck), RECIPE)}
+    assert found.keys() == {"no_spread", "reward_flat"}
+    assert found["no_spread"].severity == "warning"
+    assert "the same reward, 0.2," in found["no_spread"].advice
+    tenths = RECIPE | {"rewards": [{"kind": "judge", "weight": 0.2}]}
+    assert [w.severity for w in diagnose(healthy(**stuck), tenths)] == ["note"], "where 0.2 is all there is"
 
 
 def test_a_reward_that_stays_at_its_maximum_is_not_called_flat():

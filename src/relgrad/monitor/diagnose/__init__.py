@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from relgrad.monitor.diagnose.history import (
+    MOST,
     RECENT,
     WINDOW,
     History,
@@ -37,7 +38,6 @@ FLAT_REWARD = 0.1  # of the reward's spread: a smaller rise is not worth the ste
 FLAT_LOSS = 0.03  # of the loss: what is taught falls by more than that
 LEARNT = 0.05  # nats per token: the targets have a probability of 95 %, and there is nothing left to fall
 LONGEST = 200  # values at either end that the claim of flatness rests on: more steps, less noise
-NO_SPREAD = 0.6  # share of groups: above it more than half of the sampling is spent on nothing
 LENGTH_GROWTH = 1.5  # times the first lengths, with a reward that rose meanwhile
 LENGTH_CORRELATED_GROWTH = 1.2  # a smaller growth is enough where reward and length move together step by step
 LENGTH_CORRELATION = 0.8  # Pearson over 2 x WINDOW steps; 0.8 explains two thirds of the variance
@@ -134,7 +134,7 @@ def reward_flat(history: History) -> Warning_ | None:
     change, spread, gain = history.change("reward", LONGEST), history.now("reward_std"), history.gain()
     if change is None or change.rose or history.step <= history.warmup + WINDOW * history.reuse:
         return None
-    if (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD or (gain is not None and gain.low > 0):
+    if history.solved or (gain is not None and gain.low > 0):
         return None
     if spread is not None and change.largest_rise > FLAT_REWARD * spread:
         return None
@@ -152,15 +152,21 @@ def reward_flat(history: History) -> Warning_ | None:
 def no_spread(history: History) -> Warning_ | None:
     """Most groups have equal rewards, and so advantage 0. Where they are solved that is only to be noted: nothing went wrong."""
     now = history.now("frac_reward_zero_std")
-    if now is None or now < NO_SPREAD:
+    if now is None or now < MOST:
         return None
     high, low = history.now("frac_groups_all_max"), history.now("frac_groups_all_min")
     evidence = f"{now:.0%} of groups have equal rewards (median of {RECENT} steps)"
     if high is not None and low is not None:
         evidence += f": {high:.0%} all at the best reward, {low:.0%} all at the worst"
-    solved = high is not None and high > max(low or 0.0, now / 2)
+    at_best = high is not None and high > max(low or 0.0, now / 2)
+    solved = at_best and history.solved
     if solved:
         advice = "The prompts are too easy by now: take harder ones, drop solved ones, or stop here."
+    elif at_best:
+        advice = (
+            f"Nearly all completions get the same reward, {history.now('reward') or 0.0:.3g}, which is not much: perhaps partial "
+            "credit for what all of them do. Credit the rest more finely, or warm up with a supervised stage."
+        )
     elif low is not None and low > max(high or 0.0, now / 2):
         advice = (
             "The prompts are too hard: warm up with a supervised stage, take easier prompts, give partial credit, or "
@@ -268,8 +274,8 @@ def entropy_collapse(history: History) -> Warning_ | None:
     start, now = history.first("entropy", RECENT), history.now("entropy")
     if now is None or len(history.records) < 2 * RECENT or not start or median(start) <= 0:
         return None
-    solved, equal = (history.now("frac_groups_all_max") or 0.0) >= NO_SPREAD, history.now("frac_reward_zero_std")
-    if solved or now >= ENTROPY_FRACTION * median(start) or (equal is not None and equal < NOTHING_TO_COMPARE):
+    equal = history.now("frac_reward_zero_std")
+    if history.solved or now >= ENTROPY_FRACTION * median(start) or (equal is not None and equal < NOTHING_TO_COMPARE):
         return None
     return history.warn(
         "entropy_collapse",

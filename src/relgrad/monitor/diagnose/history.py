@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "note"]
 
 RECENT = 5  # steps whose median speaks for "now": one odd batch is not a state
 WINDOW = 20  # steps compared at the start and at the end: means of 20 noisy batches are steady enough to compare
+MOST = 0.6  # share of groups: above it more than half of the sampling is spent on what they have in common
 SIGNIFICANT = 2.0  # standard errors between the two windows: the usual 95 % line
 
 PARITY_FLOAT32 = 1e-3  # nats per token: float32 kernels of different shape disagree by 1e-6 to 1e-4
@@ -152,6 +153,17 @@ class History:
             if len(values) == 3 and all(is_finite(value) for value in values):
                 return Gain(*(float(value) for value in values))
         return None
+
+    @property
+    def solved(self) -> bool:
+        """Whether most groups are all at the batch's best reward, and that is more than half of what the rewards' weights allow.
+
+        Without the latter they may all be stuck at the same partial credit. Rewards are taken to lie in [0, 1].
+        """
+        at_best, reward = self.now("frac_groups_all_max"), self.now("reward")
+        weights = [float(r.get("weight", 1)) for r in self.recipe.get("rewards") or () if isinstance(r, Mapping)]
+        best = sum(weight for weight in weights if weight > 0) or 1.0
+        return at_best is not None and at_best >= MOST and (reward is None or reward > best / 2)
 
     def warn(self, name: str, severity: Severity, evidence: str, advice: str) -> Warning_:
         return Warning_(name, severity, evidence, advice, self.step)
