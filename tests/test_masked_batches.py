@@ -107,7 +107,7 @@ def test_a_policy_learns_from_them(data: Path):
     settings = fill_in.Settings(text=str(data / "text.txt"), block_size=10, n_layer=1, n_head=2, n_embd=8, device="cpu")
     (data / "text.txt").write_text(TEXT, encoding="utf-8")
     policy, task = fill_in.build(settings, seed=0), masked_batches.load(masked_batches.Settings(path=data), seed=0)
-    loss, count = policy.supervised_loss([Example(p, "") for p in task.train], torch.Generator().manual_seed(0))
+    loss, count, _ = policy.supervised_loss([Example(p, "") for p in task.train], torch.Generator().manual_seed(0))
     assert (count, bool(loss.isfinite())) == (4, True)
     assert policy.sample(task.validation, 2, torch.Generator().manual_seed(0)).rows == 8
 
