@@ -157,7 +157,7 @@ def test_sigterm_before_the_first_step(uninterrupted: Path, tmp_path: Path):
     process = forked.start(["relgrad", "run", str(recipe), f"out={out}"], output)
     process.join(600)
     assert process.exitcode == STOPPED, output.read_text()
-    assert "before step 1 of 2" in output.read_text()
+    assert "SIGTERM, after step 0 of 2" in output.read_text()
     assert relgrad("run", recipe, f"out={out}").exit_code == 0
     assert_same_run(out, uninterrupted)
 

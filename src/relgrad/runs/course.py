@@ -46,12 +46,16 @@ class Course:
     def begin(self, first: int) -> None:
         """Evaluate before the first step, or read what was found then; `first` steps are done already.
 
-        Raises Stopped where a limit was reached meanwhile.
+        Raises Stopped where a limit was reached before or meanwhile.
         """
+        self._stop_at_limit(first)
         if self.evaluations.begin(first):
             self._film(0)
+        self._stop_at_limit(first)
+
+    def _stop_at_limit(self, first: int) -> None:
         if limit := self.limits.reached(self.stage.max_hours):
-            raise Stopped(f"{limit}, before step {first + 1} of {self.total} of {self.folder.root}; nothing is lost")
+            raise Stopped(f"{limit}, after step {first} of {self.total} of {self.folder.root}; nothing is lost")
 
     def after(self, record: StepRecord) -> bool:
         """Log, evaluate, save; whether this was the last step. Raises Stopped where a limit is reached and others are left."""
