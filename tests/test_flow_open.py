@@ -202,9 +202,10 @@ def test_a_configuration_beside_a_checkpoint_that_cannot_be_read_is_named(
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
     flow.build(fresh(), seed=0).save(tmp_path)
-    (tmp_path / "flow.json").write_text('{"scheduler_type": ', encoding="utf-8")
-    with pytest.raises(RelgradError, match=r"flow\.json: cannot be read"):
-        flow.build(fresh(), seed=0, start=tmp_path)
+    for text in ('{"scheduler_type": ', "{}", '{"end_id": "x"}'):
+        (tmp_path / "flow.json").write_text(text, encoding="utf-8")
+        with pytest.raises(RelgradError, match=r"flow\.json: cannot be read"):
+            flow.build(fresh(), seed=0, start=tmp_path)
 
 
 # ---------------------------------------------------------------------- symbols

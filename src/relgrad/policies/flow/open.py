@@ -146,7 +146,10 @@ def configuration(source: Path) -> dict[str, Any]:
         path = source / FLOW
         if not path.is_file():
             raise RelgradError(f"{source}: no {FLOW}; give the folder of a flow policy, or a checkpoint file of FS-DFM")
-        return _mapping(path)
+        read = _mapping(path)
+        if not isinstance(read.get("end_id"), int):
+            raise RelgradError(f"{path}: cannot be read: no end_id, the id that ends a text; copy it again")
+        return read
     beside = source.parent / "config.yaml"
     if not beside.is_file():
         return PUBLISHED.to_config()
