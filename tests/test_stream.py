@@ -726,7 +726,7 @@ def test_sources_that_are_none(tmp_path: Path, prepared: Path) -> None:
     refused(tmp_path, r"no stream\.json, so this is no folder of masked samples")
     refused(tmp_path / "nowhere", "no recipe")
     (tmp_path / "notes.txt").write_text("hello")
-    refused(tmp_path / "notes.txt", "not a file of tensors")
+    refused(tmp_path / "notes.txt", "is a text file")
     shutil.copytree(prepared, tmp_path / "data")
     for path in (tmp_path / "data" / "train").iterdir():
         path.unlink()
