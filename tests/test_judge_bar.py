@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relgrad.commands import cli
+from relgrad.commands import endings
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.judges import refill
@@ -93,7 +93,7 @@ def test_a_stage_to_start_over_from_that_is_not_there(recipe: dict[str, Any]):
 
 
 def test_going_on_does_not_start_over():
-    again = cli._without_starting_over(
+    again = endings.without_starting_over(
         ["run", "r", "--from", "judge", "--fresh", "a=1", "--from=judge", "--processes", "2"]
     )
     assert again == ["run", "r", "a=1", "--processes", "2"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from relgrad.commands import cli
+from relgrad.commands import cli, endings
 from relgrad.core import registry, secrets
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir
@@ -160,11 +160,11 @@ def test_errors_and_tracebacks_are_shown_without_secrets(
     monkeypatch.setenv("A_KEY", "first-value")
     monkeypatch.setenv("THEIR_TOKEN", "second-value")
     secrets.resolved({"key": "env:A_KEY"}, "rewards.0")
-    cli._say("error", "401 for first-value and second-value at https://me:word@host", style="bold")
+    endings.say("error", "401 for first-value and second-value at https://me:word@host", style="bold")
     try:
         raise ValueError("first-value hf_abcdefgh12345678")
     except ValueError as error:
-        cli._show_traceback(type(error), error, error.__traceback__)
+        endings.show_traceback(type(error), error, error.__traceback__)
     said = capsys.readouterr().err
     assert "error: 401 for [redacted] and [redacted] at https://[redacted]@host" in said
     assert said.endswith("ValueError: [redacted] [redacted]\n")

@@ -1,6 +1,8 @@
 """The command line, one file a group of commands.
 
 cli.py             the commands and their options
+endings.py         messages and exit codes
+printing.py        figures, samples and films on a terminal
 processes.py       relgrad run in several processes
 compare.py         relgrad compare
 bar.py             the progress bar of commands that evaluate

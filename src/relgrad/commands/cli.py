@@ -6,69 +6,30 @@ Exit codes: 0 done, 1 an unexpected error (with its traceback) or a failed docto
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 import relgrad
 from relgrad.commands import compare as comparing
 from relgrad.commands.bar import with_bar
 from relgrad.commands.compare import Part
+from relgrad.commands.endings import Commands, command_to_continue, say, show_traceback
 from relgrad.commands.forms import app as forms
-from relgrad.commands.original_flags import as_overrides
+from relgrad.commands.printing import in_words, print_json, show_figures, show_films, show_sample
 from relgrad.commands.sample_options import LARGEST, with_declared
-from relgrad.core.secrets import hide_known
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe
-
-
-class Commands(TyperGroup):
-    """All commands, with one place for each: exceptions become messages and exit codes, `--key=value` is read, and what the
-    terminal cannot show is replaced.
-    """
-
-    def main(self, *arguments: Any, **options: Any) -> Any:
-        """A terminal or a pipe need not be UTF-8: the characters that it does not have become question marks."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
-        return super().main(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _say("interrupted", _how_to_resume(ctx.invoked_subcommand), style="yellow")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            from relgrad.core.errors import RelgradError, Stopped
-
-            if isinstance(error, Stopped):
-                _stop(str(error))
-            if not isinstance(error, RelgradError) and not _lacks_memory(error):
-                raise
-            advice = "" if isinstance(error, RelgradError) else LACKS_MEMORY
-            _say("error", f"{str(error) or type(error).__name__}{advice}", style="bold red")
-            raise typer.Exit(2) from None
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        if command is not None and any(parameter.name == "overrides" for parameter in command.params):
-            rest = as_overrides(rest, [option for parameter in command.params for option in parameter.opts])
-        return name, command, rest
 
 
 app = typer.Typer(
@@ -80,12 +41,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
 STEPS = "Writing in several steps"
-LACKS_MEMORY = (
-    ". There is too little memory: draw less at once (-n, num_prompts, num_generations), let shorter texts be written, or take a "
-    "smaller model"
-)
-
-
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
 
 
@@ -146,11 +101,11 @@ def run(
         _explain(resolved, fresh, redo, accept_changes)
         return
     if processes > 1:
-        again = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
-        again += ["--accept-changes"] if accept_changes else []
-        code = launch(["run", recipe, *(overrides or ()), *again], processes)
+        kept = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
+        kept += ["--accept-changes"] if accept_changes else []
+        code = launch(["run", recipe, *(overrides or ()), *kept], processes)
         if code == STOPPED:
-            _say("stopped", f"continue with `{_again()}`", style="yellow")
+            say("stopped", f"continue with `{command_to_continue()}`", style="yellow")
         raise typer.Exit(code)
     with joined() as ranks:
         for folder in run_recipe(resolved, fresh=fresh, redo=redo, accept_changes=accept_changes, ranks=ranks):
@@ -185,14 +140,14 @@ def sample(
         from relgrad.commands.films import shoot
 
         films, file = shoot(source, prompts, n or 1, settings, chosen, save)
-        _show_films(films, animate, as_json)
+        show_films(films, animate, as_json)
         if file is not None:
-            _say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
+            say("saved", f"{file}; show it with `relgrad report {shlex.quote(str(file.parent))}`", style="green")
         return
     from relgrad.runs.use import sample as draw
 
     for record in draw(source, prompts, n or 4, settings):
-        _print_json(record) if as_json else _show_sample(record)
+        print_json(record) if as_json else show_sample(record)
 
 
 app.command()(with_declared(sample, STEPS))
@@ -222,7 +177,7 @@ def evaluate(
     def score(progress: Any) -> dict[str, Any]:
         return evaluate_run(source, overrides or [], partial(progress, "evaluating"), part.value)
 
-    _show_figures(_in_words(with_bar("evaluating", score)))
+    show_figures(in_words(with_bar("evaluating", score)))
 
 
 app.command()(comparing.compare)
@@ -240,7 +195,7 @@ def audit(
     """
     from relgrad.runs.use import audit as examine
 
-    _show_figures(with_bar("auditing", lambda progress: examine(judge, generator, out, partial(progress, "auditing"))))
+    show_figures(with_bar("auditing", lambda progress: examine(judge, generator, out, partial(progress, "auditing"))))
 
 
 @app.command()
@@ -256,7 +211,7 @@ def export(
     from relgrad.runs.use import export as write
 
     for note in write(source, file, overrides or []):
-        _say("note", note, style="yellow")
+        say("note", note, style="yellow")
     print(file)
 
 
@@ -380,52 +335,8 @@ def main() -> None:
     """Entry point of the `relgrad` command."""
     # Torch's waiting threads spin unless told otherwise before torch is loaded; on shared cores that costs several times more.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.excepthook = _show_traceback
+    sys.excepthook = show_traceback
     app(prog_name="relgrad")
-
-
-def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An unexpected error, without the secrets that its message may quote."""
-    sys.stderr.write(hide_known("".join(traceback.format_exception(kind, error, trace))))
-
-
-def _lacks_memory(error: Exception) -> bool:
-    from relgrad.core.memory import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _say(word: str, text: str, style: str) -> None:
-    text = hide_known(text)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(f"{word}: ", style=style) + Text(text))
-
-
-def _stop(what: str) -> NoReturn:
-    """End a run that a limit ended; one process of several leaves it to whoever started them to say how it goes on."""
-    from relgrad.commands.processes import STOPPED
-
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    _say(
-        "stopped", f"{what}; {f'continue with `{_again()}`' if alone else 'the same command continues'}", style="yellow"
-    )
-    raise typer.Exit(STOPPED) from None
-
-
-def _how_to_resume(command: str | None) -> str:
-    if command != "run":
-        return "nothing that was saved is lost"
-    return f"what was saved is safe; continue from the last checkpoint with `{_again()}`"
-
-
-def _again() -> str:
-    """The command that goes on with what this one began."""
-    return shlex.join(["relgrad", *_without_starting_over(sys.argv[1:])])
-
-
-def _without_starting_over(arguments: list[str]) -> list[str]:
-    """The arguments of a command that goes on with what it began."""
-    kept = [a for n, a in enumerate(arguments) if a != "--from" and (n == 0 or arguments[n - 1] != "--from")]
-    return [a for a in kept if a != "--fresh" and not a.startswith("--from=")]
 
 
 def _explain(recipe: Recipe, fresh: bool, redo: str | None, accept_changes: bool) -> None:
@@ -435,61 +346,3 @@ def _explain(recipe: Recipe, fresh: bool, redo: str | None, accept_changes: bool
     for line, stage in zip(plan(recipe, fresh, redo, accept_changes), recipe.stages, strict=True):
         print(f"# {line}")
         print(write_yaml(stage.used))
-
-
-def _show_films(films: list[dict[str, Any]], animate: bool, as_json: bool) -> None:
-    if animate:
-        from relgrad.monitor.animate import play
-
-        play(films)
-        return
-    for film in films:
-        if as_json:
-            _print_json(film)
-        else:
-            steps = film["frames"][-1]["step"]
-            shown = {"prompt": film["prompt"], "completion": film["final"], "steps": steps, "seconds": film["seconds"]}
-            _show_sample(shown | film.get("parts", {}) | {"why": film.get("why")})
-
-
-def _print_json(record: dict[str, Any]) -> None:
-    from relgrad.core.run_folder import finite
-
-    readable = str(sys.stdout.encoding).lower().startswith("utf")
-    print(json.dumps(finite(record), ensure_ascii=not readable), flush=True)
-
-
-def _show_sample(record: dict[str, Any]) -> None:
-    from relgrad.monitor.console import printable
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(Text("prompt  ", style="bold") + Text(printable(str(record["prompt"]), keep="\n")))
-    console.print(Text("writes  ", style="bold") + Text(printable(str(record["completion"]), keep="\n")))
-    rest = {k: v for k, v in record.items() if k not in ("prompt", "completion") and v not in (None, "", {})}
-    console.print(Text("        " + "  ".join(f"{k} {_brief(v)}" for k, v in rest.items()), style="dim"))
-
-
-def _in_words(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation's record with its interval in words, behind the score."""
-    from relgrad.monitor.intervals import ends_of
-
-    interval = {"score": evaluation["score"], "95 % interval": ends_of(evaluation, _brief)}
-    rest = {k: v for k, v in evaluation.items() if k not in ("score", "low", "high", "over", "units")}
-    return {"step": rest.pop("step"), "weights": rest.pop("weights"), "name": rest.pop("name"), **interval, **rest}
-
-
-def _show_figures(figures: dict[str, Any]) -> None:
-    table = Table("", "", box=None, show_header=False, pad_edge=False)
-    for name, value in figures.items():
-        shown = "" if value is None or value != value or isinstance(value, list) else _brief(value)  # nan is not itself
-        if shown:
-            table.add_row(str(name), Text(shown))
-    Console().print(table)
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return "  ".join(f"{k} {_brief(v)}" for k, v in value.items() if not isinstance(v, list))
-    return str(value)
