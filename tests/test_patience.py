@@ -368,3 +368,10 @@ def test_patience_needs_something_to_look_at(tmp_path: Path) -> None:
         recipe(tmp_path, 3, patience=2)
     with pytest.raises(RelgradError, match="patience=2 looks at validation prompts, and the task has none"):
         run_recipe(recipe(tmp_path, 3, size=0, every=1, patience=2))
+
+
+def test_of_equal_scores_the_last_counts():
+    """A policy that does not score yet has learnt more later."""
+    assert checkpoint.best_step(scores(0.0, 0.0, 0.0), [10, 20]) == 20
+    assert checkpoint.best_step(scores(0.0, 0.5, 0.5, 0.4), [10, 20, 30]) == 20
+    assert checkpoint.best_step(scores(None, None), [10]) is None

@@ -300,6 +300,6 @@ def settled(records: Sequence[dict[str, Any]], patience: int | None) -> bool:
 
 
 def best_step(records: Iterable[dict[str, Any]], saved: Sequence[int]) -> int | None:
-    """The saved step with the highest held-out score (the earliest of equals), or None where none was evaluated."""
-    scored = [(r["score"], -r["step"]) for r in records if r["score"] is not None and r["step"] in saved]
-    return -max(scored)[1] if scored else None
+    """The saved step with the highest held-out score, of equals the last one; None where none was evaluated."""
+    scored = [(r["score"], r["step"]) for r in records if r["score"] is not None and r["step"] in saved]
+    return max(scored)[1] if scored else None
