@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from commands import relgrad
 from relgrad.policies import flow
 from relgrad.policies.flow.settings import Lora
@@ -12,7 +14,10 @@ from relgrad.runs.build import find_recipe, resolve
 from relgrad.runs.recipe import load_recipe
 
 
-def test_a_dry_run_shows_both_stages() -> None:
+def test_a_dry_run_shows_both_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stage in resolve(load_recipe(find_recipe("fsdfm-1.3b"))).stages:
+        (tmp_path / stage.policy.options["model"]).touch()
     shown = relgrad("run", "fsdfm-1.3b", "--dry-run")
     assert "runs/fsdfm-1.3b/1-sft: 310 supervised steps of 16 examples; from the beginning" in shown
     assert "runs/fsdfm-1.3b/2-grpo: 992 GRPO steps, 1 prompts x 4 completions per batch; from the beginning" in shown

@@ -254,6 +254,7 @@ def test_splits_of_a_dataset(tmp_path: Path) -> None:
 def test_settings_that_were_written_out_are_read_again(kind: str) -> None:
     """A run folder's recipe has every default in it."""
     some = {"file": {"path": "a", "held_out_path": "b", "test_path": "c"}, "masked_stream": {"path": "a"},
+            "masked_batches": {"path": "a"},
             "dataset": {"path": "a", "held_out_split": "b", "test_split": "c"}, "reasoning_gym": {"task": "x"}}  # fmt: skip
     model = registry.find("tasks", kind).Settings
     settings = model.model_validate(some.get(kind, {}))

@@ -49,7 +49,7 @@ WRONG = {
     "run quick ''": "write key.sub=value",
     "run quick =3": "write key.sub=value",
     "run quick steps": "write key.sub=value",
-    "run quick grpo.steps=": "grpo.steps: Input should be a valid integer (received None)",
+    "run quick grpo.num_prompts=": "grpo.num_prompts: Input should be a valid integer (received None)",
     "run quick stages.1.grpo.steps=ten": "unable to parse string as an integer (received 'ten')",
     "run quick stages.1.grpo.steps=-1": "greater than or equal to 1 (received -1)",
     "run quick stages.1.grpo.steps=1e400": "received '1e400'",
