@@ -178,3 +178,10 @@ def test_a_kind_of_policy_without_a_temperature_is_refused(tmp_path: Path) -> No
     }
     with pytest.raises(RelgradError, match="denoising_flow has no temperature"):
         run_recipe(parse_recipe(settings))
+
+
+def test_top_p_whose_tokens_depend_on_the_temperature_is_refused(tmp_path: Path) -> None:
+    settings = {**RECIPE, "out": str(tmp_path)}
+    settings["policy"] = {**settings["policy"], "top_p": 0.9}
+    with pytest.raises(RelgradError, match=r"evaluation.cooled=true with policy.top_p=0.9"):
+        run_recipe(parse_recipe(settings))

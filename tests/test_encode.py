@@ -69,6 +69,7 @@ def target_of(of: Any, content: str | Sequence[Message], target: str, **settings
         ("<bos> $A <eos>", "Hi: ", "<bos>Hi: "),
         ("<bos> $A", "Hi: ", "<bos>Hi: "),
         ("<bos> $A", "<bos>Hi: ", "<bos>Hi: "),
+        ("<bos> $A <eos>", "", "<bos>"),
         ("$A <bos> <eos>", "aaa", "aaa"),
         ("$A", "<eos>Hi<eos>", "<eos>Hi<eos>"),
     ],

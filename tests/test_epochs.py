@@ -149,3 +149,8 @@ def test_a_stream_without_an_end_has_no_epochs(tmp_path: Path):
         assert refused.exit_code == 2
         said = " ".join(refused.output.split())
         assert "sft.epochs=1: the prompts of task 'masked_stream' never come to an end (a stream)" in said
+
+
+def test_epochs_are_not_counted_where_the_past_takes_the_place_of_prompts():
+    with pytest.raises(ValueError, match=r"epochs=2 with replay\.keep='groups'"):
+        GrpoSettings(epochs=2, replay={"keep": "groups"})

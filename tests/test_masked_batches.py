@@ -14,6 +14,7 @@ from commands import relgrad
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Example
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.networks.diffusion_gpt.original_batches import translate_labels
 from relgrad.networks.diffusion_gpt.original_export import save_checkpoint
 from relgrad.networks.diffusion_gpt.original_files import load_checkpoint
 from relgrad.policies import fill_in
@@ -195,3 +196,8 @@ def test_the_command_writes_it(tmp_path: Path):
         RelgradError, match="quick: a policy of kind autoregressive is saved in its library's own format"
     ):
         export("quick", tmp_path / "a.pt")
+
+
+def test_other_labels_below_zero_are_refused():
+    with pytest.raises(RelgradError, match="a label is -1; -100 is what stands"):
+        translate_labels(torch.tensor([[-1, -100]]), None, "batch.pt")

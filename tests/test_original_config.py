@@ -82,6 +82,8 @@ def test_its_plain_assignments_are_a_recipe(config: Path, caplog: pytest.LogCapt
     [
         ("group_sise = 8", r"group_sise=8 is not understood\. Did you mean 'group_size'"),
         ("learning_rate = 1 / 10", r"line 28: learning_rate is computed, and the file is not run"),
+        ("batch_size = 8\nbatch_size *= 2", r"line 29: batch_size is computed"),
+        ("group_size, kl_beta = 8, 0.1", r"line 28: (group_size|kl_beta) is computed"),
         ("reference_checkpoint = 'x.pt'", "reference_checkpoint='x.pt': the reference is the policy as it starts"),
         ("unmasking_stages = 'all'", r"unmasking_stages: masks are a list of mappings \(received 'all'\)"),
         ("group_size = = 8", r"my_grpo\.py: not a Python file: invalid syntax"),

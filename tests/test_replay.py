@@ -149,6 +149,23 @@ def test_a_run_that_was_stopped_goes_on_exactly(keep: str, tmp_path: Path):
     assert torch.equal(resumed.policy.table_PSV, whole.policy.table_PSV)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("keep", ["groups", "solutions"])
+def test_a_step_that_failed_is_tried_again_with_the_same_past(keep: str, monkeypatch: pytest.MonkeyPatch):
+    made, other = (loop(only_b, replay={"keep": keep, "share": 0.5, "max_age": 5}, num_iterations=2) for _ in range(2))
+    for _ in range(6):
+        made.update()
+        other.update()
+    monkeypatch.setattr(made, "_accumulate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made.update()
+    monkeypatch.undo()
+    for _ in range(6):
+        made.update()
+        other.update()
+    assert made.source.memories == other.source.memories
+    assert [p.tolist() for _, p in made.policy.parameters()] == [p.tolist() for _, p in other.policy.parameters()]
+
+
 @pytest.mark.parametrize(
     ("replay", "message"),
     [

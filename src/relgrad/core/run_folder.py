@@ -107,6 +107,17 @@ def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
     return [record for record in records if record["step"] <= step]
 
 
+def stages_in(run: Path) -> list[Path]:
+    """The folders of a run's stages, in their order: 2-grpo before 10-grpo."""
+    folders = [path.parent for path in run.glob("*/recipe.yaml")]
+
+    def place(folder: Path) -> tuple[int, str]:
+        number = folder.name.partition("-")[0]
+        return (int(number) if number.isdecimal() else 0, folder.name)
+
+    return sorted(folders, key=place)
+
+
 def refuse_folder_of_runs(folder: Path) -> None:
     """Raise RelgradError where there are runs in the folder, and no stage of its own; it names them."""
     if any(folder.glob("recipe.yaml")) or any(folder.glob("*/recipe.yaml")):

@@ -15,6 +15,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ class IsolatedRunner:
         self._ready = self._is_async = False
         self._patience: float | None = None
         self._answers: Future[list[Answer]] | None = None
-        self._stopped = False
+        self._stop = threading.Event()
 
     def wait(self) -> None:
         """Until the reward is built. Raises RelgradError, with what went wrong there.
@@ -143,31 +144,31 @@ class IsolatedRunner:
             self._patience = max(PATIENCE, 10 * (time.monotonic() - began))
 
     def begin(self, groups: Sequence[Group], step: int) -> None:
-        self._stopped = False
-        self._answers = self._worker.start(lambda: self._ask_all(groups, step))
+        self._stop = stop = threading.Event()  # one a job: an earlier one that is being stopped stays so
+        self._answers = self._worker.start(lambda: self._ask_all(groups, step, stop))
 
     def answers(self) -> Iterator[Answer]:
         assert self._answers is not None
         yield from self._answers.result()
 
     def cancel(self) -> None:
-        self._stopped = True
+        self._stop.set()
 
     def close(self) -> None:
-        self._stopped = True
+        self._stop.set()
         busy = self._worker.running
         self._worker.close()
         self._drop(at_once=busy)
 
     # ------------------------------------------------------------------ on the worker's thread
 
-    def _ask_all(self, groups: Sequence[Group], step: int) -> list[Answer]:
+    def _ask_all(self, groups: Sequence[Group], step: int, stop: threading.Event) -> list[Answer]:
         """All at once where the reward is a coroutine, which is then cancelled by the process itself."""
         if self._is_async:
             return self._ask(groups, step, self._order.seconds + LATE)
         answers: list[Answer] = []
         for group in groups:
-            if self._stopped:
+            if stop.is_set():
                 break
             answers += self._ask([group], step, self._order.seconds)
         return answers

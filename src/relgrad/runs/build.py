@@ -9,7 +9,7 @@ from typing import Any
 import relgrad
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.run_folder import RunDir
+from relgrad.core.run_folder import RunDir, stages_in
 from relgrad.core.secrets import require_references
 from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
 from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, RewardSet
@@ -212,7 +212,7 @@ def _linked(value: Any, run: Path | None) -> Any:
 
 def _stage_result(run: Path, label: str) -> Path:
     """The newest checkpoint of the stage called `label` (a label, a stage kind, or a folder name) of a run."""
-    stages = sorted(p.parent for p in run.glob("*/recipe.yaml"))
+    stages = stages_in(run)
     called_so = [p for p in stages if _is_called(p, label)]
     if not called_so:
         raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {_labels(stages)}")

@@ -14,6 +14,7 @@ from typing import Any
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import OpensAdapters
+from relgrad.core.run_folder import stages_in
 from relgrad.core.settings import Component
 from relgrad.runs import named_files
 from relgrad.runs.build import resolve_stage
@@ -58,11 +59,12 @@ def open_all(sources: Sequence[str], overrides: Sequence[str]) -> list[Opened]:
 def open_one(source: str, overrides: Sequence[str]) -> Opened:
     """A run or stage folder, a recipe, one checkpoint of a run, or the folder of a bare adapter."""
     path = Path(source)
-    if (path / "trainer" / "state.json").is_file() and (path.parents[1] / "recipe.yaml").is_file():
-        checkpoint.require_undamaged(path, trainer=False)
-        stage = read_stage(path.parents[1], overrides)
-        named_files.warn_of_changes(path.parents[1], stage)
-        return Opened(source, stage, path)
+    saved = path.resolve()
+    if (saved / "trainer" / "state.json").is_file() and (saved.parents[1] / "recipe.yaml").is_file():
+        checkpoint.require_undamaged(saved, trainer=False)
+        stage = read_stage(saved.parents[1], overrides)
+        named_files.warn_of_changes(saved.parents[1], stage)
+        return Opened(source, stage, saved)
     if (path / ADAPTER).is_file():
         return Opened(source, None, path)
     stage, start = open_source(source, overrides)
@@ -116,7 +118,7 @@ def recipe_of(opened: Opened) -> str:
 
 def _recipe_until(folder: Path) -> list[Any]:
     """The recipes of a stage and of those before it in its run, as far as all seeds have them in common."""
-    stages = sorted(path.parent for path in folder.parent.glob("*/recipe.yaml"))
+    stages = stages_in(folder.parent)
     before = stages[: stages.index(folder) + 1] if folder in stages else [folder]
     return [_without_seed(_settings(stage)) for stage in before]
 

@@ -62,7 +62,7 @@ class Course:
         step, self.limits.stepped = record.step, True
         self.parts.after_step(record)
         self._log(record)
-        evaluated = self._evaluate(step)
+        evaluated = self._evaluate(step, step == self.total)
         if step == self.total or (evaluated and self.evaluations.settled()):
             self._end(step)
             return True
@@ -79,14 +79,14 @@ class Course:
         if step < self.total and not self.evaluations.settled():
             return False
         if not self.evaluations.validated(step):
-            self._evaluate(step)
+            self._evaluate(step, last=True)
         self._end(step)
         return True
 
-    def _evaluate(self, step: int) -> bool:
+    def _evaluate(self, step: int, last: bool) -> bool:
         """The evaluation after a step, where one is due; whether it was. Where it fails, nothing that was learnt is lost."""
         try:
-            return self.evaluations.during(step, step == self.total)
+            return self.evaluations.during(step, last)
         except RelgradError:
             self._warn(step)
             self._save()

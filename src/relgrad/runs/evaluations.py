@@ -19,7 +19,7 @@ from typing import Any, Literal
 from relgrad.core.errors import RelgradError
 from relgrad.core.memory import spared
 from relgrad.core.protocols import Tempered
-from relgrad.core.ranks import Ranks
+from relgrad.core.ranks import Elsewhere, Lost, Ranks
 from relgrad.core.run_folder import COOLED, RunDir, lines_until
 from relgrad.core.types import Prompt
 from relgrad.evaluation.cooled import cooled_start
@@ -105,13 +105,18 @@ class Evaluations:
             return
         if self.final == "test":
             self._evaluate("test", step, kept)
-        elif kept != step and (record := next((r for r in self._recorded("validation") if r["step"] == kept), None)):
-            self._keep({**record, "step": step})  # these prompts by these weights: known already
-            self.console.evaluation({**record, "step": step})
-            self.trained["validation"] = Evaluation.from_record(record)
+        elif kept != step or "validation" not in self.trained:  # these prompts by these weights: known already
+            record = next((r for r in self._recorded("validation") if r["step"] == kept), None)
+            if record is not None and kept != step:
+                self._keep({**record, "step": step})
+                self.console.evaluation({**record, "step": step})
+            if record is not None:
+                self.trained["validation"] = self._read(record)
         if self.settings.cooled:
             try:
                 self._cool(step)
+            except (Lost, Elsewhere):
+                raise
             except RelgradError as error:  # a control is no reason to lose what was trained
                 self.console.warn(f"the cooled start could not be judged: {error}")
 
@@ -125,11 +130,14 @@ class Evaluations:
         )
         assert isinstance(policy, Tempered)
         assert rewards is not None
+        if self.final not in self.trained:
+            raise RelgradError("the last step has no evaluation")
         start, trained = self.start[self.final], self.trained[self.final]
         if math.isnan(trained.kl):
             raise RelgradError("the trained policy decided nothing, so that it has no distance to its start")
         self.console.note(f"cooling the untrained start to {number(trained.kl)} nats per decision from itself ...")
-        with rewards.fixed():
+        advice = f"Lower evaluation.num_generations ({settings.num_generations}), or let shorter texts be written"
+        with rewards.fixed(), spared("drawing completions of the cooled start", advice):
             cooled = cooled_start(
                 policy,
                 trained.kl,
@@ -239,6 +247,11 @@ def require_tempered(parts: StageParts, stage: Stage) -> None:
     if not parts.divergence:
         raise RelgradError(
             f"evaluation.cooled=true: a {stage.called} stage does not measure how far its policy is from its start; leave it out"
+        )
+    if (top_p := stage.policy.options.get("top_p", 1.0)) < 1:
+        raise RelgradError(
+            f"evaluation.cooled=true with policy.top_p={top_p:g}: what top_p leaves out depends on the temperature, so that the "
+            "distance of a cooled start from itself cannot be measured on it. Set policy.top_p to 1, or leave evaluation.cooled out"
         )
     with parts.policy.start_at(parts.policy.temperature):  # a policy that cannot do it says so now, not after training
         pass

@@ -5,7 +5,7 @@
 The file is made with O_EXCL, which network file systems keep too, and goes with the run. A process that was killed leaves it
 behind. On the same machine (name, boot and process namespace) the system knows whether that process still runs. Of another
 machine only the last touch is known, by the clock of the file system: after SILENT seconds without one its process counts as gone.
-A writer that slept so long finds another's lock at its next touch and ends before it writes on.
+A writer that slept so long finds another's lock before its next step, and ends.
 
 Several processes of one job are one writer: the first rank holds the lock. Reading (evaluate, sample, report) needs none.
 """
@@ -78,6 +78,7 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
         self.own, self.lost = "", False
+        self._touched = time.monotonic()
         self._ended = threading.Event()
 
     def __enter__(self) -> Lock:
@@ -104,6 +105,8 @@ class Lock:
 
     def require_held(self) -> None:
         """Raise RelgradError where somebody took the lock, or removed it, while this process did not touch it."""
+        if time.monotonic() - self._touched > 2 * BEAT:
+            self.touch()
         if self.lost:
             raise RelgradError(
                 f"{self.path} is not this process's any more: its folder was removed, or, while this process stood still for more "
@@ -112,6 +115,7 @@ class Lock:
 
     def touch(self) -> None:
         """Show that the process lives, and notice where the lock is another's by now."""
+        self._touched = time.monotonic()
         try:
             self.lost = self.lost or self.read() != self.own
             if not self.lost:

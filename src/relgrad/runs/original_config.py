@@ -10,6 +10,7 @@ import ast
 import difflib
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,23 +80,29 @@ def assignments(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     values: dict[str, Any] = {}
     computed: dict[str, int] = {}
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if (
-                not isinstance(target, ast.Name)
-                or not isinstance(node, (ast.Assign, ast.AnnAssign))
-                or node.value is None
-            ):
-                continue
-            values.pop(target.id, None)
-            computed.pop(target.id, None)
-            try:
-                values[target.id] = ast.literal_eval(node.value)
-            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-                computed[target.id] = node.lineno
+        for name in _assigned(node):
+            values.pop(name, None)
+            computed[name] = node.lineno
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                value = ast.literal_eval(node.value)
+                for target in targets:
+                    if isinstance(target, ast.Name):
+                        values[target.id] = value
+                        computed.pop(target.id)
     return values, computed
+
+
+def _assigned(node: ast.stmt) -> list[str]:
+    """The names that a statement gives a value: also by `+=`, and several at once."""
+    if isinstance(node, ast.Assign):
+        targets: list[ast.expr] = node.targets
+    elif isinstance(node, ast.AugAssign) or (isinstance(node, ast.AnnAssign) and node.value is not None):
+        targets = [node.target]
+    else:
+        targets = []
+    return [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
 
 
 def recipe_of(values: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.memory import spared
 from relgrad.core.protocols import Exported, SettledByWeights
 from relgrad.core.randomness import generator
-from relgrad.core.run_folder import RunDir, refuse_folder_of_runs, require_writable_file
+from relgrad.core.run_folder import RunDir, refuse_folder_of_runs, require_writable_file, stages_in
 from relgrad.core.types import Prompt
 from relgrad.core.whole_text import half_character
 from relgrad.evaluation.held_out import as_judged, evaluate
@@ -49,9 +49,11 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 def find_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
     """What `open_source` opens, without a word on its files."""
     path = Path(source)
+    if path.name in ("", ".."):
+        path = path.resolve()  # what belongs to a stage is looked up in the folders above it
     if not path.is_dir():
         return load_recipe(find_recipe(source), overrides).stages[-1], None
-    folders = [path] if (path / "recipe.yaml").is_file() else sorted(p.parent for p in path.glob("*/recipe.yaml"))
+    folders = [path] if (path / "recipe.yaml").is_file() else stages_in(path)
     if not folders:
         refuse_folder_of_runs(path)
         raise RelgradError(f"{source}: neither a recipe nor a run folder (no recipe.yaml in it or one level below)")

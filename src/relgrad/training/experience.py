@@ -41,6 +41,10 @@ class Source(Protocol):
         """Generation batch `number` with `prompts` prompts; equal in all processes but for the traces."""
         ...
 
+    def undo(self) -> None:
+        """Forget the last `draw`: the step that asked for it failed, and will be tried again."""
+        ...
+
     def save(self, folder: Path) -> None: ...
 
     def load(self, folder: Path) -> None: ...
@@ -90,6 +94,9 @@ class Fresh:
         if self.settings.max_resamples:
             metrics["groups_resampled"] = float(resampled)
         return Collected(parts, torch.cat(keep), metrics)
+
+    def undo(self) -> None:
+        """Nothing; see `save`."""
 
     def save(self, folder: Path) -> None:
         """Nothing: the next batch depends on the loop's counters alone."""
@@ -142,7 +149,7 @@ class Fresh:
 
 def elsewhere(part: Experience, prompts: tuple[Prompt, ...]) -> Experience:
     """The part as other processes hold it: they know what was written and what it earned, and do not score it."""
-    outputs = tuple(Output(output.text) for output in part.rollouts.outputs)
+    outputs = tuple(Output(output.text, output.ids) for output in part.rollouts.outputs)
     known = dataclasses.replace(part.rollouts, prompts=prompts, outputs=outputs, trace={})
     return dataclasses.replace(part, rollouts=known, here=False)
 

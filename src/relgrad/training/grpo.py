@@ -97,6 +97,12 @@ class Grpo:
         """Prompts consumed."""
         return self.stream.cursor
 
+    @property
+    def batch_is_used_up(self) -> bool:
+        """Whether the next step begins with a new generation batch."""
+        per_batch = self.settings.num_iterations * self.settings.steps_per_generation
+        return self.batch is None or self.batch.used == per_batch
+
     def counters(self) -> dict[str, int]:
         """What a checkpoint keeps of the loop, beside optimizer, batch and source."""
         return {
@@ -119,10 +125,12 @@ class Grpo:
 
         Whatever is raised, the loop is where it was before the step: a checkpoint of it goes on with the same step.
         """
-        counters, batch = self.counters(), self.batch
+        counters, batch, drew = self.counters(), self.batch, self.batch_is_used_up
         try:
             return self._update()
         except Exception:
+            if drew:
+                self.source.undo()
             self.go_on_from(counters)
             self.batch = batch
             self.optimizer.clear()
@@ -131,8 +139,7 @@ class Grpo:
     def _update(self) -> StepRecord:
         started = time.perf_counter()
         settings, metrics = self.settings, {}
-        per_batch = settings.num_iterations * settings.steps_per_generation
-        if self.batch is None or self.batch.used == per_batch:
+        if self.batch is None or self.batch_is_used_up:
             self.batch = self.generate()
             metrics.update(self.batch.metrics)
         batch = self.batch

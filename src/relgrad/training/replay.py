@@ -51,9 +51,11 @@ class Replay:
         self.parts: dict[int, Experience] = {}
         self.memories: list[Memory] = []
         self.next_part = 0
+        self._before = (self.parts, self.memories, self.next_part)
 
     def draw(self, number: int, prompts: int) -> Collected:
         """Generation batch `number`: fresh experience and the past that fits; then remember the fresh."""
+        self._before = (dict(self.parts), list(self.memories), self.next_part)
         self._forget(number)
         most = max(round(self.replay.share * prompts), 1)
         if self.replay.keep == "groups":
@@ -177,6 +179,10 @@ class Replay:
         self.memories = young[-self.replay.capacity :]
         needed = {memory.part for memory in self.memories}
         self.parts = {name: part for name, part in self.parts.items() if name in needed}
+
+    def undo(self) -> None:
+        """See experience.Source."""
+        self.parts, self.memories, self.next_part = self._before
 
     # ------------------------------------------------------------------ checkpoints
 

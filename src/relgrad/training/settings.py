@@ -136,6 +136,11 @@ class GrpoSettings(BudgetSettings, SamplingSettings, CreditSettings, ObjectiveSe
                 f"steps_per_generation={self.steps_per_generation} must divide num_prompts={self.num_prompts}: "
                 "an optimizer step takes whole groups"
             )
+        if self.epochs is not None and self.replay is not None and self.replay.keep == "groups":
+            raise ValueError(
+                f"epochs={self.epochs:g} with replay.keep='groups', where the past takes the place of new prompts in a number that "
+                "is not known before: set steps, or replay.keep to solutions"
+            )
         if self.credit == "decision" and self.kl_estimator == "k1":
             raise ValueError("credit='decision' with kl_estimator='k1', a penalty of whole rows: use exact, k2 or k3")
         if self.credit == "decision" and self.replay is not None and self.replay.keep == "solutions":

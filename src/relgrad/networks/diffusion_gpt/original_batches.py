@@ -83,7 +83,16 @@ def _pair(tensors: Any, where: str) -> tuple[Tensor, Tensor]:
 
 
 def translate_labels(label_NL: Tensor, layout: Layout, what: str) -> np.ndarray:
-    """Labels in relgrad's ids, IGNORE where nothing is asked for. Raises RelgradError for an id that is not in the vocabulary."""
+    """Labels in relgrad's ids, IGNORE where nothing is asked for.
+
+    Raises RelgradError for an id that is not in the vocabulary, and for negative ones other than IGNORE.
+    """
+    other_N = label_NL[(label_NL < 0) & (label_NL != IGNORE)]
+    if len(other_N):
+        raise RelgradError(
+            f"{what}: a label is {int(other_N[0])}; {IGNORE} is what stands where nothing is asked for. Write the batches with "
+            f"ignore_index={IGNORE}"
+        )
     known = layout.translate(label_NL.clamp(min=0), what).copy()  # any id stands in where nothing is asked
     known[(label_NL == IGNORE).numpy()] = IGNORE
     return known

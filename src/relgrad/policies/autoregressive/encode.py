@@ -104,6 +104,8 @@ class Encoder:
         """Ids of plain text with what the tokenizer puts before a text, once, and without what it puts after one."""
         own = list(self.tokenizer(prompt.content, padding=False, add_special_tokens=False).input_ids)
         with_special = list(self.tokenizer(prompt.content, padding=False).input_ids)
+        if not own:  # an empty text is what stands before every text
+            return [i for i in with_special if i != self.tokenizer.eos_token_id or i == self.tokenizer.bos_token_id]
         for first in range(len(with_special) - len(own) + 1):
             if with_special[first : first + len(own)] == own:
                 before = with_special[:first]
