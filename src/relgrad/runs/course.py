@@ -106,7 +106,7 @@ class Course:
         self.trackers.log(step, record.metrics)
         self.console.log(step, record.metrics)
         self.records.append({"step": step, **record.metrics})
-        if samples := [{"step": step, **sample} for sample in self.parts.samples()]:
+        if self.ranks.first and (samples := [{"step": step, **sample} for sample in self.parts.samples()]):
             self.folder.write_samples(step, samples)
             self.console.samples(step, samples)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,7 +146,7 @@ class Vocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; a mask is shown as `BLANK`, padding and the summary id as nothing."""
         if self.kind == "char":
-            return "".join(self._shown(i) for i in ids)
+            return "".join(self.decode_each(ids))
         pieces, run = [], list[int]()
         for i in [*ids, self.mask_id]:
             if i < self.base:
@@ -156,8 +156,9 @@ class Vocabulary:
             run = []
         return "".join(pieces)[: -len(BLANK)]
 
-    def _shown(self, i: int) -> str:
-        return self.symbols[i] if i < self.base else BLANK if i == self.mask_id else ""
+    def decode_each(self, ids: Sequence[int]) -> Iterator[str]:
+        """The text of each id of a vocabulary of characters, as `decode` has it."""
+        return (self.symbols[i] if i < self.base else BLANK if i == self.mask_id else "" for i in ids)
 
     def _decode(self, ids: list[int]) -> str:
         if self.kind == "byte":

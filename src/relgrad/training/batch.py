@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class Batch:
     correction_BT: Tensor | None = None
     used: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
+    _table: RewardTable | None = field(default=None, init=False, repr=False)
+    _policy: object = field(default=None, init=False, repr=False)
 
     @staticmethod
     def of(parts: list[Experience], keep_B: Tensor, *, mask_truncated: bool, policy_version: int) -> Batch:
@@ -145,17 +147,31 @@ class Batch:
         return pieces
 
     def describe(self, table: RewardTable, credit: Advantages, policy: object) -> None:
-        """Take over the credit; fill `metrics` (TRL's names) and `samples`, beside the truth where the policy knows it."""
+        """Take over the credit and fill `metrics` (TRL's names); `samples` then tells the rest."""
         self.advantage_B, self.reward_B, self.advantage_BT = credit.advantage_B, credit.reward_B, credit.advantage_BT
+        self._table, self._policy = table, policy
         fresh_B = self.fresh_B
         self.metrics |= reward_metrics(table, credit, self.group_B, fresh_B) | self._length_metrics(fresh_B)
+
+    @cached_property
+    def samples(self) -> list[dict[str, Any]]:
+        """Rows that count or were written for this batch, as samples/*.jsonl has them, beside the truth where the policy knows it.
+
+        Only whoever writes them asks; empty for a batch that a checkpoint brought back.
+        """
+        table = self._table
+        if table is None:
+            return []
         prompts, stop, outputs = self.prompts, self.stop, self.outputs
         age_B = torch.cat([part.age_B for part in self.parts])
+        samples = []
         for row in (self.keep_B | (age_B == 0)).nonzero()[:, 0].tolist():
             values = dict(zip(table.names, table.value_BR[row].tolist(), strict=True))
             group = int(self.group_B[row])
-            truth = policy.beside_truth(prompts[group], outputs[row]) if isinstance(policy, KnowsTruth) else {}
-            self.samples.append(
+            known = (
+                self._policy.beside_truth(prompts[group], outputs[row]) if isinstance(self._policy, KnowsTruth) else {}
+            )
+            samples.append(
                 {
                     "group": group,
                     "prompt": prompts[group].text,
@@ -167,9 +183,10 @@ class Batch:
                     "why": table.why[row] if table.why else "",
                     "kept": bool(self.keep_B[row]),
                     **({"age": int(age_B[row])} if age_B[row] else {}),
-                    **truth,
+                    **known,
                 }
             )
+        return samples
 
     def _length_metrics(self, fresh_B: Tensor) -> dict[str, float]:
         length_B = self.length_B[fresh_B].double()

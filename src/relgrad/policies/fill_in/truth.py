@@ -16,7 +16,7 @@ def hidden_cells(prompt: Prompt, vocabulary: Vocabulary) -> list[tuple[int, str]
     masked, truth = prompt.columns.get("masked_ids"), prompt.columns.get("truth_ids")
     if masked is None or truth is None or len(masked) != len(truth):
         return []
-    shown = cells(truth, vocabulary.decode)
+    shown = texts(truth, vocabulary)
     return [(position, shown[position]) for position in masked_positions(masked, vocabulary)]
 
 
@@ -30,13 +30,18 @@ def beside_truth(prompt: Prompt, output: Output, vocabulary: Vocabulary) -> dict
     truth: Sequence[int] = prompt.columns["truth_ids"] if hidden else ()
     if not hidden or len(truth) != len(output.ids):
         return {}
-    written = cells(output.ids, vocabulary.decode)
+    written = texts(output.ids, vocabulary)
     known = {"truth": vocabulary.decode(truth)}
     if "".join(written) != output.text:
         return known
     ends = list(accumulate(len(cell) for cell in written))
     holes = [[ends[p] - len(written[p]), ends[p], text, output.ids[p] == truth[p]] for p, text in hidden]
     return {**known, "holes": holes}
+
+
+def texts(ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:
+    """The text of every id: of characters one by one, otherwise given what stands before it."""
+    return list(vocabulary.decode_each(ids)) if vocabulary.kind == "char" else cells(ids, vocabulary.decode)
 
 
 def masked_positions(masked_ids: Sequence[int], vocabulary: Vocabulary) -> list[int]:
