@@ -278,8 +278,15 @@ def test_the_policy_blocks_scripts_even_if_markup_slipped_in(browser, run_folder
     assert look.page.evaluate("window.pwned") is None
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (400, "light"),
+        (1280, "dark"),
+        pytest.param(400, "dark", marks=pytest.mark.slow),
+        pytest.param(1280, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_overflows_and_colours_follow_the_scheme(browser, run_folder, width, scheme):
     look = Look(browser, run_folder / "report.html", width, scheme)
     assert look.overflow() == 0

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+import forked
 from relgrad.commands.cli import app
 from relgrad.commands.masked_data import prepare, print_rows, rows_of
 from relgrad.core.errors import RelgradError
@@ -367,26 +369,21 @@ print(digest.hexdigest())
 
 def test_two_processes_read_all_while_a_third_writes(text: Path, tmp_path: Path) -> None:
     """The consumers start before there is a folder; each is told of every sample, in order."""
-    folder, count = tmp_path / "s", 25 * EACH
-    consumers = [
-        subprocess.Popen(
-            [sys.executable, "-c", CONSUMER, str(folder), name, str(count)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("a", "b")
-    ]  # fmt: skip
+    folder, count, script = tmp_path / "s", 25 * EACH, tmp_path / "consumer.py"
+    script.write_text(CONSUMER)
     arguments = ["--files", "25", "--ahead", "2", "--samples-per-file", str(EACH), "--seed", "5", *settings(text)]
-    producer = command("prepare", "--out", str(folder), *arguments)
-    said = [c.communicate(timeout=120) for c in consumers]
-    _, err = producer.communicate(timeout=120)
-    assert (producer.returncode, err) == (0, "")
-    assert said[0][0] == said[1][0] != "", said
+    commands = [("python", script, folder, name, count) for name in ("a", "b")]
+    with ThreadPoolExecutor(3) as pool:
+        ended = pool.map(
+            lambda words: forked.run(*words), [*commands, ("relgrad", "prepare", "--out", folder, *arguments)]
+        )
+    *consumers, producer = ended
+    assert (producer.returncode, producer.stderr) == (0, "")
+    assert consumers[0].stdout == consumers[1].stdout != "", consumers
     assert len(contents(folder)) == 25 + 2
     assert json.loads((folder / "producer.json").read_text())["state"] == "done"
-    again = subprocess.run(
-        [sys.executable, "-c", CONSUMER, str(folder), "c", str(count)], capture_output=True, text=True
-    )
-    assert again.stdout == said[0][0], "a run that comes later reads the same"
+    again = forked.run("python", script, folder, "c", count)
+    assert again.stdout == consumers[0].stdout, "a run that comes later reads the same"
 
 
 def test_shards_share_the_files(prepared: Path, text: Path, tmp_path: Path) -> None:
