@@ -118,7 +118,7 @@ def test_settings_written_as_its_command_line_has_them():
         "--",
         "--k=v",
     ]
-    told = [
+    expected = [
         "r",
         "group_size=16",
         "grpo.beta=0.1",
@@ -130,7 +130,7 @@ def test_settings_written_as_its_command_line_has_them():
         "--",
         "--k=v",
     ]
-    assert as_overrides(given, options) == told
+    assert as_overrides(given, options) == expected
 
 
 def test_the_command_line_takes_both(config: Path):

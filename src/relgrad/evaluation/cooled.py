@@ -112,10 +112,10 @@ def temperature_at(kl: float, own: float, distance: Callable[[float], float]) ->
         return low, False
     middle = math.sqrt(low * high)
     for _ in range(STEPS):
-        found = distance(middle)
-        if abs(found - kl) <= TOLERANCE * kl:
+        away = distance(middle)
+        if abs(away - kl) <= TOLERANCE * kl:
             break
-        low, high = (middle, high) if found > kl else (low, middle)
+        low, high = (middle, high) if away > kl else (low, middle)
         middle = math.sqrt(low * high)
     return middle, True
 

@@ -145,12 +145,12 @@ def require_rewards(recipe: Recipe, ended: int) -> None:
 
 def _trained(recipe: Recipe, folders: Sequence[Path]) -> str:
     """The steps of the first stages, each with the setting that says how many."""
-    told = []
+    lengths = []
     for number, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=False)):
         settings, section = loop_settings(stage), f"stages.{number}.{kind_of(stage).loop}"
         length = "epochs" if isinstance(settings, LengthSettings) and settings.epochs else "steps"
-        told.append(f"{settings.steps} steps of {_label(folder)} ({section}.{length})")
-    return ", ".join(told)
+        lengths.append(f"{settings.steps} steps of {_label(folder)} ({section}.{length})")
+    return ", ".join(lengths)
 
 
 def first_fresh(folders: Sequence[Path], fresh: bool, label: str | None) -> int:

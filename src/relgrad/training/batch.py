@@ -168,7 +168,7 @@ class Batch:
         for row in (self.keep_B | (age_B == 0)).nonzero()[:, 0].tolist():
             values = dict(zip(table.names, table.value_BR[row].tolist(), strict=True))
             group = int(self.group_B[row])
-            known = (
+            truth = (
                 self._policy.beside_truth(prompts[group], outputs[row]) if isinstance(self._policy, KnowsTruth) else {}
             )
             samples.append(
@@ -183,7 +183,7 @@ class Batch:
                     "why": table.why[row] if table.why else "",
                     "kept": bool(self.keep_B[row]),
                     **({"age": int(age_B[row])} if age_B[row] else {}),
-                    **known,
+                    **truth,
                 }
             )
         return samples

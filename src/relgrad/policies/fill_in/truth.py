@@ -31,12 +31,12 @@ def beside_truth(prompt: Prompt, output: Output, vocabulary: Vocabulary) -> dict
     if not hidden or len(truth) != len(output.ids):
         return {}
     written = texts(output.ids, vocabulary)
-    known = {"truth": vocabulary.decode(truth)}
+    whole = {"truth": vocabulary.decode(truth)}
     if "".join(written) != output.text:
-        return known
+        return whole
     ends = list(accumulate(len(cell) for cell in written))
     holes = [[ends[p] - len(written[p]), ends[p], text, output.ids[p] == truth[p]] for p, text in hidden]
-    return {**known, "holes": holes}
+    return {**whole, "holes": holes}
 
 
 def texts(ids: Sequence[int], vocabulary: Vocabulary) -> list[str]:

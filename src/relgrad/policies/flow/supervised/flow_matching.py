@@ -39,5 +39,5 @@ def flow_matching_loss(
     noised = path.noise(ids_BL, editable_BL, draw_times(draws), draws)
     logits_NV = network(noised.x_BL, noised.time_B.float(), None, noised.at)
     total = DATA_LOSSES[kind](logits_NV, noised, path).sum()
-    known = total.detach() if kind == "cross_entropy" else cross_entropy(logits_NV.detach(), noised, path).sum()
-    return SupervisedLoss(total, len(noised.label_N), float(known))
+    nll = total.detach() if kind == "cross_entropy" else cross_entropy(logits_NV.detach(), noised, path).sum()
+    return SupervisedLoss(total, len(noised.label_N), float(nll))
