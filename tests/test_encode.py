@@ -14,9 +14,9 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Message, Prompt
 from relgrad.networks.causal import tiny
+from relgrad.networks.causal.encode import Encoder
 from relgrad.policies.autoregressive import AutoregressivePolicy, Settings
 from relgrad.policies.autoregressive.build import compose
-from relgrad.policies.autoregressive.encode import Encoder
 from relgrad.training.targets import example_of
 
 EOS = 0

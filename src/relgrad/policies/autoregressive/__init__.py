@@ -9,9 +9,6 @@ shared_engine.py        the one that computes a prompt once for its group
 transformers_engine.py  the one for every other architecture
 choose.py               which of them runs a model
 packed.py               rollouts as one flat row of tokens
-encode.py               prompts and targets as token ids
-weights.py              loading a model's or an adapter's weights
-modes.py                dropout and recomputed activations
 toy.py                  tiny instances for the contract tests
 """
 

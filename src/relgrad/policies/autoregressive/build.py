@@ -10,11 +10,11 @@ import torch
 from relgrad.core.errors import RelgradError
 from relgrad.networks.causal import load as causal
 from relgrad.networks.causal import saved
+from relgrad.networks.causal.adapted import bare, check_adapter_acts, is_untrained
 from relgrad.networks.weights import device
 from relgrad.policies.autoregressive.choose import choose_engine
 from relgrad.policies.autoregressive.policy import AutoregressivePolicy
 from relgrad.policies.autoregressive.settings import Settings
-from relgrad.policies.autoregressive.weights import bare, check_adapter_acts, is_untrained
 
 
 def build(settings: Settings, seed: int, start: Path | None = None, reference: bool = False) -> AutoregressivePolicy:

@@ -24,16 +24,16 @@ from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, St
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal import load as causal
+from relgrad.networks.causal.adapted import bare, is_adapted, load
 from relgrad.networks.causal.decode import Generated
+from relgrad.networks.causal.encode import Encoder
+from relgrad.networks.causal.modes import Modes
 from relgrad.networks.causal.saved import save_base
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
-from relgrad.policies.autoregressive.encode import Encoder
 from relgrad.policies.autoregressive.engine import Engine, Reference, arithmetic
-from relgrad.policies.autoregressive.modes import Modes
 from relgrad.policies.autoregressive.settings import Settings
-from relgrad.policies.autoregressive.weights import bare, is_adapted, load
 
 
 class AutoregressivePolicy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,10 +17,28 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import SYSTEM_ROLES, Example, Message, Prompt
 from relgrad.core.whole_text import half_character
-from relgrad.policies.autoregressive.settings import Settings
 
 MARK = "MARK-OF-THE-CONTENT"
 """Stands for an assistant's message when the template is asked what it writes after one."""
+
+
+class Wording(Protocol):
+    """Settings of a policy that say how its texts are worded (policies/autoregressive/settings.py explains them)."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def max_completion_length(self) -> int: ...
+
+    @property
+    def chat(self) -> bool: ...
+
+    @property
+    def system_prompt(self) -> str | None: ...
+
+    @property
+    def skip_special_tokens(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +52,7 @@ class Encoder:
     """
 
     tokenizer: Any
-    settings: Settings
+    settings: Wording
     context: int | None
     entries: int
     end_ids: tuple[int, ...]
