@@ -5,4 +5,5 @@ tiled.py        the same behind a language-model head, tile by tile
 precision.py    in float32 at least, whatever the precision of the network
 schedule.py     schedulers of discrete flow matching
 ctmc.py         one Euler step of it: three kernels, two sources
+unmasking/      one step of masked diffusion: which positions are revealed, and what they become
 """
