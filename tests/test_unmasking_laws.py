@@ -249,5 +249,5 @@ def test_tokens_are_those_of_the_recorded_support() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_thresholds_outside_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="in \\(0, 0.999\\]"):
+    with pytest.raises(ValueError, match=r"in \(0, 0\.999\]"):
         threshold_law(PLAIN, value, tempered=False)

@@ -62,6 +62,5 @@ class Ancestral:
 
     def _log_chances(self, places: Places, revealed_N: Tensor) -> Tensor:
         left_N = places.left_N.double()
-        return torch.special.xlogy(revealed_N, 1 / left_N) + torch.special.xlogy(
-            places.count_N - revealed_N, (left_N - 1) / left_N
-        )
+        masked_N = places.count_N - revealed_N
+        return torch.xlogy(revealed_N, 1 / left_N) + torch.xlogy(masked_N, (left_N - 1) / left_N)

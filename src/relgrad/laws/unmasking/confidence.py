@@ -1,9 +1,9 @@
 r"""How sure a draft is, how likely another position's draft falls short of it, and entropy and KL from a single outcome.
 
-The confidence of token v at position j is log p_j(v), of the untempered softmax of the logits (as LLaDA has it), or that of the very
-law q_j that draws (tempered and truncated, as SDAR has it). *The tie rule*: confidences above CEILING, a probability of 0.9999, count as
-equal, and of equals the left position comes first. So where float32 rounds confidences to 1, position decides, in drawing and
-scoring alike.
+The confidence of token v at position j is log p_j(v), of the untempered softmax of the logits (as LLaDA has it), or that of the
+very law q_j that draws (tempered and truncated, as SDAR has it). *The tie rule*: confidences above CEILING, a probability of
+0.9999, count as equal, and of equals the left position comes first. So where float32 rounds confidences to 1, position decides, in
+drawing and scoring alike.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def log_mass(logq_CV: Tensor, among_CV: Tensor) -> Tensor:
 
 
 def from_sample(logp_N: Tensor, reference_N: Tensor | None, entropy: bool) -> list[Tensor]:
-    r"""[log pi, entropy where wanted, KL where a reference's log-probability is given] of laws without a closed form, from the outcome.
+    r"""[log pi, entropy where wanted, KL where a reference's log pi is given] of laws without a closed form, from the outcome.
 
         H ~ -log pi,   KL ~ log pi - log pi_ref,   each times (1 + log pi - sg(log pi))
 

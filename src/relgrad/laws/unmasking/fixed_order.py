@@ -3,7 +3,7 @@ r"""Positions in an order that the network does not decide.
     random         S uniform among the quota-subsets of the masked set M:   P = 1 / C(|M|, quota) prod_{i in S} q_i(x_i)
     left_to_right  S the first ones:                                        P = prod_{i in S} q_i(x_i)
 
-The first factor is the same for all weights: it is in `free`, so that the mass of all outcomes is 1. Exact (likelihoods, section 4).
+The first factor is the same for all weights: it is in `free`, and the mass of all outcomes is 1. Exact (likelihoods, section 4).
 """
 
 from __future__ import annotations

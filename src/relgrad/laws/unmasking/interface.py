@@ -143,7 +143,7 @@ class Law(Protocol):
     ) -> list[Tensor]:
         """[N] each, nats: log-probability, entropy where wanted, KL to the law of the reference's logits where these are given.
 
-        All arguments are of the positions that `needs` named; `support_CV` is the recorded support, None where nothing is truncated.
+        All arguments are of the positions that `needs` named; `support_CV` is the recorded support, None where none was recorded.
         Differentiable in `logits_CV`. Entropy and KL are conditional ones along the choices that were made (the KL of an order's
         second position is that given its first one, and so on): their expectation is that of the step. Where a law has no closed
         form they are estimates from the one outcome; see confidence.from_sample.

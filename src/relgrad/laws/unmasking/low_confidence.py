@@ -1,4 +1,4 @@
-r"""Low-confidence remasking: every masked position drafts a token, the quota of most confident drafts stay (LLaDA, arXiv:2502.09992).
+r"""Low-confidence remasking: every masked position drafts, the quota of most confident drafts stay (LLaDA, arXiv:2502.09992).
 
     x_j ~ q_j for all j in M,   S = the quota of highest c_j(x_j),   the other drafts are forgotten
 
