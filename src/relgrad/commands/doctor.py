@@ -15,6 +15,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from relgrad.environments.sandbox.machine import INSTALL, containment
 from relgrad.runs.environment import cores, cpu_model, gib, versions
 
 CORE = (
@@ -36,6 +37,7 @@ EXTRAS = {
     "data": (("datasets",), "Hugging Face datasets and Parquet files"),
     "math": (("math_verify",), "the math_verify reward"),
     "gym": (("reasoning_gym",), "reasoning-gym tasks"),
+    "sandbox": (("pyseccomp",), "the filter of system calls around generated code"),
     "qlora": (("bitsandbytes",), "LoRA on 4-bit weights"),
     "tensorboard": (("tensorboard",), "the tensorboard tracker"),
     "wandb": (("wandb",), "the wandb tracker"),
@@ -106,7 +108,7 @@ def extras() -> list[Check]:
 
 
 def machine() -> list[Check]:
-    """Device, threads, memory, the speed of bf16 and the browser."""
+    """Device, threads, memory, the speed of bf16, the browser, and what contains generated code."""
     import torch
 
     memory = psutil.virtual_memory()
@@ -116,7 +118,17 @@ def machine() -> list[Check]:
         Check("machine", "memory", "ok", f"{gib(memory.available)} free of {gib(memory.total)}"),
         _bf16(),
     ]
-    return [*checks, _browser()]
+    return [*checks, _browser(), sandbox()]
+
+
+def sandbox() -> Check:
+    """What generated code would be contained by."""
+    contained = containment()
+    facts = "; ".join(f"{name}: {value}" for name, value in contained.facts.items())
+    if contained.level == "full":
+        return Check("machine", "sandbox", "ok", f"level full ({facts})")
+    detail = f"level {contained.level} ({facts}): {contained.lacks}; generated code is refused"
+    return Check("machine", "sandbox", "note", detail, INSTALL)
 
 
 def _browser() -> Check:

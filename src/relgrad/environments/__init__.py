@@ -1,4 +1,5 @@
 """Worlds in which an output does something; one folder each.
 
-forms/  generated web forms, plans that fill them in, and two executors of plans
+forms/    generated web forms, plans that fill them in, and two executors of plans
+sandbox/  generated code, executed where it can do no harm
 """
