@@ -21,7 +21,8 @@ from relgrad.commands.cli import app
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
-    "run", "sample", "evaluate", "compare", "audit", "report", "demo", "prepare", "inspect-batch", "recipes", "doctor",
+    "run", "sample", "evaluate", "compare", "audit", "report", "demo", "prepare", "inspect-batch", "split", "recipes",
+    "doctor",
 )  # fmt: skip
 needs_run = pytest.mark.skipif(
     importlib.util.find_spec("relgrad.runs.run") is None, reason="relgrad.runs.run is missing"

