@@ -6,6 +6,7 @@ is no text or is "$". Whole numbers of more than 64 bits are written in hexadeci
 
 from __future__ import annotations
 
+from collections.abc import ItemsView, KeysView, ValuesView
 from typing import Any
 
 KIND, CONTENT = "$", "v"
@@ -47,7 +48,7 @@ def _tagged(value: Any) -> dict[str, Any]:
         return {KIND: "complex", CONTENT: [value.real, value.imag]}
     if isinstance(value, range):
         return {KIND: "range", CONTENT: [pack(end) for end in (value.start, value.stop, value.step)]}
-    if isinstance(value, (type({}.keys()), type({}.values()), type({}.items()))):
+    if isinstance(value, (KeysView, ValuesView, ItemsView)):
         return {KIND: "tuple", CONTENT: [pack(item) for item in value]}
     if hasattr(value, "__next__"):
         return {KIND: "iterator", CONTENT: [pack(item) for item in _first(value)]}
