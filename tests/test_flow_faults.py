@@ -118,13 +118,16 @@ def test_the_same_checks_pass_on_the_same_toy_scored_by_our_law() -> None:
 KERNELS = ("mixture", "rate", "cumulative")
 
 
-IN_TURN = [(drawn, KERNELS[place - 1]) for place, drawn in enumerate(KERNELS)]
-OTHERS = [(a, b) for a, b in product(KERNELS, KERNELS) if a != b and (a, b) not in IN_TURN]
+OTHERS = [(a, b) for a, b in product(KERNELS, KERNELS) if a != b and (a, b) != ("rate", "mixture")]
 
 
 @pytest.mark.parametrize(
     ("drawn", "scored"),
-    [("mixture", "mixture"), *IN_TURN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)],
+    [
+        ("mixture", "mixture"),
+        ("rate", "mixture"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS),
+    ],
 )
 def test_the_frequency_check_tells_which_kernel_drew(drawn: str, scored: str) -> None:
     """Trajectories of one kernel among the enumerated probabilities of another.

@@ -507,10 +507,8 @@ class Student:
         return float(mass_S[good_S].sum())
 
 
-@pytest.mark.parametrize(
-    ("kind", "kernel", "gains"),
-    [("half_steps", "mixture", 0.13), pytest.param("rk4", "cumulative", 0.15, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kernel", "gains"), [("half_steps", "mixture", 0.13), ("rk4", "cumulative", 0.15)])
 def test_distillation_makes_few_steps_better(kind: Any, kernel: ctmc.Kernel, gains: float) -> None:
     """Texts 0000 and 1111: positions that are written together do not know of each other, so that two steps of the exact
     posterior write one of them in half of the cases only, and eight steps in .94. A student sees what the noise is like and

@@ -1,4 +1,4 @@
-"""`relgrad run forms-flow-quick` as a user types it: Flow-GRPO exceeds its supervised start on forms of families never seen."""
+"""`relgrad run forms-flow-quick` as a user types it: a short run for what it writes, and the whole one for what it learns (slow)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,36 @@ from relgrad.environments.forms.making import families
 from relgrad.runs.build import find_recipe, load_task, resolve
 from relgrad.runs.recipe import load_recipe
 
+STEPS = 4
+"""Steps of GRPO in the short run."""
+REWARD = "rewards=[{kind: regex, pattern: '[^e]*e[^e]*'}]"
+"""One that a policy which has hardly learnt anything earns now and then: a single e."""
 FLOW_RECIPES = ("forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-1.3b")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the recipe as it is, made by a process of its own."""
+    """The folder of a finished run of the recipe in a few steps, with a reward that such a policy can earn; made by a process of its own."""
     out = tmp_path_factory.mktemp("runs")
-    relgrad_process("run", "forms-flow-quick", f"out={out}")
+    shorter = ("stages.0.sft.steps=30", f"stages.1.grpo.steps={STEPS}", "evaluation.num_prompts=24", REWARD)
+    relgrad_process("run", "forms-flow-quick", f"out={out}", *shorter)
     return out / "forms-flow-quick"
 
 
-def test_grpo_exceeds_its_start_on_unseen_families(finished: Path) -> None:
-    before, after = lines(finished / "2-grpo" / "evaluations.jsonl")
+@pytest.mark.slow
+def test_grpo_exceeds_its_start_on_unseen_families(tmp_path: Path) -> None:
+    relgrad_process("run", "forms-flow-quick", f"out={tmp_path}")
+    stage = tmp_path / "forms-flow-quick" / "2-grpo"
+    before, after = lines(stage / "evaluations.jsonl")
     assert before["score"] > 0.4, "the supervised stage taught nothing"
     assert after["difference"] > 0
-    assert after["units"] == len(set(after["families"])) == 6, "the interval is over the families that were never seen"
-    rewards = [record["reward"] for record in lines(finished / "2-grpo" / "metrics.jsonl")]
+    rewards = [record["reward"] for record in lines(stage / "metrics.jsonl")]
     assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.5, "training earned no more"
+
+
+def test_it_is_judged_on_families_that_it_never_saw(finished: Path) -> None:
+    _, after = lines(finished / "2-grpo" / "evaluations.jsonl")
+    assert after["units"] == len(set(after["families"])) == 6, "the interval is over the families that were never seen"
     trained = {s["prompt"] for s in lines(next((finished / "2-grpo" / "samples").glob("*.jsonl")))}
     assert trained.isdisjoint(s["prompt"] for s in after["samples"])
 
@@ -43,7 +55,7 @@ def test_every_step_is_on_policy(finished: Path) -> None:
 
 def test_report_steps_through_trajectories(finished: Path) -> None:
     films = lines(finished / "2-grpo" / "films.jsonl")
-    assert {film["step"] for film in films} == {0, 40}
+    assert {film["step"] for film in films} == {0, STEPS}
     for film in films:
         assert len(film["frames"]) == 9, "the start and eight steps"
         for before, after in zip(film["frames"], film["frames"][1:], strict=False):
@@ -57,8 +69,8 @@ def test_report_steps_through_trajectories(finished: Path) -> None:
 def test_what_was_trained_can_be_used(finished: Path) -> None:
     printed = relgrad("evaluate", finished, "--against", finished / "1-sft", "evaluation.num_prompts=16")
     assert {"score", "reward", "success", "nonzero"} <= {line.split(" ")[0] for line in printed.splitlines()}
-    assert "over 6 families" in relgrad("evaluate", finished)
-    assert "submit" in relgrad("sample", finished, "--prompt", "text town: Bonn", "-n", "1")
+    assert "over 6 families" in printed
+    assert "\nwrites  " in relgrad("sample", finished, "--prompt", "text town: Bonn", "-n", "1")
 
 
 @pytest.mark.parametrize("name", FLOW_RECIPES)

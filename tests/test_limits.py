@@ -172,6 +172,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path):
     assert process.exitcode == -signal.SIGTERM, output.read_text()
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_ends_both_after_the_same_step(tmp_path: Path):
     recipe, out = signalling(tmp_path, 6, ONCE), tmp_path / "out"
     ended = forked.ranks(2, "relgrad", "run", recipe, f"out={out}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,27 +39,28 @@ def test_every_policy_offers_toys(kind: str):
     assert MODULES.get(f"relgrad.policies.{kind}"), f"relgrad/policies/{kind}.py: toys() is missing or empty"
 
 
-@every_toy
-@pytest.mark.parametrize("name", contract.EVERYONE)
+COSTLY = ("frequency", "gradient", "composition", "learns")
+"""Checks that draw many trajectories or train. The default suite takes each with at most three toys of a policy, the checks' toys
+taking turns; `slow` has all the others."""
+
+
+def pairs(checks: Iterable[str]) -> Iterator[Any]:
+    """Every toy with every one of the checks."""
+    for module, toys in MODULES.items():
+        every = math.ceil(len(toys) / 3)
+        for number, (toy, build) in enumerate(toys.items()):
+            for check in checks:
+                left_out = check in COSTLY and (number + COSTLY.index(check)) % every != 0
+                marks = [pytest.mark.slow] if left_out else []
+                yield pytest.param(build, check, marks=marks, id=f"{check}-{module.split('.')[-1]}-{toy}")
+
+
+@pytest.mark.parametrize(("build", "name"), list(pairs(contract.EVERYONE)))
 def test_contract(build: Callable[[], Toy], name: str):
     contract.EVERYONE[name](build())
 
 
-TAKES = {"frequency": 0, "gradient": 1}
-"""A check that draws many trajectories takes every second toy of the flow, from this one on; `slow` has the others."""
-
-
-def exact_pairs() -> Iterator[Any]:
-    """Every toy with every check of an exact law."""
-    for module, toys in MODULES.items():
-        for number, (toy, build) in enumerate(toys.items()):
-            for name in contract.EXACT_ONLY:
-                skipped = module == "relgrad.policies.flow" and name in TAKES and number % 2 != TAKES[name]
-                marks = [pytest.mark.slow] if skipped else []
-                yield pytest.param(build, name, marks=marks, id=f"{name}-{module.split('.')[-1]}-{toy}")
-
-
-@pytest.mark.parametrize(("build", "name"), list(exact_pairs()))
+@pytest.mark.parametrize(("build", "name"), list(pairs(contract.EXACT_ONLY)))
 def test_contract_of_exact_laws(build: Callable[[], Toy], name: str):
     toy = build()
     if toy.policy.law == "surrogate":

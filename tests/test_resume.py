@@ -188,7 +188,7 @@ def uninterrupted_fill(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize(("every", "seed"), [pytest.param(1, 0, marks=pytest.mark.slow), (3, 1)])
 def test_fill_in_killed_at_any_change(uninterrupted_fill: Path, tmp_path: Path, every: int, seed: int):
     """Also in the judge's stage, and between a refit of the judge and the checkpoint after it."""
     recipe, draw = write_recipe(tmp_path, every, FILL_RECIPE), random.Random(seed)
@@ -207,7 +207,7 @@ def test_fill_in_killed_at_any_change(uninterrupted_fill: Path, tmp_path: Path, 
     assert_same_run(out, uninterrupted_fill)
 
 
-@pytest.mark.parametrize(("every", "seed"), [(1, 0), (3, 1)])
+@pytest.mark.parametrize(("every", "seed"), [(1, 0), pytest.param(3, 1, marks=pytest.mark.slow)])
 def test_killed_at_any_change_to_its_files(uninterrupted: Path, tmp_path: Path, every: int, seed: int):
     recipe, draw = write_recipe(tmp_path, every), random.Random(seed)
     assert run(recipe, tmp_path / "whole") == 0
