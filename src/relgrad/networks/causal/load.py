@@ -133,7 +133,7 @@ def load_model(
 
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
     if quantize is not None:
-        options["quantization_config"] = _quantisation(quantize)
+        options["quantization_config"] = quantisation(quantize)
     source = found(name)
     held = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
     for file in Path(source).glob("*.bin") if Path(source).is_dir() else ():
@@ -229,7 +229,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise RelgradError(f"no tokenizer for model {name!r}: {_first_line(error)}") from error
 
 
-def _quantisation(kind: str) -> Any:
+def quantisation(kind: str) -> Any:
+    """The configuration of bitsandbytes that a recipe's `quantize` asks for. Raises RelgradError, also without the library."""
     if kind not in ("4bit", "8bit"):
         raise RelgradError(f"quantize={kind!r}: allowed are '4bit', '8bit' or nothing")
     try:
@@ -243,12 +244,23 @@ def _quantisation(kind: str) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
-def add_lora(model: PreTrainedModel, *, r: int, alpha: int, dropout: float, targets: str | Sequence[str]) -> Any:
-    """The model with a fresh LoRA adapter in float32. The head stays as it is: scoring reads its weights directly."""
-    from peft import LoraConfig, TaskType, get_peft_model
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: int,
+    dropout: float,
+    targets: str | Sequence[str],
+    task: str | None = "CAUSAL_LM",
+) -> Any:
+    """The model with a fresh LoRA adapter in float32. The head stays as it is: scoring reads its weights directly.
+
+    `task` is what peft calls a task: "CAUSAL_LM" for models that generate; None for those that have no `generate` of transformers.
+    """
+    from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=task,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,

@@ -22,11 +22,11 @@ BASE = "base.json"
 """Beside an adapter: `model`, the recipe's name for its base, or `folder`, where an earlier stage left it, seen from here."""
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path, **options: Any) -> None:
     """Full-model weights from a folder that `save_pretrained` wrote, bit for bit. Raises RelgradError for another model's folder.
 
     The names in the files are not always those of the modules, and some tensors are stored in pieces: transformers, which wrote
-    them, reads them too.
+    them, reads them too; `options` are more of what `from_pretrained` takes.
     """
     held = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not held:
@@ -35,7 +35,12 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     for file in held:
         files.require_fetched(file)
     saved, problems = load.from_library(
-        type(model), str(folder), config=copy.deepcopy(model.config), dtype=model.dtype, ignore_mismatched_sizes=True
+        type(model),
+        str(folder),
+        config=copy.deepcopy(model.config),
+        dtype=model.dtype,
+        ignore_mismatched_sizes=True,
+        **options,
     )
     if problems.any:
         raise RelgradError(f"{folder}: holds another model ({problems})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,4 +49,17 @@ class MaskedNetwork(Protocol):
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
         """float32 [M, V]: logits at chosen positions of `hidden`, of every id, also of those that are never written."""
+        ...
+
+
+@runtime_checkable
+class CachesBlocks(Protocol):
+    """A network that may have an exact cache for rows that are being written and keep what is written."""
+
+    def while_writing(self) -> MaskedNetwork:
+        """The network for one batch of rows, which come in the same order in every call.
+
+        At the masked positions of the block that is being written it says what the network says; elsewhere it means nothing. Where
+        there is no exact cache it is the network itself.
+        """
         ...
