@@ -336,7 +336,7 @@ def settings_rows(model: type[BaseModel], without: type[BaseModel] | None = None
     """{key: (allowed, default)}; without those that another model has with the same default."""
     inherited = without.model_fields if without else {}
     return {
-        name: (allowed(field.annotation, field.metadata), default(field))
+        field.alias or name: (allowed(field.annotation, field.metadata), default(field))
         for name, field in model.model_fields.items()
         if not (name in inherited and inherited[name].default == field.default)
     }

@@ -75,7 +75,9 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left and start over.")] = False,
     redo: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="Start over from this stage on, keeping those before it."),
+        typer.Option(
+            "--from", metavar="STAGE", help="Start this stage over, and those that go on from it; keep the others."
+        ),
     ] = None,
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on although files that the recipe names have changed.")

@@ -12,6 +12,7 @@
     training.log             what the stage told people, with times; appended to when the run goes on
     films.jsonl              one object per text that was written in several steps: step, prompt, frames, final, ids
     audit.json               what a judge stage's audit found
+    hand_off.json            the weights that the stage ended with, by their hash, for the stages that start from it
     fingerprints.json        the files that the recipe names, as they were; see named_files.py
     checkpoints/step_N/      see checkpoint.py
     report.html              see report/

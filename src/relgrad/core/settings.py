@@ -190,4 +190,4 @@ def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
         inner = field.annotation if field else None
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             model = inner
-    return sorted(model.model_fields)
+    return sorted(field.alias or name for name, field in model.model_fields.items())

@@ -5,11 +5,15 @@ yaml_text.py       YAML as recipes are written: which text is a number
 aliases.py         setting names of the original trainers, and what they are called here
 original_config.py Python configuration files of the diffusion-GPT trainer
 build.py           every part found by its kind, checked, built
+named_stages.py    how stages are called: folders, labels, stage:LABEL, RUN:LABEL
+starts.py          where stages start, and which of them start over together
 run.py             stages run one after the other, continued where they were stopped
+hand_off.py        whether a stage starts from what the one before ended with
 course.py          what happens between the steps: log, warn, evaluate, end, save
 limits.py          SIGTERM and max_hours end a command between two steps
 training_log.py    what a stage told people, with times and tracebacks
 evaluations.py     which part of the task is looked at when, and what is decided by it
+read_stage.py      what a stage's folder says of the stage that made it
 same_recipe.py     whether a run folder holds a run of this recipe
 named_files.py     the files that a recipe names, and whether they are those that a run began with
 lock.py            one run folder, one writer

@@ -13,7 +13,9 @@ from relgrad.core.run_folder import RunDir, stages_in
 from relgrad.core.secrets import require_references
 from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
 from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, RewardSet
+from relgrad.runs.named_stages import LINK, is_called, label_of, labels_of, links, number_of, rewards_in, stage_folders
 from relgrad.runs.recipe import Recipe
+from relgrad.runs.starts import starts_of
 from relgrad.stages.kind import has_epochs, kind_of, loop_settings, with_steps
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.tasks import Task
@@ -21,8 +23,6 @@ from relgrad.training import checkpoint
 from relgrad.training.length import LengthSettings
 
 RECIPES = Path(relgrad.__file__).parent / "recipes"
-LINK = "stage:"
-"""A setting that begins so names a stage of the same recipe and stands for what that stage saved last."""
 
 
 def find_recipe(name: str) -> Path:
@@ -50,6 +50,7 @@ def resolve(recipe: Recipe) -> Recipe:
         except RelgradError as error:
             raise RelgradError(f"{recipe.name}, stage {number + 1} ({stage.stage}): {error}") from None
     _require_links(recipe)
+    starts_of(recipe)
     return Recipe(name=recipe.name, stages=tuple(stages))
 
 
@@ -110,10 +111,10 @@ def _require_links(recipe: Recipe) -> None:
     """Raise RelgradError for a `stage:LABEL` that no earlier stage has: not when its turn comes, hours later."""
     before: list[Path] = []
     for folder, stage in zip(stage_folders(recipe), recipe.stages, strict=True):
-        for label in _links([reward.model_dump() for reward in _rewards(stage)]):
-            if not any(_is_called(earlier, label) for earlier in before):
+        for label in links([reward.model_dump() for reward in rewards_in(stage)]):
+            if not any(is_called(earlier, label) for earlier in before):
                 raise RelgradError(
-                    f"{LINK}{label}: the recipe has no such stage before {folder.name}; there are {_labels(before)}. Give "
+                    f"{LINK}{label}: the recipe has no such stage before {folder.name}; there are {labels_of(before)}. Give "
                     "the label or kind of an earlier stage, or the folder of a stage of another run"
                 )
         before.append(folder)
@@ -127,8 +128,8 @@ def require_rewards(recipe: Recipe, ended: int) -> None:
     """
     folders = stage_folders(recipe)
     for stage in recipe.stages[ended + 1 :]:
-        for component in _rewards(stage):
-            needed = [_number(folders, label) for label in _links(component.model_dump())]
+        for component in rewards_in(stage):
+            needed = [number_of(folders, label) for label in links(component.model_dump())]
             if not needed or max(needed) != ended:
                 continue
             linked = RewardComponent.model_validate(_linked(component.model_dump(), folders[0].parent))
@@ -139,7 +140,8 @@ def require_rewards(recipe: Recipe, ended: int) -> None:
             except RelgradError as error:
                 raise RelgradError(
                     f"{error}. So far there were {_trained(recipe, folders[: ended + 1])}. What was trained is kept: give the "
-                    f"stage that is to change other settings and start over there, for example with --from {_label(folders[ended])}"
+                    "stage that is to change other settings and start over there, for example with --from "
+                    f"{label_of(folders[ended])}"
                 ) from None
 
 
@@ -149,50 +151,8 @@ def _trained(recipe: Recipe, folders: Sequence[Path]) -> str:
     for number, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=False)):
         settings, section = loop_settings(stage), f"stages.{number}.{kind_of(stage).loop}"
         length = "epochs" if isinstance(settings, LengthSettings) and settings.epochs else "steps"
-        lengths.append(f"{settings.steps} steps of {_label(folder)} ({section}.{length})")
+        lengths.append(f"{settings.steps} steps of {label_of(folder)} ({section}.{length})")
     return ", ".join(lengths)
-
-
-def first_fresh(folders: Sequence[Path], fresh: bool, label: str | None) -> int:
-    """The number of the first stage that starts over: of all, where `fresh`; of the one that `label` calls; or beyond the last.
-
-    Raises RelgradError for a label that no stage has.
-    """
-    if fresh or label is None:
-        return 0 if fresh else len(folders)
-    if not any(_is_called(folder, label) for folder in folders):
-        raise RelgradError(f"--from {label}: the recipe has no such stage; there are {_labels(folders)}")
-    return _number(folders, label)
-
-
-def _number(folders: Sequence[Path], label: str) -> int:
-    """The first stage that is called so."""
-    return next(number for number, folder in enumerate(folders) if _is_called(folder, label))
-
-
-def _rewards(stage: Stage) -> tuple[RewardComponent, ...]:
-    return (*(stage.rewards if isinstance(stage, RewardedStage) else ()), *stage.evaluation.rewards)
-
-
-def _links(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [link for inner in value.values() for link in _links(inner)]
-    if isinstance(value, (list, tuple)):
-        return [link for inner in value for link in _links(inner)]
-    return [value.removeprefix(LINK)] if isinstance(value, str) and value.startswith(LINK) else []
-
-
-def _is_called(folder: Path, label: str) -> bool:
-    """Whether a stage's folder, 2-judge say, is meant by a label: `judge`, or `2-judge`."""
-    return label in (folder.name, _label(folder))
-
-
-def _label(folder: Path) -> str:
-    return folder.name.partition("-")[2]
-
-
-def _labels(folders: Sequence[Path]) -> str:
-    return ", ".join(_label(folder) for folder in folders) or "none"
 
 
 def is_linked(stage: Stage) -> bool:
@@ -213,9 +173,9 @@ def _linked(value: Any, run: Path | None) -> Any:
 def _stage_result(run: Path, label: str) -> Path:
     """The newest checkpoint of the stage called `label` (a label, a stage kind, or a folder name) of a run."""
     stages = stages_in(run)
-    called_so = [p for p in stages if _is_called(p, label)]
+    called_so = [p for p in stages if is_called(p, label)]
     if not called_so:
-        raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {_labels(stages)}")
+        raise RelgradError(f"{LINK}{label}: no such stage before this one in {run}; there are {labels_of(stages)}")
     newest = checkpoint.latest_to_use(RunDir(called_so[0]).checkpoints)
     if newest is None:
         raise RelgradError(f"{LINK}{label}: {called_so[0]} has no checkpoint yet; run the recipe up to there")
@@ -223,11 +183,6 @@ def _stage_result(run: Path, label: str) -> Path:
 
 
 # ---------------------------------------------------------------------- folders, tasks, rewards
-
-
-def stage_folders(recipe: Recipe) -> list[Path]:
-    """Where each stage runs: `out/name/1-sft`, `out/name/2-grpo`; a stage's label takes the place of its kind."""
-    return [stage.out / recipe.name / f"{i + 1}-{stage.called}" for i, stage in enumerate(recipe.stages)]
 
 
 def load_task(stage: Stage) -> Task:

@@ -18,9 +18,10 @@ from relgrad.core.run_folder import stages_in
 from relgrad.core.settings import Component
 from relgrad.runs import named_files
 from relgrad.runs.build import resolve_stage
+from relgrad.runs.named_stages import stage_in_run
+from relgrad.runs.read_stage import read_stage, written_recipe
 from relgrad.runs.recipe import parse_recipe
-from relgrad.runs.same_recipe import written_recipe
-from relgrad.runs.use import open_source, read_stage
+from relgrad.runs.use import open_source
 from relgrad.stages.settings import Stage
 from relgrad.training import checkpoint
 
@@ -58,7 +59,7 @@ def open_all(sources: Sequence[str], overrides: Sequence[str]) -> list[Opened]:
 
 def open_one(source: str, overrides: Sequence[str]) -> Opened:
     """A run or stage folder, a recipe, one checkpoint of a run, or the folder of a bare adapter."""
-    path = Path(source)
+    path = stage_in_run(source) or Path(source)
     saved = path.resolve()
     if (saved / "trainer" / "state.json").is_file() and (saved.parents[1] / "recipe.yaml").is_file():
         checkpoint.require_undamaged(saved, trainer=False)

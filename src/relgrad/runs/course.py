@@ -12,9 +12,10 @@ from relgrad.core.types import StepRecord
 from relgrad.evaluation.held_out import film
 from relgrad.monitor.console import Console
 from relgrad.monitor.diagnose import diagnose
+from relgrad.runs import hand_off
 from relgrad.runs.evaluations import Evaluations
 from relgrad.runs.limits import Limits
-from relgrad.stages.kind import StageParts, loop_settings
+from relgrad.stages.kind import StageParts, kind_of, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
 from relgrad.training import checkpoint
@@ -138,6 +139,8 @@ class Course:
                 self.parts.trained.load(last)
             self._save()
             raise
+        if kind_of(self.stage).trains_policy:
+            hand_off.write(self.folder, self.stage, self.task, self.parts.policy, step)
         self._save(last, ended=True)
 
     def _take_best(self, step: int) -> tuple[int, Path | None]:

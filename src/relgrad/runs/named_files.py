@@ -28,6 +28,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.secrets import is_reference
 from relgrad.core.settings import Component, NamesCode, NamesFiles, written_settings
 from relgrad.networks.weights.folder import newest
+from relgrad.runs.starts import folder_started_from
 from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.training import checkpoint
@@ -76,11 +77,17 @@ def named_files(stage: Stage) -> list[Named]:
     if isinstance(stage, RewardedStage):
         sections += [(f"rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.rewards)]
     sections += [(f"evaluation.rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.evaluation.rewards)]
-    named = [*_code("stage", stage.stage), *_marked(loop_settings(stage), kind_of(stage).loop)]
+    named = [*_code("stage", stage.stage), *_start(stage), *_marked(loop_settings(stage), kind_of(stage).loop)]
     for where, component, room in sections:
         settings = written_settings(component, registry.find(room, component.kind).Settings, where)
         named += [*_code(f"{where}.kind", component.kind), *_marked(settings, where)]
     return list({(each.path, each.within): each for each in reversed(named)}.values())[::-1]
+
+
+def _start(stage: Stage) -> Iterator[Named]:
+    """The folder of another run that the stage starts from."""
+    if (folder := folder_started_from(stage)) is not None:
+        yield Named("from", folder)
 
 
 def _marked(settings: BaseModel, where: str) -> Iterator[Named]:

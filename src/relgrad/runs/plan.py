@@ -6,11 +6,13 @@ from pathlib import Path
 
 from relgrad.core.run_folder import RunDir, require_writable
 from relgrad.runs import named_files
-from relgrad.runs.build import first_fresh, resolve, stage_folders, with_epochs_counted
+from relgrad.runs.build import resolve, with_epochs_counted
 from relgrad.runs.evaluations import finished
 from relgrad.runs.lock import require_free
+from relgrad.runs.named_stages import stage_folders
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.same_recipe import require_same_recipe
+from relgrad.runs.starts import first_fresh, starts_of
 from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.training import checkpoint
@@ -28,24 +30,31 @@ def plan(recipe: Recipe, fresh: bool = False, redo: str | None = None, accept_ch
     for run in dict.fromkeys(folder.parent for folder in folders):
         require_writable(run)
         require_free(run)
-    anew = first_fresh(folders, fresh, redo)
+    anew, starts = first_fresh(recipe, fresh, redo), starts_of(recipe)
     lines = []
     for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         require_writable(folder)
         named_files.require_there(stage)
         named_files.require_undamaged(stage)
-        if number < anew:
+        if number not in anew:
             require_same_recipe(folder, stage)
         stage = with_epochs_counted(stage)
-        if number < anew:
-            start = _start(folder, stage, accept_changes)
+        if number not in anew:
+            state = _state(folder, stage, accept_changes)
         else:
-            start = "deleting what is there" if folder.exists() else "from the beginning"
-        lines.append(f"{folder}: {kind_of(stage).describe(stage)}; {start}")
+            state = "deleting what is there" if folder.exists() else "from the beginning"
+        lines.append(f"{folder}: {kind_of(stage).describe(stage)}{_from(stage, starts[number])}; {state}")
     return lines
 
 
-def _start(folder: Path, stage: Stage, accept_changes: bool) -> str:
+def _from(stage: Stage, start: Path | None) -> str:
+    """Whose policy a stage goes on from, in words, where its recipe says so; "" where it is the stage before."""
+    if stage.start is None:
+        return ""
+    return f", from the policy of {start}" if start is not None else ", from the recipe's own policy"
+
+
+def _state(folder: Path, stage: Stage, accept_changes: bool) -> str:
     newest = checkpoint.latest(folder / "checkpoints")
     if newest is None:
         return "from the beginning"

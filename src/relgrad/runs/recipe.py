@@ -97,7 +97,8 @@ def _stage(merged: Mapping[str, Any], kind: str, models: Mapping[str, type[Stage
     own, model = models[kind], stage_model(kind, models)
     try:
         checked = model.model_validate(by_field(merged, model))
-        return own.model_validate({name: value for name, value in checked if name in own.model_fields})
+        fields = own.model_fields
+        return own.model_validate({fields[name].alias or name: value for name, value in checked if name in fields})
     except ValidationError as error:
         raise RelgradError(f"{place}:\n{explain(error, model)}") from None
 

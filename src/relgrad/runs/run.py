@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,23 +17,17 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.types import StepRecord
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
-from relgrad.runs import about, named_files
-from relgrad.runs.build import (
-    first_fresh,
-    linked_rewards,
-    load_task,
-    require_rewards,
-    resolve,
-    stage_folders,
-    with_epochs_counted,
-)
+from relgrad.runs import about, hand_off, named_files
+from relgrad.runs.build import linked_rewards, load_task, require_rewards, resolve, with_epochs_counted
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
 from relgrad.runs.evaluations import finished
 from relgrad.runs.limits import Limits, watched
 from relgrad.runs.lock import held
+from relgrad.runs.named_stages import stage_folders
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.same_recipe import require_same_recipe
+from relgrad.runs.starts import checkpoint_to_start_from, first_fresh, starts_of
 from relgrad.runs.tracking import open_trackers
 from relgrad.runs.training_log import TrainingLog
 from relgrad.runs.yaml_text import write_yaml
@@ -60,30 +54,33 @@ def run_recipe(
     accept_changes: bool = False,
     ranks: Ranks = ALONE,
 ) -> list[Path]:
-    """Run every stage of a recipe, each going on from the policy of the one before; finished stages are skipped, others resumed.
+    """Run every stage of a recipe, each from where it starts (starts.py); finished stages are skipped, others resumed.
 
-    `fresh` starts over, `redo` from the stage of that label on, keeping those before it. Every process of `ranks` calls it, and the
-    first one writes. Returns the stage folders. Raises RelgradError when another process writes there; when a folder that is not
-    started over holds a run of another recipe, or one whose files have changed since (unless `accept_changes`); and for a reward of
-    a later stage that may not serve, as soon as that is known. Raises Stopped where SIGTERM or `max_hours` ended it before its end.
+    `fresh` starts over, `redo` the stage of that label and those that go on from it, keeping the others. Every process of `ranks`
+    calls it, and the first one writes. Returns the stage folders. Raises RelgradError when another process writes there; when a
+    folder that is not started over holds a run of another recipe, or one whose files have changed since (unless `accept_changes`);
+    where a stage's policy is not what the stage it starts from ended with; and for a reward of a later stage that may not serve, as
+    soon as that is known. Raises Stopped where SIGTERM or `max_hours` ended it before its end.
     """
     keep_freed_memory()
     recipe = resolve(recipe)
     folders = stage_folders(recipe)
-    anew = first_fresh(folders, fresh, redo)
+    anew = first_fresh(recipe, fresh, redo)
     with watched(ranks) as limits, held([folder.parent for folder in folders], ranks) as require_held:
-        ranks.together(lambda: _require_same(recipe, folders[:anew], accept_changes) if ranks.first else None)
+        ranks.together(lambda: _require_same(recipe, folders, anew, accept_changes) if ranks.first else None)
         recipe = ranks.together(partial(_with_epochs_counted, recipe))
-        for folder in folders[anew:]:
-            RunDir(folder, writes=ranks.first).clear()
+        for number in sorted(anew):
+            RunDir(folders[number], writes=ranks.first).clear()
         ranks.wait()
         _run_stages(recipe, folders, limits, require_held)
     return folders
 
 
-def _require_same(recipe: Recipe, folders: Sequence[Path], accept_changes: bool) -> None:
+def _require_same(recipe: Recipe, folders: Sequence[Path], anew: Container[int], accept_changes: bool) -> None:
     """Raise RelgradError where a folder was begun with another recipe or other files. Accepted changes are noted there."""
-    for folder, stage in zip(folders, recipe.stages, strict=False):
+    for number, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
+        if number in anew:
+            continue
         require_same_recipe(folder, stage)
         if not checkpoint.steps(folder / "checkpoints"):
             continue
@@ -99,11 +96,11 @@ def _with_epochs_counted(recipe: Recipe) -> Recipe:
 
 
 def _run_stages(recipe: Recipe, folders: Sequence[Path], limits: Limits, require_held: Callable[[], None]) -> None:
+    starts = starts_of(recipe)
     for i, (folder, stage) in enumerate(zip(folders, recipe.stages, strict=True)):
         if limit := limits.reached(stage.max_hours):
             raise Stopped(f"{limit}, before the stage {folder}; nothing is lost")
-        before = [folders[j] for j in range(i) if kind_of(recipe.stages[j]).trains_policy]
-        StageRun(stage, folder, before[-1] if before else None, limits, require_held).run()
+        StageRun(stage, folder, starts[i], limits, require_held).run()
         limits.ranks.together(partial(require_rewards, recipe, i))
     if len(folders) > 1 and limits.ranks.first:
         report(folders[0].parent)
@@ -126,7 +123,7 @@ class StageRun:
     def __init__(
         self, stage: Stage, folder: Path, start: Path | None, limits: Limits, require_held: Callable[[], None]
     ) -> None:
-        self.stage, self.previous, self.require_held = stage, start, require_held
+        self.stage, self.start, self.require_held = stage, start, require_held
         self.limits, self.ranks = limits, limits.ranks
         self.run_dir = RunDir(folder, writes=self.ranks.first)
         self.log = TrainingLog(self.run_dir)
@@ -220,15 +217,14 @@ class StageRun:
             report(self.run_dir.root, self._say)
 
     def _build(self) -> tuple[Task, StageParts]:
-        start = None
-        if self.previous is not None:
-            start = checkpoint.latest_to_use(RunDir(self.previous).checkpoints)
-            if start is None:
-                raise RelgradError(f"{self.previous}: the stage before left no checkpoint to go on from")
+        start = None if self.start is None else checkpoint_to_start_from(self.start)
         named_files.require_undamaged(self.stage)
         task = load_task(self.stage)
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
-        return task, kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
+        parts = kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
+        if start is not None:
+            hand_off.check(start, self.stage, parts.policy)
+        return task, parts
 
     def _write_head(self, task: Task, parts: StageParts, begun: bool) -> None:
         self.run_dir.write_text("recipe.yaml", write_yaml(self.stage.used))

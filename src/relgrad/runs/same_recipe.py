@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from relgrad.core.errors import RelgradError
 from relgrad.core.secrets import without_secrets
 from relgrad.runs.build import resolve_stage
+from relgrad.runs.read_stage import written_recipe
 from relgrad.runs.recipe import parse_recipe
 from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import Stage
@@ -45,21 +44,6 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
             f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over "
             f"with --fresh; --from {folder.name.partition('-')[2]} does so and keeps the stages before this one"
         )
-
-
-def written_recipe(file: Path) -> dict[str, Any]:
-    """What a stage's recipe.yaml says. Raises RelgradError where it cannot be read."""
-    try:
-        written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RelgradError(
-            f"{file} cannot be read: {' '.join(str(error).split())}. Bring it back from a copy"
-        ) from None
-    if not isinstance(written, dict):
-        raise RelgradError(
-            f"{file} is damaged: a recipe is a mapping of settings, and this is {type(written).__name__}"
-        )
-    return written
 
 
 def _with_defaults(file: Path) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from relgrad.monitor.report.read import headline
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs import named_files
 from relgrad.runs.build import find_recipe, is_linked, linked_rewards, load_task
-from relgrad.runs.recipe import load_recipe, parse_recipe
+from relgrad.runs.named_stages import stage_in_run
+from relgrad.runs.read_stage import read_stage
+from relgrad.runs.recipe import load_recipe
 from relgrad.runs.run import run_recipe
-from relgrad.runs.same_recipe import written_recipe
 from relgrad.stages import judge
 from relgrad.stages.kind import build_policy, kind_of
 from relgrad.stages.settings import Stage
@@ -34,7 +35,7 @@ Part = Literal["validation", "test"]
 
 
 def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
-    """A recipe (untrained policy of its last stage), or a run or stage folder (its newest checkpoint).
+    """A recipe (untrained policy of its last stage), a run or stage folder (its newest checkpoint), or RUN:LABEL, a run's stage.
 
     Raises RelgradError for what is none of them, and where a checkpoint, also one that the settings name, is damaged. Says so where
     a run was trained on other files than those that its settings name now.
@@ -48,7 +49,7 @@ def open_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
 
 def find_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | None]:
     """What `open_source` opens, without a word on its files."""
-    path = Path(source)
+    path = stage_in_run(source) or Path(source)
     if path.name in ("", ".."):
         path = path.resolve()  # what belongs to a stage is looked up in the folders above it
     if not path.is_dir():
@@ -69,12 +70,6 @@ def find_source(source: str, overrides: Sequence[str]) -> tuple[Stage, Path | No
     raise RelgradError(
         f"{source}: a {read_stage(folders[-1]).called} stage, which trains no policy; give the folder of a stage that does"
     )
-
-
-def read_stage(folder: Path, overrides: Sequence[str] = ()) -> Stage:
-    """The stage that a stage's folder was made by."""
-    file = folder / "recipe.yaml"
-    return parse_recipe(written_recipe(file), overrides, source=str(file)).stages[0]
 
 
 def _require_effect(written: Stage, overridden: Stage, weights: Path) -> None:

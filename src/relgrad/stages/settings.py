@@ -52,6 +52,9 @@ class Stage(Strict):
     name: str
     stage: str = Field("grpo", description="the kind: a file of relgrad/stages, or your own .py file or module")
     label: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]+$", description="the stage's folder; null: as `stage`")
+    start: str | None = Field(
+        None, alias="from", description="the stage, or folder, whose policy it goes on from; `start`: the recipe's own"
+    )
     seed: int = 0
     out: Path = Path("runs")
     policy: Component
@@ -89,7 +92,8 @@ class Stage(Strict):
     @property
     def used(self) -> dict[str, Any]:
         """All settings as plain data, as recipe.yaml has them."""
-        return self.model_dump(mode="json", exclude={"label"} if self.label is None else None)
+        unsaid = {name for name in ("label", "start") if dict(self)[name] is None}
+        return self.model_dump(mode="json", by_alias=True, exclude=unsaid)
 
 
 class RewardedStage(Stage):

@@ -168,6 +168,7 @@ def header_facts(stage: StageFiles) -> list[tuple[str, str]]:
     hardware = [v for k, v in flat.items() if v and k.split(" · ")[0] == "hardware"]
     facts = [
         ("Work", str(stage.about.get("work") or "")),
+        ("Starts from", str(stage.recipe.get("from") or "")),
         *run_facts(stage),
         ("Task", " · ".join(filter(None, [first_word(task.get("kind")), source]))),
         ("Started", when(times[0]) if times else ""),
