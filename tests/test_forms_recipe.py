@@ -1,4 +1,4 @@
-"""`relgrad run forms-flow-quick` as a user types it: a short run for what it writes, and the whole one for what it learns (slow)."""
+"""`relgrad run forms-flow-quick` as a user types it: a short run for what it writes, the whole one for what it learns (slow)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOW_RECIPES = ("forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the recipe in a few steps, with a reward that such a policy can earn; made by a process of its own."""
+    """The folder of a finished run in a few steps, rewarded for what such a policy can earn; made by a process of its own."""
     out = tmp_path_factory.mktemp("runs")
     shorter = ("stages.0.sft.steps=30", f"stages.1.grpo.steps={STEPS}", "evaluation.num_prompts=24", REWARD)
     relgrad_process("run", "forms-flow-quick", f"out={out}", *shorter)
