@@ -54,7 +54,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        if command is not None and any(parameter.name == "overrides" for parameter in command.params):
+        if command is not None and any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params):
             rest = as_overrides(rest, [option for parameter in command.params for option in parameter.opts])
         return name, command, rest
 

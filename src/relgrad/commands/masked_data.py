@@ -109,13 +109,17 @@ def rows_of(
     path = Path(source)
     split: stream.Split = "held_out" if held_out else "train"
     found: tuple[list[Row], Vocabulary | None]
+    is_recipe = not path.is_dir() and (not path.is_file() or path.suffix in (".yaml", ".yml"))
+    if meta is not None and (path.is_dir() or is_recipe):
+        what = "recipe" if is_recipe else "folder"
+        raise RelgradError(f"--meta {meta}: the {what} {source} has its own vocabulary; leave --meta out")
     if path.is_dir():
         found = _of_folder(path, split, limit)
     elif path.is_file() and path.suffix == ".safetensors":
         beside = path.parent.parent / FILE
         known = meta or (beside if beside.is_file() else None)
         found = show.rows_of_file(read(path)), _vocabulary(known)
-    elif path.is_file() and path.suffix not in (".yaml", ".yml"):
+    elif not is_recipe:
         if is_text(path):
             raise RelgradError(
                 f"{source} is a text file. inspect-batch shows a recipe (.yaml), a folder that `relgrad prepare` made, one of its "

@@ -35,7 +35,7 @@ WrongOf = Callable[[Tensor, Tensor], Tensor]
 class Denoise(Strict):
     """How a text is written in several steps; `masking_ratios` has a share for every step but the first, which fills all."""
 
-    steps: int = Field(8, ge=1, description="forward passes; 1: all positions at once")
+    steps: int = Field(8, ge=1, le=10_000, description="forward passes; 1: all positions at once")
     schedule: Literal["linear", "custom"] = "linear"
     start_ratio: float = Field(0.95, ge=0, le=1)
     end_ratio: float = Field(0.05, ge=0, le=1)

@@ -61,8 +61,8 @@ class Settings(Strict):
     kernel: Kernel = "mixture"
     scheduler: SchedulerKind | None = None
     exponent: float | None = Field(None, ge=1)
-    sampling_steps: int = Field(16, ge=1)
-    evaluation_steps: int | None = Field(None, ge=1)
+    sampling_steps: int = Field(16, ge=1, le=10_000)
+    evaluation_steps: int | None = Field(None, ge=1, le=10_000)
     temperature: float = Field(1.0, gt=0)
     train_steps: int | None = Field(None, ge=1)
     branch_steps: int | None = Field(None, ge=1)
