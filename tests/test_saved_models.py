@@ -18,12 +18,12 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt
 from relgrad.networks.causal import load as causal
-from relgrad.networks.causal import saved, tiny
+from relgrad.networks.causal import adapted, saved, tiny
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights import files
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies import autoregressive, fill_in
-from relgrad.policies.autoregressive import AutoregressivePolicy, Lora, Settings, weights
+from relgrad.policies.autoregressive import AutoregressivePolicy, Lora, Settings
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.use import open_source
 from relgrad.stages.kind import build_policy
@@ -122,7 +122,7 @@ def test_adapters_come_back_bit_for_bit(tmp_path: Path, name: str) -> None:
     model.save_pretrained(tmp_path)
     for parameter in (p for n, p in model.named_parameters() if "lora" in n):
         torch.nn.init.zeros_(parameter)
-    weights.load(model, tmp_path)
+    adapted.load(model, tmp_path)
     assert all(torch.equal(value, expected[n]) for n, value in tensors(model).items())
 
 
