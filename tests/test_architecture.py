@@ -3,6 +3,7 @@
     core ← objectives ← laws                                     pure floor
          ← text ← networks ← trajectories, estimators ← policies
          ← environments ← rewards, tasks
+         ← backends; what one is, environments know too
          ← judges ← rewards
          ← training, evaluation ← stages ← runs ← commands
     core ← monitor                                               files in, words and pictures out; no torch
@@ -33,6 +34,8 @@ POLICIES = (*NETWORKS, "trajectories", "estimators", "policies")
 PURE_FIGURES = ("evaluation.statistics", "evaluation.calibration")
 """Figures of numbers alone, which judges use too."""
 JUDGES = (*NETWORKS, "judges", *PURE_FIGURES)
+BACKEND = ("backends.protocol", "backends.scripted")
+"""What a back end is, and the error rates of the one whose best workflow is known."""
 LOOPS = (*FLOOR, "training", "evaluation")
 
 MAY_REACH: dict[str, tuple[str, ...]] = {
@@ -44,27 +47,29 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "trajectories": (*NETWORKS, "trajectories"),
     "estimators": (*NETWORKS, "trajectories", "estimators"),
     "policies": POLICIES,
-    "environments": (*FLOOR, "environments"),
+    "backends": (*POLICIES, "backends"),
+    "environments": (*FLOOR, "environments", *BACKEND),
     "judges": JUDGES,
-    "rewards": (*JUDGES, "environments", "rewards", "judges.network"),
+    "rewards": (*JUDGES, "environments", *BACKEND, "rewards", "judges.network"),
     "tasks": (*NETWORKS, "environments", "tasks"),
     "baselines": (*POLICIES, "baselines"),
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
     "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
-    "runs": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages", "monitor", "runs"),
+    "runs": (*LOOPS, *JUDGES, "environments", "backends", "rewards", "tasks", "stages", "monitor", "runs"),
     "commands": ("",),
 }
 """What every room may finally reach, itself included; "" is everything."""
 
-SIBLINGS = ("policies", "rewards", "tasks", "judges")
+SIBLINGS = ("policies", "rewards", "tasks", "judges", "backends")
 """Rooms of kinds: a kind knows no other kind of its room, only what the room shares."""
 SHARED = {
     "policies": (),
     "rewards": ("rewards.combine",),
     "tasks": ("tasks",),
     "judges": ("judges.network",),
+    "backends": ("backends.protocol", "backends.pace", "backends.reading"),
 }
 
 FLOOR_LIBRARIES = {"torch", "numpy", "scipy"}

@@ -12,5 +12,6 @@ sample_options.py  the options of `relgrad sample` that kinds of policies declar
 masked_data.py     relgrad prepare and relgrad inspect-batch
 forms.py           relgrad forms
 replies.py         relgrad split
+workflow.py        relgrad workflow
 doctor.py          relgrad doctor
 """

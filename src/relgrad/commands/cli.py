@@ -28,6 +28,7 @@ from relgrad.commands.forms import app as forms
 from relgrad.commands.printing import in_words, print_json, show_figures, show_films, show_sample
 from relgrad.commands.replies import split
 from relgrad.commands.sample_options import LARGEST, with_declared
+from relgrad.commands.workflow import app as workflow
 
 if TYPE_CHECKING:
     from relgrad.runs.recipe import Recipe
@@ -37,6 +38,7 @@ app = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(forms, name="forms")
+app.add_typer(workflow, name="workflow")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")

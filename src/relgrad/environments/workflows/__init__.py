@@ -1,0 +1,14 @@
+"""Workflows: small programs of operators that ask a language model, executed on problems.
+
+language.py   the language: what a workflow is, read, written, in canonical form
+prompts.py    what operators say to the model
+problem.py    problems, their files, and when an answer is right
+operators.py  what the operators do
+execute.py    a workflow on a problem: its answer, its calls, or why there is none
+compiled.py   a workflow as a Python program of the operators
+edits.py      everything that one edit makes of a workflow, with probabilities
+noisy.py      problems for the scripted solver, and the best workflow of all, by enumeration
+aflow.py      workflows of AFlow's workspaces, read and never executed
+file.py       workflows in files
+sources.py    problems by the kind that a recipe names
+"""
