@@ -17,8 +17,8 @@ from commands import relgrad
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import generator
 from relgrad.core.types import Example, Prompt
-from relgrad.networks.causal import load as causal
 from relgrad.networks.causal import adapted, saved, tiny
+from relgrad.networks.causal import load as causal
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.weights import files
 from relgrad.objectives.losses import PolicyLoss
