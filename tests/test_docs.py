@@ -48,6 +48,7 @@ from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, St
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
+from relgrad.training.polychromic import PolychromicSettings
 from relgrad.training.settings import ReplaySettings
 from relgrad.training.sft import Sft, SftSettings
 
@@ -349,6 +350,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "optimizer": settings_rows(OptimizerSettings),
         "grpo": settings_rows(GrpoSettings, OptimizerSettings),
         "sft": settings_rows(SftSettings, OptimizerSettings),
+        "polychromic": settings_rows(PolychromicSettings),
         "evaluation": settings_rows(Evaluation),
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),

@@ -13,6 +13,7 @@ classifier.py      any sequence classifier as a judge
 math_verify.py     the expected mathematical answer
 reasoning_gym.py   the task's own verifier
 forms.py           what a plan for a web form is worth
+diversity.py       the distance to the other completions of the prompt
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from relgrad.core.protocols import KnowsTargets
+from collections.abc import Callable
+
+from relgrad.core.protocols import KnowsTargets, Policy
 from relgrad.core.types import Example, StepRecord
 from relgrad.evaluation.likelihood import mean_nll
 from relgrad.stages.examples import Examples
 from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
 from relgrad.stages.settings import RewardedStage
 from relgrad.tasks import Task
-from relgrad.training.sft import Sft, SftSettings
+from relgrad.training.sft import Beside, Sft, SftSettings
 from relgrad.training.targets import example_of
 
 
@@ -20,12 +22,20 @@ class Settings(RewardedStage):
 
 
 def build(stage: Settings, materials: Materials) -> StageParts:
-    """The examples before the policy: a column that is not there costs no loading of a model."""
+    """The parts of a stage whose loss is the supervised one alone."""
+    return build_beside(stage, materials, lambda policy: None)
+
+
+def build_beside(stage: Settings, materials: Materials, term: Callable[[Policy], Beside | None]) -> StageParts:
+    """The parts of a stage with a further `term` of the loss, made from the policy.
+
+    The examples come before the policy: a column that is not there costs no loading of a model.
+    """
     judged_by = materials.rewards(stage.judged_by, stage.reward_seconds) if stage.judged_by else None
     examples = Examples(materials.task, stage.sft.completion_column)
     divergence = stage.evaluation.cooled
     policy = build_policy(stage, materials.start, reference=divergence)
-    loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks)
+    loop = Sft(policy, examples, stage.sft, seed=stage.seed, ranks=materials.ranks, beside=term(policy))
     held_out = held_out_examples(stage, materials.task) if isinstance(policy, KnowsTargets) else []
 
     def after_step(record: StepRecord) -> None:

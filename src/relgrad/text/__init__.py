@@ -7,5 +7,7 @@ sample_file.py  one safetensors file of masked samples
 stream.py       a folder of them: a producer and any number of consumers
 show.py         what masks look like
 ngram.py        an n-gram model of characters
+embedding.py    sentence embeddings by a small encoder
+distance.py     how far texts are from each other: by n-grams, by embeddings
 replies/        rows of a file of replies, their cleaning and splitting; the built-in data set
 """

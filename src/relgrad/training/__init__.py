@@ -9,6 +9,7 @@ kept_experience.py  experience in files
 settings.py         a recipe's `grpo` section
 length.py           steps, or epochs counted in steps
 sft.py              the supervised loop
+polychromic.py      the diversity of what is written, as a term beside the supervised loss
 targets.py          the text that a column gives to learn
 parity.py           whether fresh samples are scored as they were drawn
 memory.py           out of memory: what to lower

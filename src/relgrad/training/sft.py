@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -40,10 +41,21 @@ class SftSettings(LengthSettings, OptimizerSettings):
         return self
 
 
+class Beside(Protocol):
+    """A term of the loss beside the supervised one."""
+
+    def __call__(self, step: int, examples: Sequence[Example], scale: float) -> dict[str, float]:
+        """Add `scale` times this process's share of its gradient to .grad; its figures, which are logged.
+
+        `examples` are all of the step's. The loop divides by `scale` afterwards.
+        """
+        ...
+
+
 class Sft:
     """The loop's state: `step` optimizer steps done. `update()` does one. Randomness depends on (seed, step, example) only.
 
-    Of several processes each computes its share of every piece, and the gradients are added.
+    Of several processes each computes its share of every piece, and the gradients are added. `beside` is a further term.
     """
 
     def __init__(
@@ -54,8 +66,10 @@ class Sft:
         *,
         seed: int = 0,
         ranks: Ranks = ALONE,
+        beside: Beside | None = None,
     ) -> None:
         settings = settings.counted(len(examples))
+        self.beside = beside
         self.model, self.examples, self.settings, self.seed, self.ranks = model, examples, settings, seed, ranks
         self.optimizer = Optimizer(dict(model.parameters()), settings, settings.total)
         self.step, self.tokens = 0, 0
@@ -96,12 +110,13 @@ class Sft:
         total, summed, nll, unknown = self.ranks.sum(sums).tolist()
         require_finite(torch.tensor(total), "the loss", self.step)
         count = max(int(summed), 1)
+        figures = self.beside(self.step, examples, float(count)) if self.beside is not None else {}
         self.ranks.add_gradients(self.optimizer.parameters.values())
         # the pieces left the gradient of a sum; one division makes it that of the mean, whatever the pieces were
         for parameter in self.optimizer.parameters.values():
             if parameter.grad is not None:
                 parameter.grad /= count
-        metrics = {"loss": total / count} | ({} if unknown else {"mean_nll": nll / count})
+        metrics = {"loss": total / count} | ({} if unknown else {"mean_nll": nll / count}) | figures
         with spared("applying the gradient", memory.OPTIMIZER):
             metrics |= self.optimizer.step(self.step)
         if isinstance(self.model, Averaged):

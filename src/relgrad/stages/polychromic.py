@@ -1,0 +1,30 @@
+"""The stage that trains a policy on the task's own targets and keeps what it writes diverse: sections `sft` and `polychromic`."""
+
+from __future__ import annotations
+
+from relgrad.stages import sft
+from relgrad.stages.kind import Kind, Materials, StageParts
+from relgrad.training.polychromic import PolychromicSettings, SetDiversity
+
+
+class Settings(sft.Settings):
+    """A supervised stage with a term for the diversity of a prompt's completions."""
+
+    polychromic: PolychromicSettings = PolychromicSettings()
+
+
+def build(stage: Settings, materials: Materials) -> StageParts:
+    """As the supervised stage is built; its loop has the further term."""
+    settings, ranks = stage.polychromic, materials.ranks
+    return sft.build_beside(
+        stage, materials, lambda policy: SetDiversity(policy, settings, seed=stage.seed, ranks=ranks)
+    )
+
+
+def describe(stage: Settings) -> str:
+    settings = stage.polychromic
+    often = "every step" if settings.every == 1 else f"every {settings.every} steps"
+    return f"{sft.describe(stage)}, diversity x {settings.weight:g} {often}"
+
+
+KIND = Kind(loop="sft", build=build, describe=describe)
