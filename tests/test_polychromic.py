@@ -102,6 +102,10 @@ def test_distances_by_meaning() -> None:
 # ---------------------------------------------------------------------- the term
 
 
+def bigrams(texts: Sequence[str]) -> Tensor:
+    return ngram_distances(texts, 2)
+
+
 class Chosen(TablePolicy):
     """Draws what it is told to: rows of `everything`."""
 
@@ -119,8 +123,12 @@ def test_the_term_has_the_gradient_of_the_expected_diversity_of_a_policy() -> No
     apart = torch.tensor([[abs(len(a) - len(b)) / 3 + (a != b) for b in texts] for a in texts], dtype=torch.float64)
     place = {text: number for number, text in enumerate(texts)}
     settings = PolychromicSettings(weight=0.5, num_generations=2, micro_batch_tokens=3)
-    term = SetDiversity(policy, settings)
-    term.distances = lambda texts: apart[[place[t] for t in texts]][:, [place[t] for t in texts]]
+
+    def among(texts: Sequence[str]) -> Tensor:
+        rows = [place[text] for text in texts]
+        return apart[rows][:, rows]
+
+    term = SetDiversity(policy, settings, among)
     cells = policy.everything.cells()
     logp = policy.score(policy.everything, cells).logp_N
     chance = torch.zeros(len(texts)).index_add(0, cells[:, 0], logp).exp()
@@ -139,7 +147,7 @@ def test_the_term_alone_makes_a_policy_diverse() -> None:
     policy = TablePolicy(["p"], Truncation(), seed=1)
     with torch.no_grad():
         policy.table_PSV[..., 0] += 3.0  # it nearly always ends at once
-    term = SetDiversity(policy, PolychromicSettings(weight=1.0, num_generations=8))
+    term = SetDiversity(policy, PolychromicSettings(weight=1.0, num_generations=8), bigrams)
     optimizer = torch.optim.Adam([policy.table_PSV], lr=0.1)
     seen = []
     for step in range(60):
@@ -152,10 +160,10 @@ def test_the_term_alone_makes_a_policy_diverse() -> None:
 def test_it_draws_every_n_steps_and_nothing_without_weight() -> None:
     policy = TablePolicy(["p"], Truncation(), seed=1)
     examples = [Example(PROMPT, "a")]
-    term = SetDiversity(policy, PolychromicSettings(every=3))
+    term = SetDiversity(policy, PolychromicSettings(every=3), bigrams)
     assert [bool(term(step, examples, 1.0)) for step in range(5)] == [True, False, False, True, False]
     policy.table_PSV.grad = None
-    assert SetDiversity(policy, PolychromicSettings(weight=0))(0, examples, 1.0) == {}
+    assert SetDiversity(policy, PolychromicSettings(weight=0), bigrams)(0, examples, 1.0) == {}
     assert policy.table_PSV.grad is None
 
 

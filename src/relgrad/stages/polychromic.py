@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from relgrad.core.protocols import Policy
 from relgrad.stages import sft
 from relgrad.stages.kind import Kind, Materials, StageParts
+from relgrad.text.distance import distances_of
 from relgrad.training.polychromic import PolychromicSettings, SetDiversity
 
 
@@ -14,11 +16,14 @@ class Settings(sft.Settings):
 
 
 def build(stage: Settings, materials: Materials) -> StageParts:
-    """As the supervised stage is built; its loop has the further term."""
-    settings, ranks = stage.polychromic, materials.ranks
-    return sft.build_beside(
-        stage, materials, lambda policy: SetDiversity(policy, settings, seed=stage.seed, ranks=ranks)
-    )
+    """As the supervised stage is built; its loop has the further term. An encoder that cannot be had costs no loading of a model."""
+    settings = stage.polychromic
+    distances = distances_of(settings.distance, settings.n, settings.encoder)
+
+    def term(policy: Policy) -> SetDiversity:
+        return SetDiversity(policy, settings, distances, seed=stage.seed, ranks=materials.ranks)
+
+    return sft.build_beside(stage, materials, term)
 
 
 def describe(stage: Settings) -> str:

@@ -9,7 +9,8 @@ credit, are differentiated. lambda = 0 draws nothing and is supervised training,
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -21,7 +22,6 @@ from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.settings import Strict
 from relgrad.core.types import Example, Rollouts
 from relgrad.objectives.diversity import leave_one_out, mean_distance
-from relgrad.text.distance import Distances, Kind, distances_of
 from relgrad.training.optimizer import require_finite
 
 
@@ -34,18 +34,28 @@ class PolychromicSettings(Strict):
         4, ge=1, description="prompts of a step that completions are written for; at most its examples"
     )
     num_generations: int = Field(4, ge=2, description="K, completions per prompt")
-    distance: Kind = "ngram"
+    distance: Literal["ngram", "embedding"] = "ngram"
     n: int = Field(2, ge=1, description="words of an n-gram")
     encoder: str | None = Field(None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2")
     micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
 
 
 class SetDiversity:
-    """The term of one recipe; a `Beside` of training/sft.py. Randomness depends on (seed, step, prompt) only."""
+    """The term of one recipe; a `Beside` of training/sft.py. Randomness depends on (seed, step, prompt) only.
 
-    def __init__(self, policy: Policy, settings: PolychromicSettings, *, seed: int = 0, ranks: Ranks = ALONE) -> None:
-        self.policy, self.settings, self.seed, self.ranks = policy, settings, seed, ranks
-        self.distances: Distances = distances_of(settings.distance, settings.n, settings.encoder)
+    distances  texts [K] to their distances [K, K], float64, symmetric
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: PolychromicSettings,
+        distances: Callable[[Sequence[str]], Tensor],
+        *,
+        seed: int = 0,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.policy, self.settings, self.distances, self.seed, self.ranks = policy, settings, distances, seed, ranks
 
     def __call__(self, step: int, examples: Sequence[Example], scale: float) -> dict[str, float]:
         """Add `scale` times this process's share of the gradient of -lambda D to .grad; figures of the whole step.
