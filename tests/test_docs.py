@@ -35,6 +35,7 @@ from relgrad.core.protocols import Toy
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.rewards.code import CodeLimits
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
@@ -361,6 +362,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "policies.flow.network": settings_rows(flow_settings.Network),
         "policies.flow.few_step": settings_rows(FewStep),
         "tasks.forms.grammar": settings_rows(Grammar),
+        "rewards.code.sandbox": settings_rows(CodeLimits),
     }
     tables["masks"] = settings_rows(Strategy)
     for mask in (Random, Sticky, Span, Line):

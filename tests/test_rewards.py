@@ -20,9 +20,9 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import RewardComponent
 from relgrad.core.tables import require_scored
 from relgrad.core.types import Output, Prompt, Rollouts, Score
+from relgrad.environments.benchmarks.numbers import numbers
 from relgrad.rewards import exact, number, overlong, regex
 from relgrad.rewards.combine import NamedReward, RewardSet
-from relgrad.rewards.number import numbers
 from relgrad.runs.build import build_rewards, resolve
 from relgrad.runs.recipe import Recipe, parse_recipe
 

@@ -39,12 +39,8 @@ def managed(attempts):
 
 def channel():
     import stat
-    for number in range(3, 64):
-        try:
-            if stat.S_ISSOCK(os.fstat(number).st_mode):
-                return number
-        except OSError:
-            pass
+    assert stat.S_ISSOCK(os.fstat(3).st_mode)
+    return 3
 
 def write(data):
     os.write(channel(), data)

@@ -11,6 +11,11 @@ judge.py           what trained judges say; they must have passed their audit
 language_model.py  how likely a language model finds the text
 classifier.py      any sequence classifier as a judge
 math_verify.py     the expected mathematical answer
+gsm8k.py           GSM8K's number
+competition_math.py MATH's boxed answer, as its authors compare it
+hotpotqa.py        shared words, as HotpotQA counts them
+drop.py            shared words of spans, as DROP counts them
+code.py            a program that passes its tests, in the sandbox
 reasoning_gym.py   the task's own verifier
 forms.py           what a plan for a web form is worth
 diversity.py       the distance to the other completions of the prompt
@@ -18,5 +23,5 @@ overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where
 they run is _runners, with _deadline for the main thread, _workers for threads and coroutines, and _process and _child, the two ends
-of an isolated one, which _lifeline ends; _columns and _decisions read prompts.
+of an isolated one, which _lifeline ends; _columns and _decisions read prompts, _marked a completion.
 """

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
+from decimal import Decimal
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from pydantic import Field
 from relgrad.core.protocols import Reward
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Score
+from relgrad.environments.benchmarks.numbers import equal, numbers
 from relgrad.rewards._columns import column, unscored
 
 
@@ -21,26 +21,6 @@ class Settings(Strict):
     column: str = "answer"
     where: Literal["first", "last", "only"] = "last"
     tolerance: float = Field(1e-6, ge=0, description="largest absolute difference that counts as equal")
-
-
-_WIDE = Context(Emax=MAX_EMAX, Emin=MIN_EMIN)
-"""For numbers of any length; a difference is right to 28 digits, however long the numbers are."""
-
-_NUMBER = re.compile(
-    r"(?<![\w.])"  # not inside a word or another number
-    r"(?:(?<![)\]}])[-+−])?"  # a sign; after a closing bracket it is an operator
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))"  # 1,234,567 or 1234567 or nothing before .5
-    r"(?:\.\d+)?"
-    r"(?:[eE][-+]?\d{1,3}(?!\d))?"
-)
-
-
-def numbers(text: str) -> list[Decimal]:
-    """Every number in a text, in order: signs, thousands commas, decimals and exponents (to 999) are understood.
-
-    `1/2` is two numbers, `3-4` is 3 and 4, `H2` holds none, and a full stop after a number ends the sentence.
-    """
-    return [Decimal(m.group().replace(",", "").replace("−", "-")) for m in _NUMBER.finditer(text)]
 
 
 def build(settings: Settings) -> Reward:
@@ -56,7 +36,7 @@ def build(settings: Settings) -> Reward:
         if answer is None:
             return [unscored(f"no number in column {settings.column!r}: {value!r}")] * len(outputs)
         found = (_pick(numbers(output.text), settings.where) for output in outputs)
-        return [Score(float(x is not None and _WIDE.abs(_WIDE.subtract(x, answer)) <= tolerance)) for x in found]
+        return [Score(float(x is not None and equal(x, answer, tolerance))) for x in found]
 
     return number
 

@@ -3,6 +3,10 @@
 file.py           JSONL, JSON, CSV, Parquet
 dataset.py        Hugging Face datasets
 reasoning_gym.py  generated tasks of reasoning-gym
+gsm8k.py          grade-school mathematics
+competition_math.py problems of MATH
+humaneval.py      functions to finish
+mbpp.py           functions to write
 digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 forms.py          web forms to fill in
@@ -11,7 +15,7 @@ masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 masked_batches.py the same from the batch files of the diffusion-GPT trainer
 
-Files whose name begins with _ are what they share: rows of files, samples of masked text, mixes of masks.
+Files whose name begins with _ are what they share: files and their rows, samples of masked text, mixes of masks.
 """
 
 from __future__ import annotations

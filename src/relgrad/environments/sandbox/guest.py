@@ -27,6 +27,8 @@ SPARE = 32 * MEGABYTE
 """Memory that is kept to report that there is no more."""
 SHOWN = 2000
 """Characters of an error that are reported."""
+CHANNEL = 3
+"""The number that the inherited socket gets here, whatever it was in the parent."""
 PROGRAM, PRELUDE = "<program>", "<prelude>"
 
 
@@ -71,7 +73,10 @@ def confine(limits: dict[str, int]) -> None:
 
 def main(number: int) -> None:
     """Serve one job on the inherited socket, and end."""
-    channel = Channel(number)
+    if number != CHANNEL:
+        os.dup2(number, CHANNEL)
+        os.close(number)
+    channel = Channel(CHANNEL)
     channel.send({"ready": True})
     job = channel.receive()
     sys.path[:] = [place for place in sys.path if place]

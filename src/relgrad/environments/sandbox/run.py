@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from relgrad.core.errors import RelgradError
 from relgrad.environments.sandbox.channel import Asked, Breach, Messages, Ready, Report
@@ -29,6 +29,9 @@ from relgrad.environments.sandbox.values import pack
 
 Calls = Mapping[str, Callable[..., Any]]
 """What a program may call: functions of this process, by name. They get the call's arguments by name and return plain data."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 STARTING = 60.0
 """Seconds that a guest may take to be ready, on a machine with much else to do."""
@@ -82,13 +85,18 @@ class Sandbox:
 
     def run_all(self, jobs: Sequence[Job], parallel: int | None = None) -> list[Outcome]:
         """All ends in the jobs' order; `parallel` at a time, as many as there are cores where nothing is said."""
-        with ThreadPoolExecutor(parallel or os.cpu_count() or 1, "relgrad-sandbox") as threads:
-            waiting = [threads.submit(self.run, job) for job in jobs]
-            try:
-                return [one.result() for one in waiting]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        return side_by_side(self.run, jobs, parallel)
+
+
+def side_by_side(work: Callable[[T], R], items: Sequence[T], parallel: int | None = None) -> list[R]:
+    """What `work` makes of every item, in order, each in a thread. One that fails, or an interrupt, keeps others from beginning."""
+    with ThreadPoolExecutor(parallel or os.cpu_count() or 1, "relgrad-sandbox") as threads:
+        waiting = [threads.submit(work, item) for item in items]
+        try:
+            return [one.result() for one in waiting]
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def run(job: Job, limits: Limits, contained: Containment) -> Outcome:
@@ -203,12 +211,12 @@ class _Run:
         self._reply(data)
 
     def _reply(self, message: Any) -> None:
+        """A guest that is gone gets no reply; what it wrote before is still read."""
         try:
-            self._messages.send(message, max(self._due - time.monotonic(), 0.001))
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._messages.send(message, max(self._due - time.monotonic(), 0.001))
         except TimeoutError:
             raise self._late() from None
-        except OSError:
-            raise self._left() from None
 
     def _late(self) -> _End:
         if self._began is None:
