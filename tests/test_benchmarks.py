@@ -23,7 +23,9 @@ from relgrad.tasks import competition_math as math_task
 from relgrad.tasks import gsm8k as gsm8k_task
 from relgrad.tasks import humaneval, mbpp
 
-DATA = Path("/work/shared/data")
+NEAR = [folder / "shared" / "data" for folder in Path(__file__).resolve().parents]
+DATA = next((folder for folder in NEAR if folder.is_dir()), NEAR[2])
+"""Published files, beside the repository where they are."""
 
 
 def published(name: str) -> list[dict[str, Any]]:

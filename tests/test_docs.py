@@ -35,13 +35,13 @@ from relgrad.core.protocols import Toy
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
-from relgrad.rewards.code import CodeLimits
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
 from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
+from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.recipe import parse_recipe
 from relgrad.stages.kind import kind_of

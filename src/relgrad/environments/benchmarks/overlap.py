@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
-from scipy.optimize import linear_sum_assignment
+from scipy import optimize  # type: ignore[import-untyped]
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -103,7 +103,7 @@ def _aligned(mine: list[set[str]], right: list[set[str]]) -> numpy.ndarray:
             if _numbers_agree(expected, span):
                 scores[row, column] = _bag_f1(span, expected)
     best = numpy.zeros(max(len(right), len(mine), 1))
-    rows, columns = linear_sum_assignment(-scores)
+    rows, columns = optimize.linear_sum_assignment(-scores)
     best[rows] = scores[rows, columns]
     return best
 
