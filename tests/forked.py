@@ -76,11 +76,11 @@ def run(
         return CompletedProcess(words, process.exitcode or 0, *texts)
 
 
-def ranks(count: int, *command: object, timeout: float = 600) -> list[CompletedProcess[str]]:
+def ranks(count: int, *command: object, cwd: Path | None = None, timeout: float = 600) -> list[CompletedProcess[str]]:
     """The same for so many processes of one job, as torchrun would start them."""
 
     def one(place: dict[str, str]) -> CompletedProcess[str]:
-        return run(*command, environment=place, timeout=timeout)
+        return run(*command, cwd=cwd, environment=place, timeout=timeout)
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(one, places(count)))

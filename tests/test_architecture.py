@@ -5,7 +5,7 @@
          ← environments ← rewards, tasks
          ← backends; what one is, environments know too
          ← judges ← rewards
-         ← training, evaluation ← stages ← runs ← commands
+         ← training, evaluation ← stages ← runs ← commands ← python
     core ← monitor                                               files in, words and pictures out; no torch
 
 A room may use what stands left of it, and nothing else: not by itself, and not by way of what it uses (`reached`). No two files
@@ -59,6 +59,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
     "runs": (*LOOPS, *JUDGES, "environments", "backends", "rewards", "tasks", "stages", "monitor", "runs"),
     "commands": ("",),
+    "python": ("",),
 }
 """What every room may finally reach, itself included; "" is everything."""
 

@@ -68,7 +68,9 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
         RelgradError, match=r"stages: unknown kind 'gpro'\. Known: grpo, judge, polychromic, sft; .*Did you mean 'grpo'"
     ):
         parse(stage="gpro")
-    with pytest.raises(RelgradError, match=r"stage is the name of a kind: grpo, judge, polychromic, sft, or your own .*received 3"):
+    with pytest.raises(
+        RelgradError, match=r"stage is the name of a kind: grpo, judge, polychromic, sft, or your own .*received 3"
+    ):
         parse(stage=3)
     with pytest.raises(RelgradError, match=r"stages: unknown kind '\.\./x'"):
         parse(stage="../x")

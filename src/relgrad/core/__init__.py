@@ -11,6 +11,7 @@ whole_text.py  text that a file can hold; no torch
 secrets.py     `env:NAME` in recipes; what is never written or shown; no torch
 randomness.py  random numbers as a function of seed, purpose and item
 registry.py    find a policy, task, reward, judge or kind of stage by the name of its file
+live.py        objects of the running script, which no file can hold; no torch
 run_folder.py  the files of a run; no torch
 checksums.py   sizes and digests of files, by which damage and change are noticed; no torch
 memory.py      out of memory becomes an error that says what to lower

@@ -230,6 +230,14 @@ class Rounds(Protocol):
 
 
 @runtime_checkable
+class HasNetwork(Protocol):
+    """A policy whose weights are those of one network."""
+
+    @property
+    def model(self) -> torch.nn.Module: ...
+
+
+@runtime_checkable
 class Noted(Protocol):
     """A policy that has something to say at the start of a run (which engine it runs on, and why)."""
 

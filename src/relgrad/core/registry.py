@@ -37,6 +37,8 @@ OFFERS = {
     "losses": ("build",),
 }
 """What every module of a room has; a stage's is checked by stages/kind.py."""
+executing: list[Path] = []
+"""Files of the user's that are being executed at this moment, the innermost last."""
 
 
 def kinds(room: str) -> tuple[str, ...]:
@@ -162,11 +164,14 @@ def by_path(place: str, room: str) -> ModuleType:
         raise RelgradError(f"{room}: {place!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    executing.append(path)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        executing.pop()
     return module
 
 

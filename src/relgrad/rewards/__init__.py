@@ -19,6 +19,7 @@ code.py            a program that passes its tests, in the sandbox
 reasoning_gym.py   the task's own verifier
 forms.py           what a plan for a web form is worth
 diversity.py       the distance to the other completions of the prompt
+python.py          a function of the script that started the run
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where

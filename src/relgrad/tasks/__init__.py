@@ -11,6 +11,7 @@ digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 forms.py          web forms to fill in
 replies.py        posts to reply to
+python.py         a task of the script that started the run
 masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 masked_batches.py the same from the batch files of the diffusion-GPT trainer
