@@ -16,7 +16,7 @@ class Settings(sft.Settings):
 
 
 def build(stage: Settings, materials: Materials) -> StageParts:
-    """As the supervised stage is built; its loop has the further term. An encoder that cannot be had costs no loading of a model."""
+    """As the supervised stage is built; its loop has the further term. An encoder that is not there is refused first."""
     settings = stage.polychromic
     distances = distances_of(settings.distance, settings.n, settings.encoder)
 
