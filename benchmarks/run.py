@@ -21,6 +21,7 @@ MODULES = {
     "flow": "flow",
     "replay": "replay",
     "processes": "processes",
+    "sandbox": "sandbox",
 }
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -66,6 +67,7 @@ for _name, _title in {
     "flow": "a Flow-GRPO update of a small FS-DFM network, against step by step; on a CUDA device also the 1.3B network",
     "replay": "learning from the past, at equal numbers of sampled completions",
     "processes": "two processes that share a job, against two jobs side by side",
+    "sandbox": "what executing generated code costs, beside a bare interpreter",
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")

@@ -152,11 +152,7 @@ def test_the_reward_scores_shares_and_leaves_unscored_what_nobody_knows() -> Non
     strict, partial = code.build(code.Settings()), code.build(code.Settings(partial=True))
     scores = strict(Prompt("?", columns), [*outputs, Output("no program at all")])
     assert [score.value for score in scores] == [1, 0, 0, 0]
-    assert [score.parts for score in scores[1:]] == [
-        {"passed": 1 / 3, "ended": 1},
-        {"passed": 1 / 3, "ended": 1},
-        {"passed": 0, "ended": 0},
-    ]
+    assert [(score.parts["passed"], score.parts["ended"]) for score in scores[1:]] == [(1 / 3, 1), (1 / 3, 1), (0, 0)]
     assert [score.value for score in partial(Prompt("?", columns), outputs[:2])] == [1, 1 / 3]
     for tests in (None, [], "", ["assert twice( =="]):
         (score,) = strict(Prompt("?", {"tests": tests}), outputs[:1])

@@ -215,6 +215,8 @@ ATTACKS: dict[str, Attack] = {
         "SIGKILL",
         limits={"cpu_seconds": 1},
     ),
+    "a signal without a name": Attack("def main(): os.kill(os.getpid(), 35)", "crash", "exit code 163"),
+    "a stopped process": Attack("def main(): os.kill(os.getpid(), 19)", "timeout", limits=SOON),
     "stack overflow in C": Attack(
         """
         import ctypes

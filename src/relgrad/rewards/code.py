@@ -24,7 +24,7 @@ from relgrad.rewards._columns import column, unscored
 class CodeLimits(SandboxSettings):
     """Limits of a program, and those of its tests. Every question that a test asks is a call."""
 
-    seconds: float = Field(15.0, gt=0, description="of waiting, without the time that the other side takes")
+    seconds: float = Field(10.0, gt=0, description="of waiting, without the time that the other side takes")
     cpu_seconds: int = Field(5, ge=1, description="of computing")
     calls: int = Field(10_000, ge=1, description="questions that the tests may ask")
 
@@ -58,8 +58,9 @@ def build(settings: Settings) -> Reward:
 
 
 def _score(verdict: Verdict, partial: bool) -> Score:
-    """`passed` is the share of tests that pass, `ended` whether the program came to their end."""
+    """`passed` is the share of tests that pass, `ended` whether the program came to their end, `together` as in Verdict."""
     if verdict.lost:
         return unscored(verdict.lost)
     share = sum(verdict.passed) / len(verdict.passed) if verdict.passed else 0.0
-    return Score(share if partial else float(verdict.right), {"passed": share, "ended": float(verdict.error is None)})
+    parts = {"passed": share, "ended": float(verdict.error is None), "together": float(verdict.together)}
+    return Score(share if partial else float(verdict.right), parts)

@@ -35,9 +35,13 @@ R = TypeVar("R")
 
 STARTING = 60.0
 """Seconds that a guest may take to be ready, on a machine with much else to do."""
+LOOKED_AT_LATE = 1.0
+"""Seconds that this process may be late itself: what a program wrote before its time was over still counts."""
 LEAVING = 5.0
 """Seconds that a process may take to be gone after its last message."""
 PART = 65536
+SAID = 2000
+"""Characters of a message that are kept."""
 LEAVES = (None, *REPORTED, "not run")
 """Ends after which the guest's process goes by itself."""
 
@@ -155,14 +159,15 @@ class _Run:
             self._rest_of_printed()
         text = self._printed.decode(errors="replace")
         message = end.message if end.error != "not run" else f"{end.message}: {text.strip()}".removesuffix(": ")
-        return Outcome(end.value, end.error, message, text, tuple(self._calls), seconds, self._contained.level)
+        return Outcome(end.value, end.error, message[:SAID], text, tuple(self._calls), seconds, self._contained.level)
 
     def _step(self, waiting: selectors.BaseSelector) -> None:
         """Wait for the next thing to happen. Raises _End and Breach."""
         rest = self._due - time.monotonic()
-        if rest <= 0:
+        happened = waiting.select(max(rest, 0))
+        if rest <= -LOOKED_AT_LATE or (rest <= 0 and not happened):
             raise self._late()
-        for key, _ in waiting.select(rest):
+        for key, _ in happened:
             if key.fileobj is self._guest.printed:
                 if not self._print():
                     waiting.unregister(self._guest.printed)
@@ -190,10 +195,8 @@ class _Run:
         if len(self._calls) >= self._limits.calls:
             raise _End("refused call", f"more than {self._limits.calls} calls")
         function = self._job.calls[name]
-        try:
-            inspect.signature(function).bind(**arguments)
-        except TypeError as error:
-            raise _End("refused call", f"{name}: {error}") from None
+        if wrong := _misfit(function, arguments):
+            raise _End("refused call", f"{name}: {wrong}")
         asked = time.monotonic()
         try:
             value = function(**arguments)
@@ -256,7 +259,20 @@ class _Run:
                 pass
 
 
+def _misfit(function: Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """What is wrong with the arguments of a call, by the function's signature; "" where they fit, or nobody knows."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions in C have none
+        return ""
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 def _signal(code: int) -> signal.Signals | None:
     """What killed a process, of its exit code as Popen or, with 128 added, as bubblewrap reports it; None for other ends."""
     number = -code if code < 0 else code - 128
-    return signal.Signals(number) if number in signal.valid_signals() else None
+    return signal.Signals(number) if number in set(signal.Signals) else None
