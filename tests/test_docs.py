@@ -35,6 +35,7 @@ from relgrad.core.protocols import Toy
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
+from relgrad.environments.sites.verdict import Rule
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
@@ -362,6 +363,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "policies.flow.network": settings_rows(flow_settings.Network),
         "policies.flow.few_step": settings_rows(FewStep),
         "tasks.forms.grammar": settings_rows(Grammar),
+        "tasks.site.success": settings_rows(Rule),
         "rewards.code.sandbox": settings_rows(CodeLimits),
     }
     tables["masks"] = settings_rows(Strategy)

@@ -130,7 +130,7 @@ def test_coroutines_in_a_process_run_together_and_are_cancelled_one_by_one() -> 
 
 HELD = """
 import os, re, subprocess, sys
-from relgrad.rewards._lifeline import end_with
+from relgrad.core.lifeline import end_with
 end_with(int(sys.argv[3]))
 started = subprocess.Popen(["sleep", "600"])
 open("writing", "w").write(f"{os.getpid()} {started.pid}")

@@ -11,6 +11,7 @@ original_flags.py  --key=value, as the originals write settings
 sample_options.py  the options of `relgrad sample` that kinds of policies declare
 masked_data.py     relgrad prepare and relgrad inspect-batch
 forms.py           relgrad forms
+site_pages.py      relgrad forms check and export
 replies.py         relgrad split
 workflow.py        relgrad workflow
 doctor.py          relgrad doctor

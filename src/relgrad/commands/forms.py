@@ -1,4 +1,4 @@
-"""`relgrad forms serve` and `relgrad forms watch`: forms for people, and plans to be watched."""
+"""`relgrad forms`: forms for people, plans to be watched, and a site's pages (site_pages.py)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from relgrad.commands import site_pages
+
 if TYPE_CHECKING:
     from relgrad.environments.forms.making.grammar import Grammar
     from relgrad.environments.forms.pages.page import Frame
 
 app = typer.Typer(no_args_is_help=True, help="Web forms: look at them, fill them in, watch a plan do it.")
+app.command()(site_pages.check)
+app.command()(site_pages.export)
 
 Family = Annotated[str | None, typer.Option("--family", help="One family of forms, for example 'library card'.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Which form of the family.")]

@@ -14,6 +14,7 @@ registry.py    find a policy, task, reward, judge or kind of stage by the name o
 live.py        objects of the running script, which no file can hold; no torch
 run_folder.py  the files of a run; no torch
 checksums.py   sizes and digests of files, by which damage and change are noticed; no torch
+lifeline.py    a process that ends when the one that started it does; no torch
 memory.py      out of memory becomes an error that says what to lower
 allocator.py   freed memory is kept for the next allocation; no torch
 """

@@ -1,6 +1,7 @@
 """Worlds in which an output does something; one folder each.
 
 forms/       generated web forms, plans that fill them in, and two executors of plans
+sites/       pages of sites that somebody else wrote, and plans on them
 sandbox/     generated code, executed where it can do no harm
 benchmarks/  published problem sets, and what counts as a right answer
 workflows/   programs of operators that ask a language model, executed on problems

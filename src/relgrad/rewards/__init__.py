@@ -18,11 +18,12 @@ drop.py            shared words of spans, as DROP counts them
 code.py            a program that passes its tests, in the sandbox
 reasoning_gym.py   the task's own verifier
 forms.py           what a plan for a web form is worth
+site.py            what a plan for a page of a site is worth
 diversity.py       the distance to the other completions of the prompt
 python.py          a function of the script that started the run
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where
 they run is _runners, with _deadline for the main thread, _workers for threads and coroutines, and _process and _child, the two ends
-of an isolated one, which _lifeline ends; _columns and _decisions read prompts, _marked a completion.
+of an isolated one; _columns and _decisions read prompts, _marked a completion.
 """

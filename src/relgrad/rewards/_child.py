@@ -11,12 +11,12 @@ from typing import Any
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.core.lifeline import end_with
 from relgrad.core.protocols import Learner
 from relgrad.core.secrets import hide
 from relgrad.core.settings import Component, settings_of
 from relgrad.rewards._answers import Answer, Group, answer_of
 from relgrad.rewards._calling import Caller
-from relgrad.rewards._lifeline import end_with
 from relgrad.rewards._process import Mistake, Order, Ready
 from relgrad.rewards._runners import Asynchronous, bind
 from relgrad.rewards._workers import AsyncWorker

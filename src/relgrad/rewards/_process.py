@@ -4,7 +4,7 @@ The process is a fresh interpreter that builds the reward once, user files inclu
 after the other (coroutines: all groups at once). A call that outlasts its deadline is ended with the process and with whatever the
 process has started; the next call gets a fresh one. Starting a process is not counted against a deadline.
 
-No process is left over: it leads a group of processes, which ends when this process ends, however it does (_lifeline.py).
+No process is left over: it leads a group of processes, which ends when this process ends, however it does (core/lifeline.py).
 """
 
 from __future__ import annotations

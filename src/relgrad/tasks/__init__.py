@@ -10,6 +10,7 @@ mbpp.py           functions to write
 digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 forms.py          web forms to fill in
+site.py           pages of a site that somebody else wrote, to fill in
 replies.py        posts to reply to
 python.py         a task of the script that started the run
 masked_text.py    a text with holes, made in process

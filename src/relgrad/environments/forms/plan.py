@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
-Verb = Literal["fill", "choose", "check", "uncheck", "click", "submit"]
-VERBS: tuple[Verb, ...] = get_args(Verb)
+Verb = Literal["fill", "choose", "check", "uncheck", "click", "submit", "open"]
+"""`open`, go to an address, is said in sentences alone (sentences.py)."""
+VERBS: tuple[Verb, ...] = get_args(Verb)[:-1]
+"""Those that lines begin with."""
 
 MOST = 50
 """Steps that are executed; what comes after them is not, so that no plan takes for ever."""
@@ -62,12 +64,17 @@ def unescape(text: str) -> str:
 
 def parse(text: str) -> Plan:
     """The plan of any text at all; nothing is an error of the call. Lone surrogates become the replacement character."""
-    clean = text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    lines = (line.strip() for line in clean.split("\n"))
-    return Plan(tuple(_step(line) for line in lines if line))
+    lines = (line.strip() for line in whole(text).split("\n"))
+    return Plan(tuple(step(line) for line in lines if line))
 
 
-def _step(line: str) -> Step:
+def whole(text: str) -> str:
+    """Text without halves of characters."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def step(line: str) -> Step:
+    """The step that a line without white space around it says, or a broken one."""
     verb, _, rest = line.partition(" ")
     if verb not in VERBS:
         return Step(line, error=f"unknown verb {verb[:20]!r}; there are {', '.join(VERBS)}")
@@ -75,11 +82,11 @@ def _step(line: str) -> Step:
         return Step(line, error="submit stands alone") if rest.strip() else Step(line, verb)
     enters = verb in ("fill", "choose")
     label, colon, value = rest.partition(":") if enters else (rest, "", "")
-    step = Step(line, verb, " ".join(label.split()), unescape(value.strip()))
+    entered = Step(line, verb, " ".join(label.split()), unescape(value.strip()))
     missing = [
         (enters and not colon, "a colon"),
-        (not step.label, "a label"),
-        (verb == "choose" and not step.value, "an option"),
+        (not entered.label, "a label"),
+        (verb == "choose" and not entered.value, "an option"),
     ]
     wrong = next((what for is_so, what in missing if is_so), "")
-    return Step(line, error=f"{verb}: {wrong} is missing") if wrong else step
+    return Step(line, error=f"{verb}: {wrong} is missing") if wrong else entered

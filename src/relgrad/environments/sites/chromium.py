@@ -1,0 +1,245 @@
+"""Chromium for pages that somebody else wrote: every plan gets an empty profile of its own, and one way out, to its site (wire.py).
+
+It lives on a thread and event loop of its own, so it can be called from any thread. A plan that takes longer than the time-out is
+unscored, and costs its page alone, or the browser where the page cannot be closed. A browser that dies is started again; the plans
+that were in it begin anew, once each, and are unscored when that fails too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from relgrad.environments.forms.executing.browser import find_chromium
+from relgrad.environments.forms.outcome import Unscored
+from relgrad.environments.forms.plan import Plan
+from relgrad.environments.sites.outcome import SiteOutcome
+from relgrad.environments.sites.visit import After, Visit, Where
+from relgrad.environments.sites.wire import Wire
+
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-pings",
+    "--dns-prefetch-disable",
+    "--disable-features=AutofillServerCommunication,OptimizationHints,MediaRouter,Translate",
+    "--force-webrtc-ip-handling-policy=disable_non_proxied_udp",
+    "--webrtc-ip-handling-policy=disable_non_proxied_udp",
+)
+_NOWHERE = {"server": "http://127.0.0.1:1", "bypass": "<-loopback>"}
+"""The browser's own way out: nothing listens there. Every page has a way of its own in its place."""
+_PATIENCE = 180.0
+"""Seconds that starting a browser or a page may take."""
+_FAREWELL = 5.0
+"""Seconds that closing something may take."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to execute on a page. `ready` is called before each attempt: it sees to the server, and may raise Unscored."""
+
+    where: Where
+    host: str
+    port: int
+    plan: Plan
+    allowed: frozenset[str] = frozenset()
+    after: After | None = None
+
+
+class Chromium:
+    """Executes plans, `pages` of them side by side. `timeout` is in seconds per plan.
+
+    Raises RelgradError at once where no browser is installed; it is started when the first plan comes.
+    """
+
+    def __init__(self, timeout: float = 20.0, pages: int = 1) -> None:
+        self.timeout, self.pages = timeout, pages
+        self._executable = find_chromium()
+        self._begin = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns: asyncio.Semaphore
+        self._starting: asyncio.Lock
+        self._life: _Life | None = None
+
+    def run_all(
+        self, jobs: Sequence[Job], before: Coroutine[Any, Any, None] | Any = None
+    ) -> list[SiteOutcome | Unscored]:
+        """One answer per job, in order; Unscored is returned, not raised. When the wait is interrupted, the plans end too.
+
+        before   called, on a thread of its own, before each plan; what it raises as Unscored is the plan's answer
+        """
+        started = [self._start(self._run(job, before)) for job in jobs]
+        try:
+            return [_answer(future) for future in started]
+        finally:
+            for future in started:
+                future.cancel()  # of no effect on one that is done
+
+    def close(self) -> None:
+        """End the browser. It starts again when another plan comes."""
+        with self._begin:
+            if self._loop is not None:
+                asyncio.run_coroutine_threadsafe(self._end(self._life), self._loop).result()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._loop = None
+                atexit.unregister(self.close)
+
+    def _start(self, work: Coroutine[Any, Any, SiteOutcome]) -> Future[SiteOutcome]:
+        """Begin something on the browser's own thread."""
+        with self._begin:
+            if self._loop is None:
+                self._turns, self._starting = asyncio.Semaphore(self.pages), asyncio.Lock()
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="relgrad-chromium", daemon=True).start()
+                atexit.register(self.close)
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    # ------------------------------------------------------------------ on the browser's thread
+
+    async def _run(self, job: Job, before: Any) -> SiteOutcome:
+        async with self._turns:
+            for again in (True, False):
+                life: _Life | None = None
+                try:
+                    if before is not None:
+                        await asyncio.to_thread(before)
+                    life = await self._running()
+                    return await life.play(job, self.timeout)
+                except Unscored:
+                    if life is not None and life.spoilt:
+                        await self._end(life)
+                    raise
+                except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
+                    await self._end(life)
+                    if not again:
+                        raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
+        raise AssertionError("unreachable")
+
+    async def _running(self) -> _Life:
+        """The browser; a new one where there is none that lives."""
+        async with self._starting:
+            if self._life is not None and not self._life.lives:
+                await self._end(self._life)
+            if self._life is None:
+                life = _Life()
+                try:
+                    await asyncio.wait_for(life.begin(self._executable), _PATIENCE)
+                except BaseException:
+                    await life.end()
+                    raise
+                self._life = life
+            return self._life
+
+    async def _end(self, life: _Life | None) -> None:
+        """End this browser; another that took its place goes on."""
+        if life is not None and self._life is life:
+            self._life = None
+        if life is not None:
+            await life.end()
+
+
+class _Life:
+    """One life of a browser. `spoilt`: a page of it could not be closed, so it should be ended."""
+
+    def __init__(self) -> None:
+        self._driver: Any = None
+        self._process: Any = None
+        self.spoilt = False
+
+    @property
+    def lives(self) -> bool:
+        return not self.spoilt and bool(self._process.is_connected())
+
+    async def begin(self, executable: str | None) -> None:
+        from playwright.async_api import async_playwright
+
+        self._driver = await async_playwright().start()
+        self._process = await self._driver.chromium.launch(
+            executable_path=executable, args=_ARGUMENTS, timeout=1000 * _PATIENCE, proxy=_NOWHERE
+        )
+
+    async def play(self, job: Job, timeout: float) -> SiteOutcome:
+        """Execute a plan with a profile of its own. Raises Unscored when it takes too long, and anything when the browser fails."""
+        wire = Wire(job.host, job.port, job.allowed)
+        context: Any = None
+        try:
+            context = await asyncio.wait_for(self._profile(await wire.open()), _PATIENCE)
+            return await asyncio.wait_for(_visit(context, wire, job), timeout)
+        except TimeoutError:
+            raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
+        finally:
+            if context is not None:
+                await self._leave(context)
+            await wire.close()
+
+    async def _profile(self, proxy: str) -> Any:
+        """An empty profile with no permission, no download and no service worker."""
+        return await self._process.new_context(
+            proxy={"server": proxy, "bypass": "<-loopback>"},
+            service_workers="block",
+            accept_downloads=False,
+            permissions=[],
+        )
+
+    async def _leave(self, context: Any) -> None:
+        try:
+            await asyncio.wait_for(context.close(), _FAREWELL)
+        except TimeoutError:
+            self.spoilt = True
+        except Exception:  # the browser is dead, which is noticed when the next plan comes
+            return
+
+    async def end(self) -> None:
+        """Close everything; what is dead already is no obstacle."""
+        process, driver, self._process, self._driver = self._process, self._driver, _Gone(), None
+        for part in (process and process.close(), driver and driver.stop()):
+            if part is not None:
+                with suppress(Exception):
+                    await asyncio.wait_for(part, _FAREWELL)
+
+
+class _Gone:
+    """In place of a browser that was ended."""
+
+    def is_connected(self) -> bool:
+        return False
+
+    async def close(self) -> None:
+        return
+
+    async def new_context(self, **_: Any) -> Any:
+        raise ConnectionError("the browser was ended")
+
+
+async def _visit(context: Any, wire: Wire, job: Job) -> SiteOutcome:
+    page = await context.new_page()
+    visit = Visit(page, wire, job.where)
+
+    async def closed(popup: Any) -> None:
+        visit.incidents["popup"] += 1
+        with suppress(Exception):
+            await popup.close()
+
+    context.on("page", closed)
+    return await visit.play(job.plan, job.after)
+
+
+def _answer(future: Future[SiteOutcome]) -> SiteOutcome | Unscored:
+    try:
+        return future.result()
+    except Unscored as failure:
+        return failure
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
