@@ -185,7 +185,7 @@ def humaneval_verdicts(reward: Callable[..., Any], rows: list[dict[str, Any]], o
 def test_some_solutions_of_humaneval_pass_and_others_fail() -> None:
     """Those with helpers in the prompt (32, 38), with a test that calls often (53), and of several kinds of values."""
     rows = published("humaneval.jsonl")
-    chosen = [0, 32, 38, 53]
+    chosen = [32, 38, 53]
     others = [rows[number + 1]["canonical_solution"] for number in chosen]
     assert humaneval_verdicts(code.build(code.Settings()), [rows[n] for n in chosen], others) == [[1, 0, 0]] * len(
         chosen

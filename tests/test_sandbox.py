@@ -232,7 +232,7 @@ def _left(count: int, sandbox: Sandbox, folder: Path) -> None:
 
 @needs_walls
 def test_evaluations_leave_nothing_behind(sandbox: Sandbox, temporary: Path) -> None:
-    _left(40, sandbox, temporary)
+    _left(25, sandbox, temporary)
 
 
 @needs_walls
@@ -284,7 +284,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
 
 
 def test_without_walls_generated_code_is_refused_unless_the_recipe_allows_it(
-    bare: Callable[[str], None], tmp_path: Path
+    bare: Callable[[str], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare(str(tmp_path))
     with pytest.raises(
@@ -294,6 +294,7 @@ def test_without_walls_generated_code_is_refused_unless_the_recipe_allows_it(
     allowed = Sandbox(SandboxSettings(allow_unsafe=True, seconds=0.5))
     outcome = allowed.run(Job("def main(x): return x + 1", {"x": 1}))
     assert (outcome.value, outcome.level) == (2, "none"), outcome.message
+    assert "generated code is executed at level 'none', which does not contain it: bubblewrap is not" in caplog.text
     assert allowed.run(Job("while True: pass")).error == "timeout"
     check = doctor.sandbox()
     assert (check.state, check.fix) == ("note", machine.INSTALL)

@@ -52,15 +52,17 @@ def build(settings: Settings) -> Reward:
             return [unscored(f"no tests in column 'tests': {prompt.columns['tests']!r:.80}")] * len(outputs)
         before = prompt.columns.get("before") or ""
         pairs = [(program_of(output.text, function, before), tests) for output in outputs]
-        return [_score(verdict, settings.partial) for verdict in judge_all(sandbox, pairs)]
+        contained = sandbox.containment.level == "full"
+        return [_score(verdict, settings.partial, contained) for verdict in judge_all(sandbox, pairs)]
 
     return code
 
 
-def _score(verdict: Verdict, partial: bool) -> Score:
-    """`passed` is the share of tests that pass, `ended` whether the program came to their end, `together` as in Verdict."""
+def _score(verdict: Verdict, partial: bool, contained: bool) -> Score:
+    """Parts: the share of tests that pass, whether the program came to their end, ran together with them, and was contained."""
     if verdict.lost:
         return unscored(verdict.lost)
     share = sum(verdict.passed) / len(verdict.passed) if verdict.passed else 0.0
-    parts = {"passed": share, "ended": float(verdict.error is None), "together": float(verdict.together)}
+    facts = {"ended": verdict.error is None, "together": verdict.together, "contained": contained}
+    parts = {"passed": share, **{name: float(fact) for name, fact in facts.items()}}
     return Score(share if partial else float(verdict.right), parts)

@@ -8,6 +8,7 @@ called with the inputs, and what it returns (a coroutine is awaited) is the valu
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import selectors
 import signal
@@ -29,6 +30,8 @@ from relgrad.environments.sandbox.values import pack
 
 Calls = Mapping[str, Callable[..., Any]]
 """What a program may call: functions of this process, by name. They get the call's arguments by name and return plain data."""
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +84,13 @@ class Sandbox:
             raise RelgradError(
                 f"{where}: generated code is not executed here, because this machine cannot contain it: {self.containment.lacks}. "
                 f"Fix: {INSTALL} (`relgrad doctor` shows what there is); or say allow_unsafe: true where you trust the code"
+            )
+        if self.containment.level != "full":
+            logger.warning(
+                "%s: generated code is executed at level %r, which does not contain it: %s",
+                where,
+                self.containment.level,
+                self.containment.lacks,
             )
 
     def run(self, job: Job) -> Outcome:
