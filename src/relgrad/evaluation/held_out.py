@@ -282,7 +282,7 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]], policy: object) -
         rewards=reward_means([table for _, table in batches]),
         per_prompt_rewards=prompt_means(batches),
         pass_at_k=mean_pass_at_k(groups),
-        mean_length=sum(int(r.size_BT[r.mask_BT].sum()) for r, _ in batches) / len(stops),
+        mean_length=sum(int(r.size_BT.sum()) for r, _ in batches) / len(stops),
         stop={reason: stops.count(reason) / len(stops) for reason in get_args(Stop)},
         unscored=sum(math.isnan(total) for group in groups for total in group),
         samples=tuple(samples),
@@ -293,7 +293,7 @@ def summarise(batches: Sequence[tuple[Rollouts, RewardTable]], policy: object) -
 
 def completions_of(rollouts: Rollouts, rows: Sequence[int], scores: Sequence[float]) -> Completions:
     """What a metric sees of one prompt's rows."""
-    tokens_B = (rollouts.size_BT * rollouts.mask_BT).sum(-1)
+    tokens_B = rollouts.size_BT.sum(-1)
     return Completions(
         tuple(rollouts.outputs[row] for row in rows), tuple(scores), tuple(int(tokens_B[row]) for row in rows)
     )

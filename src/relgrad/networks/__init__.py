@@ -4,5 +4,6 @@ causal/         Hugging Face causal language models
 diffusion_gpt/  the diffusion GPT: language model, token classifier, sequence scorer
 fsdfm/          FS-DFM's diffusion transformer
 masked/         networks that say what stands at masked positions, behind one interface
+refusion/       ReFusion: slots in any order under causal attention
 weights/        devices, frozen starts, averages, folders
 """

@@ -126,14 +126,24 @@ def convert_gguf(file: Path) -> Path:
 
 
 def load_model(
-    name: str, *, dtype: str = "float32", quantize: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "float32",
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
+    config: Any = None,
 ) -> PreTrainedModel:
-    """The model on the CPU (or, quantised, where bitsandbytes puts it), in eval mode, attention left to the caller."""
+    """The model on the CPU (or, quantised, where bitsandbytes puts it), in eval mode, attention left to the caller.
+
+    `config` takes the place of the configuration that is read with it.
+    """
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"dtype": DTYPES[dtype], "trust_remote_code": trust_remote_code}
     if quantize is not None:
         options["quantization_config"] = quantisation(quantize)
+    if config is not None:
+        options["config"] = config
     source = found(name)
     held = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
     for file in Path(source).glob("*.bin") if Path(source).is_dir() else ():
@@ -192,7 +202,7 @@ def _from_wrapped(source: str, held: Sequence[Path], options: dict[str, Any]) ->
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     trusted = options["trust_remote_code"]
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+    config = options.pop("config", None) or AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     with torch.device("meta"):
         kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted))
     state = files.unwrapped({n: t for file in held for n, t in files.read(file).items()}, source)
