@@ -42,6 +42,7 @@ from relgrad.policies.autoregressive import Lora
 from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
+from relgrad.policies.refusion import settings as refusion_settings
 from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.recipe import parse_recipe
@@ -362,6 +363,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "policies.flow.lora": settings_rows(flow_settings.Lora),
         "policies.flow.network": settings_rows(flow_settings.Network),
         "policies.flow.few_step": settings_rows(FewStep),
+        "policies.refusion.lora": settings_rows(refusion_settings.Lora),
+        "policies.refusion.native": settings_rows(refusion_settings.Native),
         "tasks.forms.grammar": settings_rows(Grammar),
         "tasks.site.success": settings_rows(Rule),
         "rewards.code.sandbox": settings_rows(CodeLimits),
