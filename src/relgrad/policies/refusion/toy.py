@@ -289,8 +289,7 @@ def toys() -> dict[str, Any]:
             temperature=0.9,
             lora=Lora(r=2),
         ),
-        "one-slot-a-step": make(max_completion_length=3, slot_size=1, sampling_steps=3),
-        "serial-blocks-top-p-average": make(
-            max_completion_length=4, slot_size=1, serial_num_blocks=2, sampling_steps=2, top_p=0.8, ema_decay=0.9
+        "one-slot-a-step-top-p-average": make(
+            max_completion_length=3, slot_size=1, sampling_steps=3, top_p=0.95, ema_decay=0.9
         ),
     }
