@@ -17,7 +17,7 @@ from relgrad.environments.benchmarks.code import Checks, Verdict, checks_of, jud
 from relgrad.environments.benchmarks.completion import Program
 from relgrad.environments.sandbox import bubblewrap
 from relgrad.environments.sandbox.limits import SandboxSettings
-from relgrad.environments.sandbox.run import Sandbox
+from relgrad.environments.sandbox.run import Job, Sandbox
 from relgrad.rewards import code
 from sandboxes import needs_walls
 from test_benchmarks import published
@@ -198,6 +198,43 @@ def test_all_solutions_of_humaneval_pass_and_all_others_fail() -> None:
     assert len(rows) == 164
     others = [row["canonical_solution"] for row in rows[1:] + rows[:1]]
     assert humaneval_verdicts(code.build(code.Settings()), rows, others) == [[1, 0, 0]] * 164
+
+
+CHANGES = (
+    ("==", "!="),
+    (" < ", " <= "),
+    (" > ", " >= "),
+    (" + ", " - "),
+    ("True", "False"),
+    ("[0]", "[-1]"),
+    ("1", "2"),
+    ("0", "1"),
+)
+
+
+def changed(solution: str) -> str:
+    """A solution with the first of the changes that it has a place for; None of them: the solution."""
+    return next((solution.replace(old, new, 1) for old, new in CHANGES if old in solution), solution)
+
+
+@pytest.mark.slow
+def test_apart_and_as_the_reference_does_it_programs_get_the_same_verdict(sandbox: Sandbox) -> None:
+    """HumanEval's own harness executes prompt, completion, test and `check(...)` in one module; so does this, in one guest.
+
+    The programs are the published solutions, each changed in one place: some still pass, most do not.
+    """
+    rows = published("humaneval.jsonl")
+    completions = [changed(row["canonical_solution"]) for row in rows]
+    end = "\n{test}\ncheck({entry_point})\ndef main(): return True"
+    jobs = [Job(row["prompt"] + text + end.format_map(row)) for row, text in zip(rows, completions, strict=True)]
+    reference = [outcome.value is True for outcome in sandbox.run_all(jobs)]
+    reward = code.build(code.Settings(sandbox=code.CodeLimits(seconds=20, cpu_seconds=5)))
+    scores = []
+    for row, text in zip(rows, completions, strict=True):
+        columns = {**row, "before": row["prompt"], "setup": row["prompt"], "tests": row["test"]}
+        scores.append(reward(Prompt(row["prompt"], columns), [Output(text)])[0].value == 1)
+    assert scores == reference
+    assert 10 < sum(reference) < 100
 
 
 # ---------------------------------------------------------------------- in a recipe

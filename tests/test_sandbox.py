@@ -81,6 +81,7 @@ ENDS: dict[str, tuple[str, str, str]] = {
     "raises": ("def main():\n    return 1 / 0", "exception", r"ZeroDivisionError: division by zero \(line 2\)"),
     "raises while it is loaded": ("import no_such_module", "exception", r"No module named 'no_such_module' \(line 1\)"),
     "compiles something wrong": ("def main():\n    eval('(')", "exception", r"'\(' was never closed"),
+    "raises half a character": ("def main(): raise ValueError('\\ud800')", "exception", r"ValueError: \\ud800"),
     "leaves": ("import sys\ndef main(): sys.exit(0)", "exception", r"SystemExit: 0"),
     "has no function": ("x = 1", "exception", r"defines no function 'main'"),
     "returns an object": ("def main(): return object()", "no data", r"a value of type object is no plain data"),
@@ -196,12 +197,12 @@ def test_calls_that_end_a_program(sandbox: Sandbox) -> None:
 @needs_walls
 def test_the_clock_stands_while_the_parent_answers() -> None:
     """The wait for an event of this process takes longer than the program may."""
-    quick = Sandbox(SandboxSettings(seconds=0.4, cpu_seconds=5))
+    patient, quick = Sandbox(SandboxSettings(seconds=2)), Sandbox(SandboxSettings(seconds=0.2))
     event = threading.Event()
-    outcome = quick.run(Job("def main():\n    return call('slow')", {}, {"slow": lambda: event.wait(0.8)}))
+    outcome = patient.run(Job("def main():\n    return call('slow')", {}, {"slow": lambda: event.wait(3)}))
     assert (outcome.error, outcome.value) == (None, False)
     late = quick.run(Job("import time\ndef main():\n    time.sleep(600)"))
-    assert (late.error, late.message) == ("timeout", "no value within 0.4 s")
+    assert (late.error, late.message) == ("timeout", "no value within 0.2 s")
 
 
 # ---------------------------------------------------------------------- nothing is left
@@ -291,7 +292,7 @@ def test_without_walls_generated_code_is_refused_unless_the_recipe_allows_it(
         RelgradError, match=r"(?s)not executed here.*bubblewrap is not installed.*apt-get install bubblewrap"
     ):
         Sandbox(SandboxSettings())
-    allowed = Sandbox(SandboxSettings(allow_unsafe=True, seconds=0.5))
+    allowed = Sandbox(SandboxSettings(allow_unsafe=True, cpu_seconds=1))
     outcome = allowed.run(Job("def main(x): return x + 1", {"x": 1}))
     assert (outcome.value, outcome.level) == (2, "none"), outcome.message
     assert "generated code is executed at level 'none', which does not contain it: bubblewrap is not" in caplog.text

@@ -169,7 +169,10 @@ class _Run:
             self._rest_of_printed()
         text = self._printed.decode(errors="replace")
         message = end.message if end.error != "not run" else f"{end.message}: {text.strip()}".removesuffix(": ")
-        return Outcome(end.value, end.error, message[:SAID], text, tuple(self._calls), seconds, self._contained.level)
+        message = (
+            message[:SAID].encode(errors="backslashreplace").decode()
+        )  # half a character could not be written to a file
+        return Outcome(end.value, end.error, message, text, tuple(self._calls), seconds, self._contained.level)
 
     def _step(self, waiting: selectors.BaseSelector) -> None:
         """Wait for the next thing to happen. Raises _End and Breach."""
