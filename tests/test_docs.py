@@ -43,6 +43,7 @@ from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.policies.refusion import settings as refusion_settings
+from relgrad.policies.unmasking import settings as unmasking_settings
 from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.runs.recipe import parse_recipe
@@ -365,6 +366,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "policies.flow.few_step": settings_rows(FewStep),
         "policies.refusion.lora": settings_rows(refusion_settings.Lora),
         "policies.refusion.native": settings_rows(refusion_settings.Native),
+        "policies.unmasking.network": settings_rows(unmasking_settings.Network),
+        "policies.unmasking.law": settings_rows(unmasking_settings.Law),
         "tasks.forms.grammar": settings_rows(Grammar),
         "tasks.site.success": settings_rows(Rule),
         "rewards.code.sandbox": settings_rows(CodeLimits),

@@ -22,14 +22,14 @@ from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
 from relgrad.networks.weights.average import Ema
-from relgrad.policies.flow.supervised import answer
 from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
 from relgrad.policies.flow.supervised.few_step import FewStep, divergence, draw_steps, few_step_loss
 from relgrad.policies.flow.supervised.flow_matching import DATA_LOSSES, DataLoss, flow_matching_loss
 from relgrad.policies.flow.supervised.generalised_kl import generalised_kl, weight
 from relgrad.policies.flow.supervised.half_steps import half_steps
-from relgrad.policies.flow.supervised.noise_path import At, Noised, Path, Uniforms, draw_times
+from relgrad.policies.flow.supervised.noise_path import At, Noised, Path, Uniforms
 from relgrad.policies.flow.supervised.rk4 import rk4
+from relgrad.text import answer
 
 TOKENS, LENGTH = 3, 2
 MASK = TOKENS
@@ -149,13 +149,13 @@ def test_rows_can_be_chosen_and_moved() -> None:
 
 
 def test_times_are_uniform_and_evenly_spread() -> None:
-    times = torch.stack([draw_times(draws(8, seed)) for seed in range(500)])
+    times = torch.stack([draws(8, seed).spread() for seed in range(500)])
     assert float(times.min()) >= 0
     assert float(times.max()) < 1
     assert bool((torch.sort((times * 8).floor(), -1).values == torch.arange(8)).all())  # one in every eighth
     assert abs(float(times[:, 0].mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 500)
     whole, parts = draws(8, 3), [draws(8, 3).part(first, 4) for first in (0, 4)]
-    assert torch.equal(draw_times(whole), torch.cat([draw_times(part) for part in parts]))
+    assert torch.equal(whole.spread(), torch.cat([part.spread() for part in parts]))
 
 
 # ---------------------------------------------------------------------- the two losses of a position

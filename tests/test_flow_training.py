@@ -15,10 +15,10 @@ from relgrad.laws import ctmc
 from relgrad.laws.schedule import Scheduler
 from relgrad.networks.fsdfm.network import DiT, DiTConfig
 from relgrad.networks.weights.average import Ema
-from relgrad.policies.flow.supervised import answer
 from relgrad.policies.flow.supervised.few_step import FewStep, few_step_loss
 from relgrad.policies.flow.supervised.flow_matching import flow_matching_loss
 from relgrad.policies.flow.supervised.noise_path import At, Network, Path
+from relgrad.text import answer
 
 LETTERS, EOS, MASK, SIZE = 6, 6, 7, 6
 Task = Callable[[int, torch.Generator], tuple[list[list[int]], list[list[int]]]]

@@ -42,15 +42,18 @@ def test_every_policy_offers_toys(kind: str):
 COSTLY = ("frequency", "gradient", "composition", "learns")
 """Checks that draw many trajectories or train. The default suite takes each with at most three toys of a policy, the checks' toys
 taking turns; `slow` has all the others."""
+MANY = 8
+"""Of a policy with more toys than these, costly checks take two toys, and the others every third one, in turn (pairwise)."""
 
 
 def pairs(checks: Iterable[str]) -> Iterator[Any]:
     """Every toy with every one of the checks."""
     for module, toys in MODULES.items():
-        every = math.ceil(len(toys) / 3)
+        every, others = (math.ceil(len(toys) / 3), 1) if len(toys) <= MANY else (math.ceil(len(toys) / 2), 3)
         for number, (toy, build) in enumerate(toys.items()):
-            for check in checks:
-                left_out = check in COSTLY and (number + COSTLY.index(check)) % every != 0
+            for place, check in enumerate(checks):
+                turn = (number + COSTLY.index(check)) % every if check in COSTLY else (number + place) % others
+                left_out = turn != 0
                 marks = [pytest.mark.slow] if left_out else []
                 yield pytest.param(build, check, marks=marks, id=f"{check}-{module.split('.')[-1]}-{toy}")
 

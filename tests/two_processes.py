@@ -21,6 +21,7 @@ from relgrad.core.ranks import Ranks
 from relgrad.core.types import Example, Prompt
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies import autoregressive
+from relgrad.policies.unmasking.toy import small as small_unmasking
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.sft import Sft, SftSettings
@@ -82,6 +83,14 @@ def flow(**settings: Any) -> tuple[Any, Sequence[Prompt]]:
     return policy, FLOWS
 
 
+def unmasking(**settings: Any) -> tuple[Any, Sequence[Prompt]]:
+    policy = small_unmasking(max_completion_length=5, length=10, **settings)
+    policy.network.module.double()
+    policy.freeze_reference()
+    moved(policy)
+    return policy, FLOWS
+
+
 def moved(policy: Any) -> None:
     """Away from its reference, the same way everywhere."""
     for number, (_, parameter) in enumerate(policy.parameters()):
@@ -112,11 +121,15 @@ CASES: dict[str, Case] = {
     ),
     "flow-train-steps-norm": (lambda: flow(train_steps=2), {"loss_type": "dr_grpo", "step_ratio_norm": True}, None),
     "flow-branches": (lambda: flow(branch_steps=2), {"loss_type": "grpo", "beta": 0.2, "kl_estimator": "exact"}, None),
+    "unmasking-train-steps": (
+        lambda: unmasking(law={"order": "plackett_luce"}, train_steps=2), {"loss_type": "dr_grpo", "beta": 0.2}, None,
+    ),
 }  # fmt: skip
 SUPERVISED: dict[str, tuple[Callable[[], tuple[Any, Sequence[Prompt]]], str]] = {
     "language-model": (language_model, "completion"),
     "fill-in": (fill_in, "truth"),
     "flow": (flow, "completion"),
+    "unmasking": (unmasking, "completion"),
 }
 
 

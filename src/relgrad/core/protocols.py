@@ -81,6 +81,8 @@ class Toy:
     reward     what the "gradient" and "learns" tests reward; the toy must be able to raise its mean
     untouched  where the network comes from a library: log-probabilities [B, T] of some Rollouts' decisions by the library's own
                forward, on a model of its own with the policy's weights of the moment
+    jumps      whether the law's probabilities jump where weights move: then finite differences are not the gradient of the law's
+               formula, and are not compared with it
     """
 
     policy: Policy
@@ -89,6 +91,7 @@ class Toy:
     key: Callable[[Rollouts, int], Hashable]
     reward: Callable[[Output], float]
     untouched: Callable[[Rollouts], Tensor] | None = None
+    jumps: bool = False
 
 
 @runtime_checkable

@@ -77,6 +77,14 @@ class Draws:
         ]
         return torch.cat(rows) if rows else torch.empty(0, *shape, dtype=dtype)
 
+    def spread(self) -> Tensor:
+        """float64 [N] in [0, 1): each uniform; those of the whole batch are together spread evenly.
+
+        One number is common to the batch (Kingma et al. 2021, arXiv:2107.00630, appendix I.1), and an item adds its place in it.
+        """
+        common = torch.rand((), generator=self.common, dtype=torch.float64)
+        return (common + self.number_N / self.total) % 1.0
+
 
 Randomness = torch.Generator | Draws
 """What policies and losses take: `Draws.of(randomness, number of items)` makes the same of both."""

@@ -2,6 +2,7 @@
 
 vocabulary.py   text to ids and back: characters, bytes, a tokenizer; mask, padding and summary ids
 corpus.py       a text to learn from and, apart from it, texts to judge by; windows of it
+answer.py       rows of a prompt and a fixed number of positions for its answer
 masking.py      random, sticky, span and line masks
 sample_file.py  one safetensors file of masked samples
 stream.py       a folder of them: a producer and any number of consumers

@@ -2,5 +2,6 @@
 
 states.py         a trajectory kept compactly: its start and its jumps
 trained_steps.py  which of its steps are trained
+plan.py           which decisions are scored together
 film.py           what happened on the way, step by step, as plain data
 """

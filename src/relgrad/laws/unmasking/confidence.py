@@ -1,9 +1,9 @@
 r"""How sure a draft is, how likely another position's draft falls short of it, and entropy and KL from a single outcome.
 
 The confidence of token v at position j is log p_j(v), of the untempered softmax of the logits (as LLaDA has it), or that of the
-very law q_j that draws (tempered and truncated, as SDAR has it). *The tie rule*: confidences above CEILING, a probability of
-0.9999, count as equal, and of equals the left position comes first. So where float32 rounds confidences to 1, position decides, in
-drawing and scoring alike.
+very law q_j that draws (tempered and truncated, as SDAR has it). *The tie rule*: confidences are rounded to whole GRAINs, and of
+equals the left position comes first. Rounding errors of the network are a thousand times smaller, so that where confidences are
+equal but for them (all near 1, or no context that tells positions apart) position decides, in drawing and scoring alike.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from relgrad.laws import categorical
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import at_least_float32
 
-CEILING = -1e-4
+GRAIN = 2**-10
+"""Nats: a tenth of a percent of a probability."""
 IMPOSSIBLE = -100.0
 """Nats, without gradient: in place of -inf for an outcome that other weights drew and these cannot (its ratio is 0)."""
 
 
 def confidences(logits_CV: Tensor, logq_CV: Tensor, *, tempered: bool) -> Tensor:
-    """[C, V] without gradient: log p of every token, at most CEILING."""
+    """[C, V] without gradient: log p of every token, in whole GRAINs."""
     logits_CV = at_least_float32(logits_CV.detach())
     logp_CV = logq_CV.detach() if tempered else torch.log_softmax(logits_CV, -1)
-    return logp_CV.clamp(max=CEILING)
+    return (logp_CV / GRAIN).round() * GRAIN
 
 
 def log_law(logits_CV: Tensor, truncation: Truncation, support_CV: Tensor | None = None) -> Tensor:

@@ -20,6 +20,6 @@ def threshold_law(truncation: Truncation, threshold: float, *, tempered: bool) -
     """The law of this threshold, a probability in (0, 0.999]. Raises ValueError for another."""
     if not 0 < threshold <= 0.999:
         raise ValueError(
-            f"threshold={threshold:g}: a probability in (0, 0.999]; confidences above 0.9999 count as equal"
+            f"threshold={threshold:g}: a probability in (0, 0.999]; confidences are told apart by a tenth of a percent"
         )
     return LowConfidence(truncation, tempered, math.log(threshold))

@@ -36,11 +36,12 @@ from relgrad.policies.flow.engine import Engine
 from relgrad.policies.flow.open import Opened, load_weights, open_parts, require_same, save_parts
 from relgrad.policies.flow.settings import Settings
 from relgrad.policies.flow.steps import Steps
-from relgrad.policies.flow.supervised import answer
 from relgrad.policies.flow.supervised.few_step import few_step_loss
 from relgrad.policies.flow.supervised.flow_matching import flow_matching_loss
 from relgrad.policies.flow.supervised.noise_path import At
 from relgrad.policies.flow.supervised.noise_path import Path as NoisePath
+from relgrad.text import answer
+from relgrad.trajectories.plan import in_chunks
 from relgrad.trajectories.states import pack_states
 from relgrad.trajectories.trained_steps import (
     TrainedSteps,
@@ -205,15 +206,7 @@ class FlowPolicy:
         """Cells in order, as many together as keep their rows' tokens near `budget`: every cell is a row of the forward pass."""
         cells_N2 = rollouts.cells(rows)
         length_G = rollouts.trace["prompt_length_G"] + rollouts.trace["start_BE"].shape[1]
-        chunks: list[list[int]] = []
-        used = 0
-        for number, cost in enumerate(length_G[rollouts.group_B[cells_N2[:, 0]]].tolist()):
-            if not chunks or used + cost > budget:
-                chunks.append([])
-                used = 0
-            chunks[-1].append(number)
-            used += cost
-        return [cells_N2[chunk] for chunk in chunks]
+        return in_chunks(cells_N2, length_G[rollouts.group_B[cells_N2[:, 0]]], budget)
 
     def score(
         self, rollouts: Rollouts, cells_N2: Tensor, *, entropy: bool = False, reference_kl: bool = False

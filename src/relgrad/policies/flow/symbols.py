@@ -19,7 +19,7 @@ from torch import Tensor
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.networks.causal import load as causal
-from relgrad.policies.flow.supervised.answer import until_end
+from relgrad.text.answer import until_end
 from relgrad.text.corpus import load_text
 from relgrad.text.vocabulary import Vocabulary
 

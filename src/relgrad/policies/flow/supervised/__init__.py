@@ -1,7 +1,6 @@
 """What discrete flow matching is trained with, one idea a file.
 
 noise_path.py         noise: x_t between source and text, at the positions that are generated
-answer.py             what stands there: the answer, then the end of sequence up to the end of the row
 cross_entropy.py      two losses of a position ...
 generalised_kl.py     ... with one minimiser, the posterior p(x_1 | x_t)
 flow_matching.py      the supervised loss

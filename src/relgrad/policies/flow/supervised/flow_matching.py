@@ -14,7 +14,7 @@ from relgrad.core.randomness import Draws
 from relgrad.core.types import SupervisedLoss
 from relgrad.policies.flow.supervised.cross_entropy import cross_entropy
 from relgrad.policies.flow.supervised.generalised_kl import generalised_kl
-from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path, draw_times
+from relgrad.policies.flow.supervised.noise_path import Network, Noised, Path
 
 DataLoss = Literal["cross_entropy", "generalised_kl"]
 DATA_LOSSES: dict[DataLoss, Callable[[Tensor, Noised, Path], Tensor]] = {
@@ -36,7 +36,7 @@ def flow_matching_loss(
     One time per row. Nats (of the generalised KL: an estimate of its integral over t); `nll` is the cross-entropy, whichever the
     loss is. Raises RelgradError for a row without an editable position.
     """
-    noised = path.noise(ids_BL, editable_BL, draw_times(draws), draws)
+    noised = path.noise(ids_BL, editable_BL, draws.spread(), draws)
     logits_NV = network(noised.x_BL, noised.time_B.float(), None, noised.at)
     total = DATA_LOSSES[kind](logits_NV, noised, path).sum()
     nll = total.detach() if kind == "cross_entropy" else cross_entropy(logits_NV.detach(), noised, path).sum()

@@ -100,12 +100,3 @@ class Path:
         current_N = torch.where(reached_N, label_N, source_N)
         at = (row_N, column_N)
         return Noised(ids_BL.index_put(at, current_N), time_B.to(device), at, current_N, label_N)
-
-
-def draw_times(draws: Draws) -> Tensor:
-    """float64 [N] in [0, 1): each uniform; those of the whole batch are together spread evenly.
-
-    One number is common to the batch (Kingma et al. 2021, arXiv:2107.00630, appendix I.1), and an example adds its place in it.
-    """
-    common = torch.rand((), generator=draws.common, dtype=torch.float64)
-    return (common + draws.number_N / draws.total) % 1.0

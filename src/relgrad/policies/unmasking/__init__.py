@@ -1,0 +1,24 @@
+"""Masked diffusion over several steps; one decision is one step.
+
+settings.py    what a recipe may say
+policy.py      sampling, scoring, supervised loss, weights
+steps.py       the steps: drawn, and described to an estimator
+schedule.py    blocks, and what a step has to reveal
+engine.py      its way through the network
+rows.py        prompts, and the positions that are written
+supports.py    the tokens that could be drawn, as a trace keeps them
+symbols.py     what it writes in: ids, an end, a mask
+open.py        from settings and folders to a policy's parts, and back
+film.py        what happened on the way, step by step
+options.py     its options of `relgrad sample`
+supervised/    supervised losses
+toy.py         tiny instances for the contract tests
+"""
+
+from relgrad.policies.unmasking.open import settled
+from relgrad.policies.unmasking.options import SAMPLE_OPTIONS
+from relgrad.policies.unmasking.policy import UnmaskingPolicy, build
+from relgrad.policies.unmasking.settings import Settings
+from relgrad.policies.unmasking.toy import toys
+
+__all__ = ["SAMPLE_OPTIONS", "Settings", "UnmaskingPolicy", "build", "settled", "toys"]
