@@ -137,7 +137,7 @@ def test_an_adapter_goes_on_over_the_model_it_was_trained_on(tmp_path: Path) -> 
 # ---------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("name", ["forms-refusion", "refusion-8b"])
+@pytest.mark.parametrize("name", ["refusion-quick", "forms-refusion", "refusion-8b"])
 def test_a_dry_run_shows_both_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = relgrad("run", name, "--dry-run")
@@ -177,3 +177,11 @@ def test_the_8b_runs_made_small(tmp_path: Path) -> None:
     assert [e["step"] for e in evaluations] == [0, 2]
     assert all(e["mean_length"] > 0 for e in evaluations)
     assert (stages[1] / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_grpo_exceeds_its_supervised_start(tmp_path: Path) -> None:
+    relgrad("run", "refusion-quick", f"out={tmp_path}")
+    lines = (tmp_path / "refusion-quick" / "2-grpo" / "evaluations.jsonl").read_text().splitlines()
+    before, after = (json.loads(line) for line in (lines[0], lines[-1]))
+    assert after["low"] > before["high"], f"{before['score']} before, {after['score']} after"
