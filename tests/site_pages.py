@@ -129,7 +129,9 @@ PAGES: dict[str, str] = {
     "/dialog": f"<!doctype html><form id=f action=/echo method=post onsubmit='sure.showModal();return false'>{FORM}"
     "<dialog id=sure><button onclick=sure.close()>Back</button><button onclick=f.submit()>Yes, send</button></dialog>",
     "/twice": f"<!doctype html><form action=/twice method=post>{FORM.replace('town', 'first')}",
-    "/visits": f"<!doctype html><script>localStorage.n=(+localStorage.n||0)+1;document.cookie='seen=1'</script><form action=/echo method=post>{FORM}",
+    "/visits": "<!doctype html><form action=/echo method=post><input type=hidden name=n id=n>"
+    "<label>Town<input name=town></label><button>Send</button></form><script>n.value=[localStorage.n,sessionStorage.n,document.cookie,"
+    "window.name].filter(Boolean);localStorage.n=sessionStorage.n=window.name=1;document.cookie='seen=1'</script>",
     **{f"/sending/{name}": page for name, page in SENDING.items()},
     **{f"/to{path}": f"<!doctype html><form action={path} method=post>{FORM}" for path in VERDICTS if "json" not in path},
     **{f"/to{path}": SEND + f"fetch('{path}',{{method:'POST',body:d}})}}</script>" for path in VERDICTS if "json" in path},

@@ -68,7 +68,7 @@ def children(kind: str) -> list[psutil.Process]:
 # ---------------------------------------------------------------------- finding and entering
 
 
-@pytest.mark.parametrize("language", ["lines", "sentences"])
+@pytest.mark.parametrize("language", ["sentences", pytest.param("lines", marks=pytest.mark.slow)])
 def test_every_kind_of_control_takes_its_value_by_every_kind_of_name(run: Any, language: Any) -> None:
     case = Case("/kinds", KIND_VALUES, order=tuple(KIND_VALUES))
     plan = reference(case, "http://127.0.0.1/kinds", language)
@@ -211,12 +211,11 @@ def test_a_host_is_reached_where_the_recipe_names_it(run: Any) -> None:
 
 
 def test_every_plan_gets_an_empty_profile(run: Any, pages: tuple[str, Any]) -> None:
-    pages[1].cookies.clear()
     for _ in range(2):
-        assert run("/visits", "submit").success
-    assert [cookie for cookie in pages[1].cookies if cookie].count("seen=1") <= 4
+        assert run("/visits", "submit").submitted == (("n", ""), ("town", ""))
+    pages[1].cookies.clear()
+    assert run("/visits", "submit").success
     assert pages[1].cookies[0] == ""
-    assert pages[1].cookies.count("") >= 2
 
 
 @pytest.mark.parametrize(
@@ -229,7 +228,7 @@ def test_a_page_that_allows_nothing_is_unscored(run: Any, path: str, why: str) -
     assert why in str(outcome)
 
 
-@pytest.mark.parametrize("path", ["/hang", "/dialogs", "/silent"])
+@pytest.mark.parametrize("path", ["/dialogs", "/silent", pytest.param("/hang", marks=pytest.mark.slow)])
 def test_a_page_that_does_not_end_costs_one_time_out(run: Any, chromium: Chromium, path: str) -> None:
     chromium.timeout = 6.0
     try:
@@ -337,7 +336,7 @@ def all_right(chromium: Chromium, each: int, pages: tuple[str, ...] = ()) -> Non
 
 
 def test_the_reference_plan_earns_all_and_an_empty_one_little(chromium: Chromium) -> None:
-    all_right(chromium, 1, ("/school-trip", "/hotel-booking", "/insurance-claim", "/garden-plot"))
+    all_right(chromium, 1, ("/school-trip", "/hotel-booking", "/insurance-claim"))
 
 
 @pytest.mark.slow
@@ -391,6 +390,7 @@ def test_the_check_says_what_a_page_allows_and_why_not_all(chromium: Chromium, t
     assert "http://" not in page.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_on_a_site_and_leaves_no_server(chromium: Chromium, tmp_path: Path) -> None:
     less = ("sft.steps=2", "grpo.steps=1", "grpo.num_prompts=1", "grpo.num_generations=2", "evaluation.num_prompts=1")
     relgrad_process(

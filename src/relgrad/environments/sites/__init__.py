@@ -12,6 +12,7 @@ submission.py  what was sent
 verdict.py     whether the server took it
 accuracy.py    how right it was
 outcome.py     what came of a plan
+tab.py         a tab, emptied between plans
 chromium.py    the browser: its life, deaths and time-outs
 site.py        all of it together
 telling.py     a case in words: prompt and reference plan

@@ -1,7 +1,7 @@
-"""Chromium for pages that somebody else wrote: every plan gets an empty profile of its own, and one way out, to its site (wire.py).
+"""Chromium for pages that somebody else wrote: every plan gets an emptied tab (tab.py) and one way out, to its site (wire.py).
 
 It lives on a thread and event loop of its own, so it can be called from any thread. A plan that takes longer than the time-out is
-unscored, and costs its page alone, or the browser where the page cannot be closed. A browser that dies is started again; the plans
+unscored, and costs its tab alone, or the browser where the tab cannot be closed. A browser that dies is started again; the plans
 that were in it begin anew, once each, and are unscored when that fails too.
 """
 
@@ -20,8 +20,8 @@ from relgrad.environments.forms.executing.browser import find_chromium
 from relgrad.environments.forms.outcome import Unscored
 from relgrad.environments.forms.plan import Plan
 from relgrad.environments.sites.outcome import SiteOutcome
-from relgrad.environments.sites.visit import After, Visit, Where
-from relgrad.environments.sites.wire import Wire
+from relgrad.environments.sites.tab import Tab
+from relgrad.environments.sites.visit import After, Where
 
 _ARGUMENTS = (
     "--no-sandbox",
@@ -38,6 +38,8 @@ _ARGUMENTS = (
 )
 _NOWHERE = {"server": "http://127.0.0.1:1", "bypass": "<-loopback>"}
 """The browser's own way out: nothing listens there. Every page has a way of its own in its place."""
+PLANS = 200
+"""Plans after which a tab is closed and another opened."""
 _PATIENCE = 180.0
 """Seconds that starting a browser or a page may take."""
 _FAREWELL = 5.0
@@ -46,7 +48,7 @@ _FAREWELL = 5.0
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to execute on a page. `ready` is called before each attempt: it sees to the server, and may raise Unscored."""
+    """A plan to execute on a page of a site at `host:port`; `allowed`: other hosts that it may reach."""
 
     where: Where
     host: str
@@ -149,11 +151,12 @@ class Chromium:
 
 
 class _Life:
-    """One life of a browser. `spoilt`: a page of it could not be closed, so it should be ended."""
+    """One life of a browser, and its tabs. `spoilt`: one of them could not be closed, so it should be ended."""
 
     def __init__(self) -> None:
         self._driver: Any = None
         self._process: Any = None
+        self._tabs: list[Tab] = []
         self.spoilt = False
 
     @property
@@ -169,39 +172,35 @@ class _Life:
         )
 
     async def play(self, job: Job, timeout: float) -> SiteOutcome:
-        """Execute a plan with a profile of its own. Raises Unscored when it takes too long, and anything when the browser fails."""
-        wire = Wire(job.host, job.port, job.allowed)
-        context: Any = None
+        """Execute a plan in a tab of its site. Raises Unscored when it takes too long, and anything when the browser fails."""
+        place = (job.host, job.port, job.allowed)
+        tab = next((tab for tab in self._tabs if tab.place == place), None)
+        if tab is None:
+            tab = await asyncio.wait_for(Tab.open(self._process, job.host, job.port, job.allowed), _PATIENCE)
+        else:
+            self._tabs.remove(tab)
+        whole = False
         try:
-            context = await asyncio.wait_for(self._profile(await wire.open()), _PATIENCE)
-            return await asyncio.wait_for(_visit(context, wire, job), timeout)
+            outcome = await asyncio.wait_for(tab.play(job.where, job.plan, job.after), timeout)
+            whole = True
+            return outcome
+        except Unscored:
+            whole = True
+            raise
         except TimeoutError:
             raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
         finally:
-            if context is not None:
-                await self._leave(context)
-            await wire.close()
-
-    async def _profile(self, proxy: str) -> Any:
-        """An empty profile with no permission, no download and no service worker."""
-        return await self._process.new_context(
-            proxy={"server": proxy, "bypass": "<-loopback>"},
-            service_workers="block",
-            accept_downloads=False,
-            permissions=[],
-        )
-
-    async def _leave(self, context: Any) -> None:
-        try:
-            await asyncio.wait_for(context.close(), _FAREWELL)
-        except TimeoutError:
-            self.spoilt = True
-        except Exception:  # the browser is dead, which is noticed when the next plan comes
-            return
+            if whole and tab.plans < PLANS:
+                self._tabs.append(tab)
+            else:
+                self.spoilt |= not await tab.close()
 
     async def end(self) -> None:
         """Close everything; what is dead already is no obstacle."""
         process, driver, self._process, self._driver = self._process, self._driver, _Gone(), None
+        tabs, self._tabs = self._tabs, []
+        for tab in tabs:
+            await tab.wire.close()
         for part in (process and process.close(), driver and driver.stop()):
             if part is not None:
                 with suppress(Exception):
@@ -219,19 +218,6 @@ class _Gone:
 
     async def new_context(self, **_: Any) -> Any:
         raise ConnectionError("the browser was ended")
-
-
-async def _visit(context: Any, wire: Wire, job: Job) -> SiteOutcome:
-    page = await context.new_page()
-    visit = Visit(page, wire, job.where)
-
-    async def closed(popup: Any) -> None:
-        visit.incidents["popup"] += 1
-        with suppress(Exception):
-            await popup.close()
-
-    context.on("page", closed)
-    return await visit.play(job.plan, job.after)
 
 
 def _answer(future: Future[SiteOutcome]) -> SiteOutcome | Unscored:

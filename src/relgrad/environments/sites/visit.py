@@ -10,7 +10,6 @@ import asyncio
 import mimetypes
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -18,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from relgrad.environments.forms.outcome import Entry, Unscored
 from relgrad.environments.forms.plan import Plan, Step
 from relgrad.environments.sites import submission, verdict
-from relgrad.environments.sites.controls import GROUPS, READ, SEVERAL, WATCH, Button, Control, Offer
+from relgrad.environments.sites.controls import GROUPS, READ, SEVERAL, Button, Control, Offer
 from relgrad.environments.sites.entering import TEXTS, Order, Refused, entry
 from relgrad.environments.sites.entering import Entry as Entering
 from relgrad.environments.sites.finding import NotFound, find, find_button, plain
@@ -85,13 +84,9 @@ class Visit:
         self.incidents: Counter[str] = Counter()
         self.notes: list[str] = []
         self._listed: set[int] = set()
-        page.set_default_timeout(ACTION)
-        page.on("dialog", self._dialog)
-        page.on("download", lambda _: self.incidents.update(["download"]))
 
     async def play(self, plan: Plan, after: After | None = None) -> SiteOutcome:
         """Open the page and execute the plan. Raises Unscored for a page that cannot be filled in."""
-        await self.page.add_init_script(WATCH)
         await self._open()
         self.form = self._likely_form(plan)
         if after is not None:
@@ -114,11 +109,6 @@ class Visit:
             self.success, submitted, tuple(executed), self.why, misses, tuple(dict.fromkeys(self.notes)),
             tuple(self.seen.values()), dict(self.incidents),
         )  # fmt: skip
-
-    async def _dialog(self, dialog: Any) -> None:
-        self.incidents["dialog"] += 1
-        with suppress(Exception):  # the page is closed meanwhile
-            await dialog.accept()
 
     # ------------------------------------------------------------------ the page as it stands
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 KEPT = 1_000_000
+EMPTY = "/.relgrad/empty"
+"""An empty page of the site that the proxy answers by itself: between two plans a tab waits there."""
+_BLANK = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\nConnection: close\r\n\r\n<!doctype html>"
 _REFUSED = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _UNREACHED = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _HOP = frozenset({"connection", "proxy-connection", "keep-alive", "accept-encoding", "upgrade-insecure-requests"})
@@ -58,6 +61,10 @@ class Wire:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
+    def forget(self) -> None:
+        """Begin anew: what was said and refused so far belongs to another page."""
+        self.exchanges, self.refused = [], Counter()
+
     async def close(self) -> None:
         """Stop listening, and end what is still under way."""
         if self._server is not None:
@@ -100,6 +107,10 @@ class Wire:
         host, port = url.hostname or "", url.port or 80
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if (host, port, path) == (self.host, self.port, EMPTY):
+            writer.write(_BLANK)
+            await writer.drain()
+            return
         if (host, port) == (self.host, self.port):
             exchange = Exchange(method, path, headers, body)
             self.exchanges.append(exchange)
