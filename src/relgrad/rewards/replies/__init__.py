@@ -1,0 +1,109 @@
+"""What a reply to a post is worth by six measures and thirteen gates, without a trained model of engagement.
+
+    score = gate_1 · … · gate_13 · Σ_part weight · part / Σ_part weight,     all in [0, 1]
+
+Parts: relevance (cosine of MiniLM vectors, best in a band: a copy is not the most relevant reply), length, sentiment (like the post's,
+by VADER), diversity, punctuation, engagement (words of its own, a question). Each is a trapezoid or a ramp with parameters, so that no
+score jumps. Gates shut out what such a sum cannot tell from a reply: blank, copied, repeated, shuffled, foreign or abusive text,
+spam, machine talk, stock phrases. It cannot tell a true reply from a false one, nor a kind one from a smooth one.
+
+settings.py   weights, bands, gates
+parts.py      the parts and gates of one post and reply
+words.py      texts as words
+order.py      whether words stand in an order that English has
+lab.py        attacks on a reward, ranked against good replies
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Reward
+from relgrad.core.settings import Strict
+from relgrad.core.types import Output, Prompt, Score
+from relgrad.networks.sentences import INSTALL, encoder
+from relgrad.rewards._columns import column, unscored
+from relgrad.rewards.replies.parts import Pair, gates_of, parts_of
+from relgrad.rewards.replies.settings import Bands, Gates, Weights
+from relgrad.rewards.replies.words import Text
+
+PARTS = {
+    "relevance": "whether post and reply are close in meaning, and not the same",
+    "length": "whether it is as long as replies are",
+    "sentiment": "whether its mood is like the post's",
+    "diversity": "distinct words per word, up to what is usual",
+    "punctuation": "whether it has as many signs as people set",
+    "engagement": "words of its own, a question, more than a sentence",
+    "gate": "product of all gates; the score is the weighted sum of the parts times this",
+    **{
+        f"gate_{name}": f"0: shut, 1: open; looks at: {field.description}" for name, field in Gates.model_fields.items()
+    },
+}
+"""What the parts of a score mean."""
+
+
+class Settings(Strict):
+    """`post_column` holds the post that is replied to."""
+
+    post_column: str = "tweet"
+    weights: Weights = Weights()
+    bands: Bands = Bands()
+    gates: Gates = Gates()
+    device: str = "auto"
+
+
+def build(settings: Settings) -> Reward:
+    """Raises RelgradError, with the line that installs it, where the encoder or VADER is not installed."""
+    score = RepliesScore(settings)
+
+    def replies(prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
+        post = column(prompt, settings.post_column, "replies")
+        if not isinstance(post, str) or not post.strip():
+            return [unscored(f"column {settings.post_column!r} has no post")] * len(outputs)
+        return score([post] * len(outputs), [output.text for output in outputs])
+
+    return replies
+
+
+class RepliesScore:
+    """Posts and replies in, scores out, in one batch."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.encode, self.sentiment = encoder(settings.device), _sentiment()
+        self.weights = settings.weights.model_dump()
+
+    def __call__(self, posts: Sequence[str], replies: Sequence[str]) -> list[Score]:
+        """One score for each post and the reply beside it, with the parts as `PARTS` names them."""
+        vector_ND = self.encode([*posts, *replies])
+        cosine_N = (vector_ND[: len(posts)] * vector_ND[len(posts) :]).sum(-1).tolist()
+        mood = {text: self._mood(text) for text in {*posts, *replies}}
+        return [
+            self._score(Pair(Text(post), Text(reply), cosine, abs(mood[post] - mood[reply])))
+            for post, reply, cosine in zip(posts, replies, cosine_N, strict=True)
+        ]
+
+    def _mood(self, text: str) -> float:
+        return float(self.sentiment.polarity_scores(text)["compound"])
+
+    def _score(self, pair: Pair) -> Score:
+        parts = parts_of(pair, self.settings.bands)
+        gates = gates_of(pair, self.settings.gates)
+        gate = 1.0
+        for value in gates.values():
+            gate *= value
+        total = sum(self.weights[name] * value for name, value in parts.items()) / sum(self.weights.values())
+        return Score(gate * total, {**parts, "gate": gate, **{f"gate_{name}": v for name, v in gates.items()}})
+
+
+@cache
+def _sentiment() -> Any:
+    """VADER's analyser (Hutto and Gilbert 2014). Raises RelgradError with the line that installs it."""
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise RelgradError(f"reward 'replies' needs vaderSentiment: {INSTALL}") from None
+    return SentimentIntensityAnalyzer()
