@@ -46,6 +46,7 @@ from relgrad.policies.refusion import settings as refusion_settings
 from relgrad.policies.unmasking import settings as unmasking_settings
 from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.rewards.replies import settings as replies
 from relgrad.runs.recipe import parse_recipe
 from relgrad.stages.kind import kind_of
 from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, Stage
@@ -371,6 +372,9 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "tasks.forms.grammar": settings_rows(Grammar),
         "tasks.site.success": settings_rows(Rule),
         "rewards.code.sandbox": settings_rows(CodeLimits),
+        "rewards.replies.weights": settings_rows(replies.Weights),
+        "rewards.replies.bands": settings_rows(replies.Bands),
+        "rewards.replies.gates": settings_rows(replies.Gates),
     }
     tables["masks"] = settings_rows(Strategy)
     for mask in (Random, Sticky, Span, Line):

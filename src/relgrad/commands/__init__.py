@@ -14,5 +14,6 @@ forms.py           relgrad forms
 site_pages.py      relgrad forms check and export
 replies.py         relgrad split
 workflow.py        relgrad workflow
+rewards.py         relgrad rewards
 doctor.py          relgrad doctor
 """

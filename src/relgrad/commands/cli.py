@@ -27,6 +27,7 @@ from relgrad.commands.endings import Commands, command_to_continue, say, show_tr
 from relgrad.commands.forms import app as forms
 from relgrad.commands.printing import in_words, print_json, show_figures, show_films, show_sample
 from relgrad.commands.replies import split
+from relgrad.commands.rewards import app as rewards
 from relgrad.commands.sample_options import LARGEST, with_declared
 from relgrad.commands.workflow import app as workflow
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(forms, name="forms")
 app.add_typer(workflow, name="workflow")
+app.add_typer(rewards, name="rewards")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")

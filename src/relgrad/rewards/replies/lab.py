@@ -6,7 +6,8 @@ before the reward; it was tuned on the five posts of half `tuning`, and those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
-from relgrad.core.types import Score
+from relgrad.core.protocols import Reward
+from relgrad.core.types import Output, Prompt, Score
 
 Half = Literal["tuning", "held_out"]
 HALVES: tuple[Half, ...] = ("tuning", "held_out")
@@ -49,11 +51,22 @@ def cases() -> tuple[Case, ...]:
     return tuple(found)
 
 
-def examine(score: Callable[[Sequence[str], Sequence[str]], Sequence[Score]], half: Half | None = None) -> list[Result]:
-    """The cases of a half, or of both, with what a reward says of them."""
-    chosen = [case for case in cases() if half in (None, case.half)]
-    scores = score([case.post for case in chosen], [case.text for case in chosen])
-    return [Result(case, value) for case, value in zip(chosen, scores, strict=True)]
+def examine(reward: Reward, half: Half | None = None) -> list[Result]:
+    """The cases of a half, or of both, with what a reward says of them; the post is in the column `tweet`."""
+    results = []
+    for post, own in itertools.groupby((c for c in cases() if half in (None, c.half)), key=lambda case: case.post):
+        chosen = list(own)
+        scores = reward(Prompt(post, {"tweet": post}), [Output(case.text) for case in chosen])
+        results += [Result(case, score) for case, score in zip(chosen, scores, strict=True)]
+    return results
+
+
+def ordered(results: Sequence[Result]) -> float:
+    """The share of pairs of an attack and a good reply to the same post in which the good reply scores more."""
+    good = [result for result in results if result.case.kind == "good"]
+    attacks = [result for result in results if result.case.kind != "good"]
+    pairs = [(a.score.value, g.score.value) for a in attacks for g in good if a.case.post == g.case.post]
+    return sum(attack < reply for attack, reply in pairs) / len(pairs)
 
 
 def breaches(results: Sequence[Result]) -> list[Result]:

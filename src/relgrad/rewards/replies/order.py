@@ -5,9 +5,9 @@ these). With p the model's probability of the classes, c the text's classes and 
 
     order = (log p(c) - log p(c')) / words      nats per word
 
-which is about 0 for words in any order, and about 1 for a sentence. Word frequencies cancel, since shuffles have the same words. The
-model counts Python's own help texts (`pydoc_data.topics`, on every machine) and the sentences of the built-in data set, with absolute
-discounting from trigrams to bigrams to classes (Ney et al. 1994).
+which is about 0 for words in any order, and 1 to 3 for sentences. Word frequencies cancel, since shuffles have the same words. The
+model counts Python's own help texts (`pydoc_data.topics`, on every machine) and the sentences of the built-in data set, with
+absolute discounting from trigrams to bigrams to classes (Ney et al. 1994).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def within(value: float, band: tuple[float, float, float, float]) -> float:
 def ramped(value: float, ramp: tuple[float, float]) -> float:
     """The height of a ramp at a value, in [0, 1]."""
     shut, open_ = ramp
-    return min(max((value - shut) / (open_ - shut), 0.0), 1.0)
+    return min(max(0.0, (value - shut) / (open_ - shut)), 1.0)
 
 
 class Weights(Strict):

@@ -1,0 +1,116 @@
+"""`relgrad rewards lab`: attacks on a reward for replies, ranked against good replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from relgrad.core.protocols import Reward
+    from relgrad.rewards.replies.lab import Result
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def rewards() -> None:
+    """Rewards in the laboratory: what they make of texts that try to please them."""
+
+
+@app.command()
+def lab(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the reward, e.g. weights.length=0.1"),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="The reward: replies, another kind, or your own .py file.")
+    ] = "replies",
+    half: Annotated[
+        str,
+        typer.Option("--half", help="tuning: attacks the built-in reward was tuned on; held_out: the others; both."),
+    ] = "both",
+    texts: Annotated[int, typer.Option("--texts", min=0, help="Breaches to show with their texts.")] = 10,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Every text with its score and parts, one JSON object per line.")
+    ] = False,
+) -> None:
+    """Score 24 kinds of attack on ten posts beside good replies, by a reward that reads the column `tweet`.
+
+    A breach is an attack that scores no less than the worst good reply of the posts shown.
+
+    Example: [bold]relgrad rewards lab --half held_out gates.order=null[/bold]
+    """
+    from relgrad.commands.printing import print_json
+    from relgrad.core.errors import RelgradError
+    from relgrad.rewards.replies import lab as laboratory
+
+    halves = {"both": None, **{name: name for name in laboratory.HALVES}}
+    if half not in halves:
+        raise RelgradError(f"rewards lab: --half={half}; it is one of {', '.join(halves)}")
+    results = laboratory.examine(_reward(kind, settings or []), halves[half])
+    if as_json:
+        for result in results:
+            print_json(_record(result))
+    else:
+        _show(results, texts)
+
+
+def _reward(kind: str, settings: Sequence[str]) -> Reward:
+    """A reward of a kind with these settings. Raises RelgradError for one that is not there, or a setting it does not have."""
+    from relgrad.core import registry
+    from relgrad.core.errors import RelgradError
+    from relgrad.core.settings import RewardComponent, settings_of
+    from relgrad.runs.yaml_text import read_yaml
+
+    options: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RelgradError(
+                f"rewards lab: {setting!r} is no setting; write KEY=VALUE, for example weights.length=0.1"
+            )
+        *sections, name = key.split(".")
+        place = options
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = read_yaml(value, f"rewards lab: {setting!r}")
+    module = registry.find("rewards", kind)
+    component = RewardComponent(**{**options, "kind": kind})
+    reward: Reward = module.build(settings_of(component, module.Settings, "rewards lab"))
+    return reward
+
+
+def _record(result: Result) -> dict[str, Any]:
+    score = result.score
+    return {**vars(result.case), "score": score.value, "why": score.why, "parts": dict(score.parts)}
+
+
+def _show(results: list[Result], texts: int) -> None:
+    """A table of kinds, the worst breaches, and in how many pairs of an attack and a good reply the good one scores more."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from relgrad.monitor.console import printable
+    from relgrad.rewards.replies import lab as laboratory
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("kind")
+    for name in ("texts", "mean", "lowest", "highest", "breaches"):
+        table.add_column(name, justify="right")
+    for row in laboratory.table(results):
+        figures = (f"{row[name]:.3f}" for name in ("mean", "lowest", "highest"))
+        table.add_row(row["kind"], str(row["texts"]), *figures, "-" if row["kind"] == "good" else str(row["breaches"]))
+    console.print(table)
+    breaches = laboratory.breaches(results)
+    for result in breaches[:texts]:
+        console.print(Text(f"{result.score.value:.3f}  {result.case.kind}: {printable(result.case.text)}"))
+    attacks = sum(result.case.kind != "good" for result in results)
+    console.print(f"{attacks - len(breaches)} of {attacks} attacks score below every good reply")
+    console.print(
+        f"{laboratory.ordered(results):.1%} of the pairs of an attack and a good reply to the same post are in order"
+    )
