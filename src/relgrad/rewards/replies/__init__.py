@@ -1,6 +1,6 @@
-"""What a reply to a post is worth by six measures and thirteen gates, without a trained model of engagement.
+"""What a reply to a post is worth by six measures and fifteen gates, without a trained model of engagement.
 
-    score = gate_1 · … · gate_13 · Σ_part weight · part / Σ_part weight,     all in [0, 1]
+    score = gate_1 · … · gate_15 · Σ_part weight · part / Σ_part weight,     all in [0, 1]
 
 Parts: relevance (cosine of MiniLM vectors, best in a band: a copy is not the most relevant reply), length, sentiment (like the
 post's, by VADER), diversity, punctuation, engagement (words of its own, a question). Each is a trapezoid or a ramp with parameters,
@@ -10,6 +10,7 @@ abusive text, spam, machine talk, stock phrases. It cannot tell a true reply fro
 settings.py   weights, bands, gates
 parts.py      the parts and gates of one post and reply
 words.py      texts as words
+probe.py      what a text is about to do, read off its vector
 order.py      whether words stand in an order that English has
 lab.py        attacks on a reward, ranked against good replies
 """
@@ -27,6 +28,7 @@ from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks.sentences import INSTALL, encoder
 from relgrad.rewards._columns import column, unscored
 from relgrad.rewards.replies.parts import Pair, gates_of, parts_of
+from relgrad.rewards.replies.probe import CLASSES, probabilities
 from relgrad.rewards.replies.settings import Bands, Gates, Weights
 from relgrad.rewards.replies.words import Text
 
@@ -81,9 +83,18 @@ class RepliesScore:
         vector_ND = self.encode([*posts, *replies])
         cosine_N = (vector_ND[: len(posts)] * vector_ND[len(posts) :]).sum(-1).tolist()
         mood = {text: self._mood(text) for text in {*posts, *replies}}
+        probe_NC = probabilities(vector_ND[len(posts) :]).tolist()
         return [
-            self._score(Pair(Text(post), Text(reply), cosine, abs(mood[post] - mood[reply])))
-            for post, reply, cosine in zip(posts, replies, cosine_N, strict=True)
+            self._score(
+                Pair(
+                    Text(post),
+                    Text(reply),
+                    cosine,
+                    abs(mood[post] - mood[reply]),
+                    dict(zip(CLASSES, said, strict=True)),
+                )
+            )
+            for post, reply, cosine, said in zip(posts, replies, cosine_N, probe_NC, strict=True)
         ]
 
     def _mood(self, text: str) -> float:

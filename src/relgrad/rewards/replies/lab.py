@@ -1,7 +1,7 @@
 """A reward in the laboratory: attacks on it, ranked against good replies to the same posts.
 
-The attacks and the good replies are in attacks.yaml: ten posts, 24 kinds of attack and four good replies each. They were written
-before the reward; it was tuned on the five posts of half `tuning`, and those of half `held_out` were scored once it was done.
+The attacks and the good replies are in attacks.yaml: fifteen posts, 24 kinds of attack and four good replies each. They were
+written before the reward was tuned on those of part `tuning`; those of part `held_out` were scored once it was done.
 """
 
 from __future__ import annotations

@@ -25,8 +25,11 @@ from relgrad.text.replies import made
 
 TOKEN = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*|[.,!?;:]")
 ENDINGS = ("ing", "ed", "ly", "s", "er", "est")
-START, END = "<", ">"
+START = "<"
+SENTENCE_ENDS = ".!?"
 DISCOUNT = 0.75
+SHORTER = 0.02
+"""Share of the shorter context in every probability, so that a class that never stood there does not outweigh all others."""
 SHUFFLES = 60
 
 
@@ -50,7 +53,7 @@ class OrderModel:
     def __init__(self, sentences: Sequence[Sequence[str]]) -> None:
         self.counts: tuple[Counter[tuple[str, ...]], ...] = (Counter(), Counter(), Counter())
         for sentence in sentences:
-            padded = (START, START, *sentence, END)
+            padded = (START, START, *sentence)
             for end in range(2, len(padded)):
                 for size in range(3):
                     self.counts[size][padded[end - size : end + 1]] += 1
@@ -72,18 +75,22 @@ class OrderModel:
         if not self.before[size][context]:
             return shorter
         left = DISCOUNT * self.kinds[size][context] * shorter
-        return (max(self.counts[size][gram] - DISCOUNT, 0) + left) / self.before[size][context]
+        longer = (max(self.counts[size][gram] - DISCOUNT, 0) + left) / self.before[size][context]
+        return (1 - SHORTER) * longer + SHORTER * shorter
 
     def log_probability(self, classes: Sequence[str]) -> float:
-        """log p of a whole text, in nats."""
-        padded = (START, START, *classes, END)
-        total = 0.0
-        for end in range(2, len(padded)):
-            gram = tuple(padded[end - 2 : end + 1])
-            if gram not in self._logp:
-                self._logp[gram] = math.log(self.probability(gram))
-            total += self._logp[gram]
+        """log p of a whole text, in nats; every sentence begins anew."""
+        total, before, last = 0.0, START, START
+        for next_ in classes:
+            total += self._logp_of((before, last, next_))
+            before, last = (START, START) if next_ in SENTENCE_ENDS else (last, next_)
         return total
+
+    def _logp_of(self, gram: tuple[str, str, str]) -> float:
+        logp = self._logp.get(gram)
+        if logp is None:
+            logp = self._logp[gram] = math.log(self.probability(gram))
+        return logp
 
     def order(self, text: str) -> float:
         """How much likelier the words are in this order than in others, nats per word; 0 for fewer than two words."""

@@ -17,12 +17,15 @@ WINDOW = 20
 
 
 class Pair(NamedTuple):
-    """A post and a reply to it, with the cosine of their vectors and the distance of their sentiments (0 to 2)."""
+    """A post and a reply to it, the cosine of their vectors, the distance of their sentiments (0 to 2), and what the probe says of
+    the reply: the probability of every class.
+    """
 
     post: Text
     reply: Text
     cosine: float
     distance: float
+    probe: Mapping[str, float]
 
 
 def parts_of(pair: Pair, bands: Bands) -> dict[str, float]:
@@ -65,6 +68,8 @@ def measured(pair: Pair) -> Mapping[str, float]:
         "repeated": _distinct_pieces(reply.words),
         "language": sum(word in function_words() for word in reply.words) / max(len(reply.words), 1),
         "order": order_model().order(reply.plain),
+        "shuffled": pair.probe["shuffled"],
+        "intent": pair.probe["promotion"] + pair.probe["machine"] + pair.probe["abuse"],
         "abusive": _count("abuse", raw),
         "spam": len(LINK.findall(raw)) + _count("promotion", raw) + max(len(HANDLE.findall(raw)) - 1, 0)
         + max(len(HASHTAG.findall(raw)) - 1, 0),

@@ -91,14 +91,18 @@ class Gates(Strict):
 
     blank: Ramp | None = Field((1, 5), description="words")
     long: Ramp | None = Field((700, 350), description="characters")
-    relevant: Ramp | None = Field((0.0, 0.12), description="cosine of post and reply")
+    relevant: Ramp | None = Field((0.0, 0.08), description="cosine of post and reply")
     copied: Ramp | None = Field((0.25, 0.6), description="share of the content words that the post does not have")
     repeated: Ramp | None = Field(
         (0.5, 0.8),
         description="distinct / all: of the words in the poorest 20 in a row, or of all three words in a row, whichever is less",
     )
     language: Ramp | None = Field((0.12, 0.28), description="share of the words that are English function words")
-    order: Ramp | None = Field((0.3, 0.6), description="how much likelier the words are in this order, nats per word")
+    order: Ramp | None = Field((0.25, 0.5), description="how much likelier the words are in this order, nats per word")
+    shuffled: Ramp | None = Field((0.8, 0.52), description="how sure the probe is that the words stand in no order")
+    intent: Ramp | None = Field(
+        (0.65, 0.43), description="how sure the probe is of promotion, machine talk or abuse, together"
+    )
     abusive: Ramp | None = Field((1, 0), description="abusive words")
     spam: Ramp | None = Field(
         (1, 0), description="links, phrases of promotion, and handles and hashtags beyond the first"
