@@ -2,8 +2,8 @@
 
     python -m benchmarks.replies_probe
 
-A softmax regression on MiniLM vectors, trained on the phrases of replies_phrases.yaml, on sentences of the built-in data set, and on
-shuffles of these. Phrases are filled several times; the classes count equally. It writes probe.safetensors beside the reward and
+A softmax regression on MiniLM vectors, trained on the phrases of replies_phrases.yaml, on sentences of the built-in data set, and
+on shuffles of these. Phrases are filled several times; the classes count equally. It writes probe.safetensors beside the reward and
 prints how well it does on phrases, and on matters, that were left out (five parts in turn).
 """
 

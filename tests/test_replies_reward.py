@@ -18,8 +18,9 @@ from relgrad.core.settings import checked
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.networks import sentences
 from relgrad.rewards.replies import PARTS, RepliesScore, Settings, build, lab
-from relgrad.rewards.replies.order import order_model
+from relgrad.rewards.replies.order import START, order_model
 from relgrad.rewards.replies.parts import Pair, parts_of
+from relgrad.rewards.replies.probe import CLASSES, probabilities
 from relgrad.rewards.replies.settings import Bands, Gates, Weights, ramped, within
 from relgrad.rewards.replies.words import Text
 from relgrad.text.replies import made
@@ -106,7 +107,7 @@ def test_parts_have_no_cliffs_in_length() -> None:
     bands = Bands()
     steepest = max(1 / (bands.length[1] - bands.length[0]), 1 / (bands.length[3] - bands.length[2]))
     text = (REPLY + " ") * 6
-    lengths = [parts_of(Pair(Text(POST), Text(text[:n]), 0.4, 0.0), bands)["length"] for n in range(1, 421)]
+    lengths = [parts_of(Pair(Text(POST), Text(text[:n]), 0.4, 0.0, {}), bands)["length"] for n in range(1, 421)]
     assert np.abs(np.diff(lengths)).max() <= 2 * steepest + 1e-9
     assert max(lengths) == 1
     assert lengths[-1] == 0
@@ -155,6 +156,8 @@ def test_one_and_many_are_scored_alike(score: RepliesScore) -> None:
 
 
 FRESH = {
+    "intent": "Get our new pool pump today and win a voucher, only while stocks last, visit the shop!",
+    "shuffled": "That you move rid make to Did have yourself you what did get and of first what.",
     "blank": "pool!",
     "long": " ".join(f"{REPLY} Number {n} swam there in {1900 + n} as well." for n in range(9)),
     "copied": "Our old town closed the swimming pool and wants to build a car park there.",
@@ -183,7 +186,7 @@ def test_every_gate_shuts_on_what_it_is_for(gate: str, score: RepliesScore) -> N
 
 def test_gates_leave_ordinary_replies_alone(score: RepliesScore) -> None:
     """Replies of good kinds of the built-in data set: hardly any is shut out, and poor kinds score less."""
-    rows = made.rows(60)
+    rows = made.rows(30)
     values = score([row["tweet"] for row in rows], [row["reply"] for row in rows])
     by_kind: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
@@ -200,9 +203,8 @@ def test_word_order_is_that_of_english_or_not() -> None:
     assert model.order("The children of our street learned to swim in that pool.") > 1
     assert abs(model.order("Pool street the in our swim of to that children learned.")) < 0.6
     assert model.order("pool") == 0
-    words = ("the", "-", "-s", "of", ".", "<", ">")
-    for context in (("<", "<"), ("the", "-"), ("zzz", "zzz")):
-        every = {c for gram in model.counts[0] for c in gram} | set(words)
+    for context in ((START, START), ("the", "-"), ("zzz", "zzz")):
+        every = {c for gram in model.counts[0] for c in gram}
         assert sum(model.probability((*context, c)) for c in every) == pytest.approx(1, abs=2e-3)
 
 
@@ -223,11 +225,41 @@ def test_the_lab_has_its_kinds_on_ten_posts_in_two_halves() -> None:
     cases = lab.cases()
     attacks = {case.kind for case in cases} - {"good"}
     assert len(attacks) >= 15
-    for half in lab.HALVES:
-        posts = {case.post for case in cases if case.half == half}
-        assert len(posts) == 5
+    for half, number in (("tuning", 10), ("held_out", 5)):
+        assert len({case.post for case in cases if case.half == half}) == number
         for kind in attacks:
-            assert sum(case.kind == kind and case.half == half for case in cases) == 5
+            assert sum(case.kind == kind and case.half == half for case in cases) == number
+
+
+def test_tuning_attacks_but_off_topic_ones_score_below_every_good_reply_to_any_post(
+    laboratory: list[lab.Result],
+) -> None:
+    """How near a reply is to a post in MiniLM's vectors tells not enough of good replies that name nothing of the post."""
+    tuning = [result for result in laboratory if result.case.half == "tuning"]
+    floor = min(result.score.value for result in tuning if result.case.kind == "good")
+    assert floor > 0.25
+    above = [r.case.kind for r in tuning if r.case.kind != "good" and r.score.value >= floor]
+    assert set(above) == {"off_topic"}
+    assert lab.ordered(tuning) > 0.99
+
+
+def test_held_out_attacks_score_as_the_docs_say(laboratory: list[lab.Result]) -> None:
+    held_out = [result for result in laboratory if result.case.half == "held_out"]
+    assert lab.ordered(held_out) == pytest.approx(0.935, abs=0.01)
+    above = {row["kind"] for row in lab.table(held_out) if row["above_median"] and row["kind"] != "good"}
+    assert above <= {"preface", "shuffled_reply", "off_topic"}
+    for kind in (
+        "salad",
+        "copy",
+        "near_copy",
+        "contradiction",
+        "follow_me",
+        "emoji_wall",
+        "think_tags",
+        "empty",
+        "very_long",
+    ):
+        assert max(result.score.value for result in held_out if result.case.kind == kind) < 0.1, kind
 
 
 def test_breaches_and_tables_are_counted(laboratory: list[lab.Result]) -> None:
@@ -235,9 +267,22 @@ def test_breaches_and_tables_are_counted(laboratory: list[lab.Result]) -> None:
         return lab.Result(lab.Case("tuning", "post", kind, ""), Score(value))
 
     few = [result("good", 0.6), result("good", 0.8), result("a", 0.7), result("a", 0.1), result("b", float("nan"))]
-    assert [r.case.kind for r in lab.breaches(few)] in (["a", "b"], ["b", "a"])
+    assert [r.case.kind for r in lab.breaches(few)] == ["b", "a"]
+    assert lab.standing(few[2], few) == (True, True)
+    assert lab.standing(few[3], few) == (False, False)
     assert lab.ordered(few) == pytest.approx(3 / 6)
     assert next(row["kind"] for row in lab.table(laboratory)) == "good"
+
+
+def test_the_probe_tells_texts_that_it_was_not_trained_on() -> None:
+    texts = {
+        "promotion": "Our garden centre has every tulip at half the usual price this week, do come by and save!",
+        "machine": "As an assistant I have generated the following answer, which fulfils all requirements of the task.",
+        "abuse": "You are a horrible, stupid person and I hope you fail.",
+        "ordinary": "We grew them in old buckets on the balcony, and the neighbours still talk about that summer.",
+    }
+    said = probabilities(sentences.encoder("cpu")(list(texts.values())))
+    assert [CLASSES[n] for n in said.argmax(-1).tolist()] == list(texts)
 
 
 def test_the_command_shows_the_lab_and_takes_settings_and_other_rewards(tmp_path: Path) -> None:

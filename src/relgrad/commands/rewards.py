@@ -37,9 +37,7 @@ def lab(
         bool, typer.Option("--json", help="Every text with its score and parts, one JSON object per line.")
     ] = False,
 ) -> None:
-    """Score 24 kinds of attack on ten posts beside good replies, by a reward that reads the column `tweet`.
-
-    A breach is an attack that scores no less than the worst good reply of the posts shown.
+    """Score 24 kinds of attack on fifteen posts beside good replies, by a reward that reads the column `tweet`.
 
     Example: [bold]relgrad rewards lab --half held_out gates.order=null[/bold]
     """
@@ -100,17 +98,18 @@ def _show(results: list[Result], texts: int) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("kind")
-    for name in ("texts", "mean", "lowest", "highest", "breaches"):
+    for name in ("texts", "mean", "lowest", "highest", "≥ worst good", "≥ median good"):
         table.add_column(name, justify="right")
     for row in laboratory.table(results):
         figures = (f"{row[name]:.3f}" for name in ("mean", "lowest", "highest"))
-        table.add_row(row["kind"], str(row["texts"]), *figures, "-" if row["kind"] == "good" else str(row["breaches"]))
+        counts = ("", "") if row["kind"] == "good" else (str(row["above_worst"]), str(row["above_median"]))
+        table.add_row(row["kind"], str(row["texts"]), *figures, *counts)
     console.print(table)
     breaches = laboratory.breaches(results)
     for result in breaches[:texts]:
         console.print(Text(f"{result.score.value:.3f}  {result.case.kind}: {printable(result.case.text)}"))
     attacks = sum(result.case.kind != "good" for result in results)
-    console.print(f"{attacks - len(breaches)} of {attacks} attacks score below every good reply")
+    console.print(f"{attacks - len(breaches)} of {attacks} attacks score below every good reply to their post")
     console.print(
         f"{laboratory.ordered(results):.1%} of the pairs of an attack and a good reply to the same post are in order"
     )
