@@ -12,11 +12,19 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(metavar="FILE_OR_TEXT", help="A file with a workflow, or the workflow itself.")]
+Runnable = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE_OR_TEXT",
+        help="A file with a workflow, the workflow itself, or a .py file with "
+        "`async def workflow(operators)`, which runs in the sandbox.",
+    ),
+]
 
 
 @app.command()
 def run(
-    source: Source,
+    source: Runnable,
     problem: Annotated[
         list[str],
         typer.Option("--problem", "-p", help="A problem's text, or the id of one of the search's; repeatable."),

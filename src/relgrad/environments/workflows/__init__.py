@@ -6,6 +6,7 @@ problem.py    problems, their files, and when an answer is right
 operators.py  what the operators do
 execute.py    a workflow on a problem: its answer, its calls, or why there is none
 compiled.py   a workflow as a Python program of the operators
+programs.py   such a program executed, in the sandbox
 edits.py      everything that one edit makes of a workflow, with probabilities
 noisy.py      problems for the scripted solver, and the best workflow of all, by enumeration
 aflow.py      workflows of AFlow's workspaces, read and never executed
