@@ -36,6 +36,11 @@ from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.sites.verdict import Rule
+from relgrad.estimators.bounds import Bgpo, Spg
+from relgrad.estimators.coupled import Coupled
+from relgrad.estimators.elbo import Elbo
+from relgrad.estimators.mean_field import MeanField
+from relgrad.estimators.merged_steps import MergedSteps
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
@@ -376,6 +381,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "rewards.replies.bands": settings_rows(replies.Bands),
         "rewards.replies.gates": settings_rows(replies.Gates),
     }
+    for estimator in (MeanField, Coupled, Elbo, Bgpo, Spg, MergedSteps):
+        tables[f"estimators.{estimator.model_fields['kind'].default}"] = settings_rows(estimator)
     tables["masks"] = settings_rows(Strategy)
     for mask in (Random, Sticky, Span, Line):
         tables[f"masks.{mask.model_fields['type'].default}"] = settings_rows(mask, Strategy)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -205,12 +205,12 @@ class SettledByWeights(Protocol):
 
 @runtime_checkable
 class CostlyEntropy(Protocol):
-    """A policy whose entropy costs much more than its log-probabilities.
+    """A policy whose entropy costs much more than its log-probabilities, or that has none, where `costly_entropy` is True.
 
     The loop asks it for entropy only where the loss needs it, and else logs the mean of -log pi.
     """
 
-    costly_entropy: ClassVar[Literal[True]]
+    costly_entropy: bool
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.types import CellScores, Rollouts
+from relgrad.estimators.passes import Answers
 
 
 class Wanted(NamedTuple):
@@ -71,11 +72,22 @@ class Process(Protocol[SomeChoices]):
         ...
 
 
+class Refills(Protocol):
+    """A process whose finished texts can be masked again: what surrogates ask."""
+
+    def refilled(self, rollouts: Rollouts, row_R: Tensor, answers: Answers) -> Tensor:
+        """[M]: log p (nats, differentiable) of the tokens that stand at the answers' positions, each pass by itself.
+
+        The passes are those of the trace (passes.py). The law is that of a token as it was drawn: temperature, no truncation.
+        """
+        ...
+
+
 class Estimator(Protocol):
     """`law` is "exact" where `score` is the log-probability of what was drawn, and "surrogate" otherwise."""
 
     law: Literal["exact", "surrogate"]
 
-    def score(self, process: Process[Any], rollouts: Rollouts, cells_N2: Tensor, wanted: Wanted) -> CellScores:
+    def score(self, process: Any, rollouts: Rollouts, cells_N2: Tensor, wanted: Wanted) -> CellScores:
         """Log-probabilities of the decisions given, and what else is wanted; see protocols.Policy."""
         ...

@@ -28,11 +28,12 @@ Definitions, defaults and edge cases follow TRL 1.16, so that the same rollouts 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import LossTerms
 from relgrad.objectives.divergences import k2, k3
 
@@ -201,6 +202,14 @@ def truncated_importance_weights(
     """
     weight_BT = (logp_BT - engine_logp_BT).exp().clamp(max=cap).detach()
     return torch.where(mask_BT, weight_BT, torch.ones_like(weight_BT))
+
+
+def require_no_divergence(name: str, settings: Any) -> None:
+    """Raise RelgradError for a `grpo` section whose loss, `objectives/{name}.py`, would leave out the divergence it asks for."""
+    if settings.beta:
+        raise RelgradError(
+            f"grpo.loss=relgrad.objectives.{name} has no divergence term: leave out beta={settings.beta:g}"
+        )
 
 
 def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> float:

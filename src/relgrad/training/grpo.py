@@ -79,7 +79,8 @@ class Grpo:
                 f"sft_coef={settings.sft_coef:g} needs a policy that can be trained by supervision, but {type(policy).__name__} "
                 "has no supervised_loss; set sft_coef to 0"
             )
-        self._exact_entropy = "entropy" in loss.needs or not isinstance(policy, CostlyEntropy)
+        costly = isinstance(policy, CostlyEntropy) and policy.costly_entropy
+        self._exact_entropy = "entropy" in loss.needs or not costly
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.total)
         self.stream = PromptStream(prompts, seed)
         fresh = Fresh(policy, self.stream, rewards, settings, seed, ranks)

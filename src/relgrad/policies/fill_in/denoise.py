@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from relgrad.core.randomness import Draws
+from relgrad.core.randomness import Draws, uniform_at
 from relgrad.core.settings import Strict
 from relgrad.laws import categorical
 from relgrad.laws.categorical import Truncation
@@ -102,16 +102,6 @@ def denoise(
         ids_BL[again_BL], confidence_BL[again_BL] = mask_id, torch.nan
         seen.append((ids_BL.clone(), confidence_BL.clone()))
     return Frames(torch.stack([i.int() for i, _ in seen]), torch.stack([c.half() for _, c in seen]))
-
-
-def uniform_at(editable_BL: Tensor, draws: Draws) -> Tensor:
-    """float32 [B, L]: a uniform number at every editable position, from the prompt's own; 0 elsewhere."""
-    each = len(editable_BL) // len(draws)
-    editable_GL = editable_BL[::each]
-    drawn_MK = draws.rand_each(editable_GL.sum(-1).tolist(), each)
-    uniform_GLK = torch.zeros(*editable_GL.shape, each)
-    uniform_GLK[editable_GL] = drawn_MK
-    return uniform_GLK.transpose(1, 2).flatten(0, 1)
 
 
 def draw(logits_MV: Tensor, law: Truncation, uniform_M: Tensor) -> tuple[Tensor, Tensor]:

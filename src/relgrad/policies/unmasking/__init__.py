@@ -9,6 +9,7 @@ rows.py        prompts, and the positions that are written
 supports.py    the tokens that could be drawn, as a trace keeps them
 symbols.py     what it writes in: ids, an end, a mask
 open.py        from settings and folders to a policy's parts, and back
+surrogate_rollouts.py  finished texts made ready for a surrogate of their log-probability
 film.py        what happened on the way, step by step
 options.py     its options of `relgrad sample`
 supervised/    supervised losses

@@ -59,11 +59,17 @@ class Engine:
     # ------------------------------------------------------------------ the network
 
     def hidden(
-        self, trace: Mapping[str, Tensor], group_N: Tensor, state_NE: Tensor, at: tuple[Tensor, Tensor]
+        self,
+        trace: Mapping[str, Tensor],
+        group_N: Tensor,
+        state_NE: Tensor,
+        at: tuple[Tensor, Tensor],
+        veiled_NL: Tensor | None = None,
     ) -> Tensor:
         """[M, H]: the network's output at written positions `at` (row, number) of N rows.
 
-        Rows without such a position are left out. `trace` has the prompts of the groups, see rows.py.
+        Positions of the prompt that are veiled are masked. Rows without such a position are left out. `trace` has the prompts of
+        the groups, see rows.py.
         """
         row_R, local_M = torch.unique(at[0], return_inverse=True)
         if not len(row_R):
@@ -72,6 +78,8 @@ class Engine:
         length_R = trace["length_G"][group_R]
         width = int(length_R.max())
         ids_RL = written_into(trace, group_R, state_NE[row_R])[:, :width]
+        if veiled_NL is not None:
+            ids_RL = torch.where(veiled_NL[row_R, :width], self.network.mask_id, ids_RL)
         valid_RL = torch.arange(width) < length_R[:, None]
         place_RE = trace["place_GE"][group_R].long()
         block_RL = self._blocks(place_RE, trace["row_GL"].shape[1])[:, :width]
@@ -134,6 +142,19 @@ class Engine:
             else:
                 parts.append(work(*columns))
         return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    def token_logp(self, hidden_MH: Tensor, token_M: Tensor) -> Tensor:
+        """float32 [M], nats: log-probability of each token alone, at the law's temperature and without truncation."""
+
+        def work(hidden_MH: Tensor, token_M: Tensor) -> Tensor:
+            logp_MV = (self.logits(hidden_MH) / self.law.truncation.temperature).log_softmax(-1)
+            return logp_MV.gather(-1, token_M[:, None])[:, 0]
+
+        size, token_M = max(LOGITS // self.network.vocabulary_size, 1), token_M.to(self.device)
+        pieces = list(zip(hidden_MH.split(size), token_M.split(size), strict=True))
+        if torch.is_grad_enabled() and len(pieces) > 1:
+            return torch.cat([checkpoint(work, *piece, use_reentrant=False) for piece in pieces])
+        return torch.cat([work(*piece) for piece in pieces])
 
     def _pieces(self, places: Places) -> Iterator[tuple[slice, Places]]:
         """The steps in runs of about LOGITS logits, each with its stretch of the positions; never none."""

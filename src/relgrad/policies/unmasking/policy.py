@@ -27,7 +27,8 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss
 from relgrad.estimators.exact import Exact
-from relgrad.estimators.interface import Estimator, Wanted
+from relgrad.estimators.interface import Wanted
+from relgrad.estimators.kinds import surrogate_of
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal.load import DTYPES
@@ -44,6 +45,7 @@ from relgrad.policies.unmasking.settings import Settings
 from relgrad.policies.unmasking.steps import Steps
 from relgrad.policies.unmasking.supervised.masked_loss import masked_loss
 from relgrad.policies.unmasking.supports import Log
+from relgrad.policies.unmasking.surrogate_rollouts import is_surrogate, surrogate_rollouts, whole_rows
 from relgrad.policies.unmasking.symbols import text_until_end
 from relgrad.text import answer
 from relgrad.trajectories.plan import in_chunks
@@ -64,7 +66,8 @@ class UnmaskingPolicy:
     step counts, and supports (supports.py) where tokens are truncated.
 
     It is composed of a network, its symbols and how they are stored (`parts`), the steps that follow from them (`steps`), an
-    estimator of log-probabilities (`estimator`) and a keeper of weights (`weights`).
+    estimator of log-probabilities (`exact`, and in training a `surrogate` where the recipe asks for one) and a keeper of weights
+    (`weights`). Where it is judged, log-probabilities are exact.
     """
 
     def __init__(self, parts: Opened, settings: Settings) -> None:
@@ -76,10 +79,18 @@ class UnmaskingPolicy:
         truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
         self.engine = Engine(self.network, self._drawable(), settings.law.of, truncation, settings.block)
         self.steps = self._steps(settings.sampling_steps)
-        self.estimator: Estimator = Exact()
+        self.exact, self.surrogate = Exact(), surrogate_of(settings.estimator)
+        self.costly_entropy = self.surrogate is not None
         self.weights = Keeper(self.network.module, settings.ema_decay)
-        self.max_decisions = settings.sampling_steps
+        self.number_of_steps = settings.sampling_steps
+        self.max_decisions = self._decisions()
         self._judged = False
+
+    def _decisions(self) -> int:
+        """The decisions of the longest row: its steps, or what the surrogate calls a decision."""
+        if self.surrogate is None:
+            return self.number_of_steps
+        return self.surrogate.plan.decisions(self.settings.max_completion_length)
 
     def _drawable(self) -> Tensor:
         """int64 [K]: ids that may be written; a hole is never an end."""
@@ -99,8 +110,8 @@ class UnmaskingPolicy:
 
     @property
     def law(self) -> Literal["exact", "surrogate"]:
-        """What the estimator computes."""
-        return self.estimator.law
+        """What is trained by."""
+        return self.exact.law if self.surrogate is None else self.surrogate.law
 
     # ------------------------------------------------------------------ sampling
 
@@ -108,7 +119,7 @@ class UnmaskingPolicy:
     def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         """See protocols.Policy. Two uniform numbers per (row, step, position)."""
         self.network.module.eval()
-        draws, steps = Draws.of(randomness, len(prompts)), self.max_decisions
+        draws, steps = Draws.of(randomness, len(prompts)), self.number_of_steps
         trace = self.read(prompts)
         group_B = torch.arange(len(prompts)).repeat_interleave(group_size)
         there_BE = trace["place_GE"][group_B] != NO_PLACE
@@ -130,7 +141,10 @@ class UnmaskingPolicy:
             trace["order_BE"] = order_BE.to(torch.int16)
         if self.engine.law.truncation.truncates:
             trace |= log.trace()
-        return self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
+        rollouts = self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
+        if self.surrogate is None or self._judged:
+            return rollouts
+        return surrogate_rollouts(rollouts, self.surrogate, self.steps, self.symbols.mask_id, draws)
 
     def _rollouts(
         self,
@@ -195,7 +209,7 @@ class UnmaskingPolicy:
 
     def _trained(self, draws: Draws, each: int) -> TrainedSteps:
         """Which steps of every row are trained; all of them where the policy is judged."""
-        settings, steps = self.settings, self.max_decisions
+        settings, steps = self.settings, self.number_of_steps
         if not self._judged and settings.train_steps is not None:
             return random_steps(draws, each, steps, settings.train_steps)
         return all_steps(len(draws) * each, steps)
@@ -234,8 +248,13 @@ class UnmaskingPolicy:
         return ROUNDING[DTYPES[self.settings.dtype]] * math.sqrt(self.settings.block)
 
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
-        """Cells in order, as many together as keep their rows' tokens near `budget`: every cell is a row of the forward pass."""
+        """Cells in order, as many together as keep their rows' tokens near `budget`: every cell is a row of the forward pass.
+
+        A surrogate's rows stay whole, since their decisions have passes in common; every pass is a row of the forward pass.
+        """
         cells_N2 = rollouts.cells(rows)
+        if is_surrogate(rollouts):
+            return whole_rows(rollouts, cells_N2, budget)
         return in_chunks(cells_N2, rollouts.trace["length_G"][rollouts.group_B[cells_N2[:, 0]]], budget)
 
     def score(
@@ -244,9 +263,11 @@ class UnmaskingPolicy:
         """See protocols.Policy. Any cells, trained or not: steps of different rows at different times go together."""
         self.network.module.eval()
         wanted = Wanted(entropy, self.reference if reference_kl else None)
+        if self.surrogate is not None and is_surrogate(rollouts):
+            return self.surrogate.score(self.steps, rollouts, cells_N2, wanted)
         steps = rollouts.mask_BT.shape[1]
-        described = self.steps if steps == self.max_decisions else self._steps(steps)
-        return self.estimator.score(described, rollouts, cells_N2, wanted)
+        described = self.steps if steps == self.number_of_steps else self._steps(steps)
+        return self.exact.score(described, rollouts, cells_N2, wanted)
 
     # ------------------------------------------------------------------ supervised
 
@@ -318,14 +339,14 @@ class UnmaskingPolicy:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Inside, the policy writes as it is judged and used: in `evaluation_steps`, with averaged weights where it keeps them."""
-        before = self._judged, self.max_decisions, self.steps
-        self._judged, self.max_decisions = True, self.settings.evaluation_steps or self.settings.sampling_steps
-        self.steps = self._steps(self.max_decisions)
+        before = self._judged, self.number_of_steps, self.steps, self.max_decisions
+        self._judged, self.number_of_steps = True, self.settings.evaluation_steps or self.settings.sampling_steps
+        self.steps, self.max_decisions = self._steps(self.number_of_steps), self.number_of_steps
         try:
             with self.weights.averaged():
                 yield
         finally:
-            self._judged, self.max_decisions, self.steps = before
+            self._judged, self.number_of_steps, self.steps, self.max_decisions = before
 
     def freeze_reference(self) -> None:
         """Take the weights of this moment as the reference."""

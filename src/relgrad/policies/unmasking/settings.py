@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from relgrad.core.settings import NamesFiles, Strict
+from relgrad.estimators.kinds import EstimatorSettings, Trajectory
+from relgrad.estimators.merged_steps import MergedSteps
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.unmasking.ancestral import Ancestral
 from relgrad.laws.unmasking.fixed_order import FixedOrder
@@ -111,6 +113,7 @@ class Settings(Strict):
     steps                  of all blocks together, while training; null: as many as positions. `evaluation_steps` where the policy
                            is judged or used
     train_steps            train so many steps of each trajectory, drawn at random
+    estimator              how log-probabilities are computed in training: exactly, step by step, or by a surrogate (estimators/)
     """
 
     model: Annotated[str, NamesFiles((NEW,))] = NEW
@@ -127,6 +130,7 @@ class Settings(Strict):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     train_steps: int | None = Field(None, ge=1)
+    estimator: EstimatorSettings = Trajectory()
     ema_decay: float = Field(0.0, ge=0, lt=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
@@ -148,6 +152,21 @@ class Settings(Strict):
             self._require_steps("evaluation_steps", self.evaluation_steps)
         if self.train_steps is not None and self.train_steps > self.sampling_steps:
             raise ValueError(f"train_steps={self.train_steps}: a trajectory has at most {self.sampling_steps} steps")
+        if self.train_steps is not None and self.estimator.kind != "exact":
+            raise ValueError(
+                f"train_steps={self.train_steps} with estimator.kind={self.estimator.kind}: a surrogate looks at finished texts, "
+                "which have no steps; leave one of them out"
+            )
+        if self.estimator.kind != "exact" and (self.top_p < 1 or self.top_k):
+            raise ValueError(
+                f"estimator.kind={self.estimator.kind} with top_p={self.top_p:g}, top_k={self.top_k}: a surrogate asks at other "
+                "states than those that were drawn at, whose supports it does not know, and would train another law. Use top_p=1, "
+                "top_k=0"
+            )
+        if isinstance(self.estimator, MergedSteps) and self.estimator.segments > self.sampling_steps:
+            raise ValueError(
+                f"estimator.segments={self.estimator.segments}: more than the {self.sampling_steps} steps of a trajectory"
+            )
         return self
 
     def _require_steps(self, name: str, steps: int) -> None:

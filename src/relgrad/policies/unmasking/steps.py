@@ -10,13 +10,14 @@ from torch import Tensor
 
 from relgrad.core.types import Rollouts
 from relgrad.estimators.interface import Wanted
+from relgrad.estimators.passes import Answers, Passes
 from relgrad.laws.tiled import Support
 from relgrad.laws.unmasking.interface import MASKED, Outcome, Places
 from relgrad.policies.unmasking.engine import Engine
 from relgrad.policies.unmasking.rows import NO_PLACE
 from relgrad.policies.unmasking.schedule import Schedule
 from relgrad.policies.unmasking.supports import recorded
-from relgrad.trajectories.states import states_around
+from relgrad.trajectories.states import states_around, unpack_states
 
 ROWS = 16_384
 """Tokens of one forward pass while sampling."""
@@ -130,6 +131,20 @@ class Steps:
             recorded(trace, cells_N2, rollouts.mask_BT.shape[1]), law.free(places, outcome), law.free_entropy(places),
             torch.arange(len(cells_N2)),
         )  # fmt: skip
+
+    def refilled(self, rollouts: Rollouts, row_R: Tensor, answers: Answers) -> Tensor:
+        """See estimators/interface.Refills. Passes of many texts go through the network together."""
+        trace, passes = rollouts.trace, Passes.of(rollouts.trace)
+        final_RE = unpack_states(trace, row_R)[:, -1]
+        count = passes.masked_BKE.shape[1]
+        pass_S, local_M = torch.unique(answers.row_M * count + answers.pass_M, return_inverse=True)
+        local_S, row_S = pass_S // count, row_R[pass_S // count]
+        masked_SE = passes.masked_BKE[row_S, pass_S % count]
+        state_SE = torch.where(masked_SE, self.schedule.mask_id, final_RE[local_S])
+        veiled_SL = None if passes.veiled_BL is None else passes.veiled_BL[row_S]
+        at = (local_M, answers.position_M)
+        hidden_MH = self.engine.hidden(trace, rollouts.group_B[row_S], state_SE, at, veiled_SL)
+        return self.engine.token_logp(hidden_MH, final_RE[answers.row_M, answers.position_M])
 
     def hidden(self, choices: Chosen) -> Tensor:
         """[C, H]: the network's output at the positions whose logits matter."""

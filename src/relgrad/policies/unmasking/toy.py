@@ -14,6 +14,11 @@ from torch import Tensor
 
 from relgrad.core.protocols import Toy
 from relgrad.core.types import Output, Prompt, Rollouts
+from relgrad.estimators.bounds import Bgpo, Spg
+from relgrad.estimators.coupled import Coupled
+from relgrad.estimators.elbo import Elbo
+from relgrad.estimators.mean_field import MeanField
+from relgrad.estimators.merged_steps import MergedSteps
 from relgrad.laws.tiled import Support
 from relgrad.laws.unmasking.ancestral import Ancestral
 from relgrad.laws.unmasking.fixed_order import FixedOrder
@@ -88,11 +93,11 @@ def enumerate_all(policy: UnmaskingPolicy, prompt: Prompt) -> Rollouts:
     """Every trajectory with positive probability."""
     trace = policy.read([prompt])
     paths = all_paths(policy, int((trace["place_GE"] >= 0).sum()))
-    states = [torch.tensor([path.states[t] for path in paths]) for t in range(policy.max_decisions + 1)]
+    states = [torch.tensor([path.states[t] for path in paths]) for t in range(policy.number_of_steps + 1)]
     order_BE = torch.tensor([path.order for path in paths])
     live_BT = torch.tensor([path.live for path in paths])
-    log, logps = Log(len(paths), policy.max_decisions), list[Tensor]()
-    for step in range(policy.max_decisions):
+    log, logps = Log(len(paths), policy.number_of_steps), list[Tensor]()
+    for step in range(policy.number_of_steps):
         logp_B, row_C, support = plain_step(policy, trace, states[step], states[step + 1], order_BE, step)
         logps.append(torch.where(live_BT[:, step], logp_B, 0.0))
         if support is not None:
@@ -115,7 +120,7 @@ def all_paths(policy: UnmaskingPolicy, positions: int) -> list[Path]:
     """Whatever could happen from all masks on, likely or not."""
     start = (policy.symbols.mask_id,) * positions
     paths = [Path((start,), (0,) * positions, ())]
-    for step in range(policy.max_decisions):
+    for step in range(policy.number_of_steps):
         following = {path.states[-1]: list(successors(policy, path.states[-1], step)) for path in paths}
         paths = [
             Path(
@@ -255,4 +260,12 @@ def toys() -> dict[str, Any]:
             steps=4,
             law={"start_ratio": 0.5, "end_ratio": 0.5},
         ),
+        "mean-field": make("low_confidence", estimator=MeanField(), **WHOLE),
+        "coupled-blocks": make("random", prompts=two, estimator=Coupled(), **BLOCKS),
+        "elbo-antithetic-temperature": make(
+            "random", temperature=0.8, estimator=Elbo(antithetic=True, per="token"), **WHOLE
+        ),
+        "bgpo": make("random", estimator=Bgpo(), **WHOLE),
+        "spg": make("low_confidence", estimator=Spg(), **WHOLE),
+        "merged-steps-blocks": make("plackett_luce", prompts=two, estimator=MergedSteps(), **BLOCKS),
     }
