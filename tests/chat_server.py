@@ -38,8 +38,8 @@ class ChatServer:
 
 
 @contextmanager
-def serving(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[ChatServer]:
-    """Serve on a free port; `answer` is given the request's number, from 0, and its body."""
+def serving(answer: Callable[[int, dict[str, Any]], Answer], port: int = 0) -> Iterator[ChatServer]:
+    """Serve on a port, 0 for a free one; `answer` is given the request's number, from 0, and its body."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[ChatSer
         def log_message(self, *_: object) -> None:
             """Nothing on the terminal."""
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     listening.daemon_threads = True
     server = ChatServer(f"http://127.0.0.1:{listening.server_port}/v1")
     threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -53,11 +53,12 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "rewards": (*JUDGES, "environments", *BACKEND, "rewards", "judges.network"),
     "tasks": (*NETWORKS, "environments", "tasks"),
     "baselines": (*POLICIES, "baselines"),
+    "search": (*FLOOR, *BACKEND, "environments.workflows", "environments.sandbox", "search"),
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
     "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
-    "runs": (*LOOPS, *JUDGES, "environments", "backends", "rewards", "tasks", "stages", "monitor", "runs"),
+    "runs": (*LOOPS, *JUDGES, "environments", "backends", "search", "rewards", "tasks", "stages", "monitor", "runs"),
     "commands": ("",),
     "python": ("",),
 }

@@ -41,6 +41,7 @@ from relgrad.estimators.coupled import Coupled
 from relgrad.estimators.elbo import Elbo
 from relgrad.estimators.mean_field import MeanField
 from relgrad.estimators.merged_steps import MergedSteps
+from relgrad.environments.workflows import noisy, sources
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
@@ -53,6 +54,9 @@ from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.replies import settings as replies
 from relgrad.runs.recipe import parse_recipe
+from relgrad.runs.search import SearchRecipe
+from relgrad.search import settings as search_settings
+from relgrad.search.proposals import GrammarSettings, ModelSettings
 from relgrad.stages.kind import kind_of
 from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, Stage
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
@@ -380,6 +384,15 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "rewards.replies.weights": settings_rows(replies.Weights),
         "rewards.replies.bands": settings_rows(replies.Bands),
         "rewards.replies.gates": settings_rows(replies.Gates),
+        "search.recipe": settings_rows(SearchRecipe),
+        "search": settings_rows(search_settings.Search),
+        "search.budget": settings_rows(search_settings.Budget),
+        "search.selection": settings_rows(search_settings.Selection),
+        "search.trials": settings_rows(search_settings.Trials),
+        "search.proposer.grammar": settings_rows(GrammarSettings),
+        "search.proposer.model": settings_rows(ModelSettings),
+        "search.problems.noisy": settings_rows(noisy.Settings),
+        "search.problems.file": settings_rows(sources.FileSettings),
     }
     for estimator in (MeanField, Coupled, Elbo, Bgpo, Spg, MergedSteps):
         tables[f"estimators.{estimator.model_fields['kind'].default}"] = settings_rows(estimator)

@@ -108,7 +108,7 @@ class Scripted:
 
     @property
     def identity(self) -> str:
-        return f"scripted {self.seed} {self.settings.model_dump_json()}"
+        return f"scripted {self.seed} {self.settings.model_dump_json(exclude={'latency'})}"
 
     def price(self, operator: str, prompt: str = "") -> float:
         """Money for a call."""

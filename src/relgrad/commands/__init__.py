@@ -13,6 +13,7 @@ masked_data.py     relgrad prepare and relgrad inspect-batch
 forms.py           relgrad forms
 site_pages.py      relgrad forms check and export
 replies.py         relgrad split
+search.py          relgrad search
 workflow.py        relgrad workflow
 rewards.py         relgrad rewards
 doctor.py          relgrad doctor

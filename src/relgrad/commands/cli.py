@@ -29,6 +29,7 @@ from relgrad.commands.printing import in_words, print_json, show_figures, show_f
 from relgrad.commands.replies import split
 from relgrad.commands.rewards import app as rewards
 from relgrad.commands.sample_options import LARGEST, with_declared
+from relgrad.commands.search import search
 from relgrad.commands.workflow import app as workflow
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ def evaluate(
 
 
 app.command()(comparing.compare)
+app.command()(search)
 
 
 @app.command()

@@ -22,6 +22,8 @@ use.py             what was trained, used: sample, evaluate, audit, demo
 compare.py         policies compared: the same prompts, the same rewards
 contenders.py      what is compared, opened, and which runs are seeds of one recipe
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
+search.py          relgrad search: its recipe and its folder
+search_test.py     what a search found, on problems kept for the test
 workflows.py       workflows executed outside of a search
 about.py           what a stage trains, in words, for the head of its report
 environment.py     what a run ran on

@@ -56,8 +56,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RelgradError(
             f"{path}: the file's name is no UTF-8 text, so it cannot be the run's too: give the recipe a `name`"
         )
+    if is_search(raw):
+        raise RelgradError(f"{path} describes a search, and no training: run it with `relgrad search {path}`")
     raw.setdefault("name", path.stem)
     return parse_recipe(raw, overrides, source=str(path))
+
+
+def is_search(raw: Mapping[str, Any]) -> bool:
+    """Whether a recipe is one of `relgrad search` (runs/search.py)."""
+    return "search" in raw and "policy" not in raw and "stages" not in raw
 
 
 def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
@@ -75,7 +82,7 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
     for number, body in enumerate(bodies):
         stage = _merge(data, aliases.translate(body, f"{source}, stage {number + 1}"))
         for key, value in [*shared_overrides, *stage_overrides.get(number, ())]:
-            _assign(stage, key, value)
+            assign(stage, key, value)
         merged.append(stage)
     kinds = [_kind(stage, place) for stage, place in zip(merged, places, strict=True)]
     models = {kind: find(kind)[0] for kind in [*kinds, *registry.kinds("stages")]}
@@ -158,7 +165,8 @@ def _is_index(part: str) -> bool:
     return part.isdecimal() and len(part) < 10
 
 
-def _assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def assign(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put a value where the keys lead, making sections on the way. Raises RelgradError where they lead nowhere."""
     target: Any = data
     for depth, part in enumerate(path):
         if isinstance(target, list) and not (_is_index(part) and int(part) < len(target)):

@@ -5,6 +5,7 @@ prompts.py    what operators say to the model
 problem.py    problems, their files, and when an answer is right
 operators.py  what the operators do
 execute.py    a workflow on a problem: its answer, its calls, or why there is none
+sandboxed.py  programs that a model wrote, in the sandbox
 compiled.py   a workflow as a Python program of the operators
 programs.py   such a program executed, in the sandbox
 edits.py      everything that one edit makes of a workflow, with probabilities

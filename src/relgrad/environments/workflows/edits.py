@@ -20,7 +20,7 @@ COPIES = 3
 class Space:
     """The workflows that edits lead to: their operators, the prompts of `generate`, and how many operators one may have."""
 
-    operators: tuple[str, ...] = ("generate", "program", "ensemble", "revise", "verify", "test")
+    operators: tuple[str, ...] = ("generate", "program", "ensemble", "revise", "verify")
     prompts: tuple[str, ...] = ("plain", "careful")
     max_size: int = 7
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from relgrad.backends.scripted import PLAIN, PRICES, TYPES, Rates
+from relgrad.backends.scripted import PLAIN, PRICES, TYPES, Rates, Scripted
 from relgrad.backends.scripted import Settings as Solver
 from relgrad.core.randomness import derived
 from relgrad.core.settings import Strict
@@ -29,6 +29,8 @@ WORDS = {"sum": "Add {0} and {1}.", "story": "Ada has {0} apples and buys {1} mo
 BEYOND = (1, 2, 3)
 """By how much the wrong answers are more than the right one: the second is as even as it."""
 ANSWERS = len(BEYOND) + 1
+LARGEST_SPACE = 7
+"""Operators of the largest workflows that are enumerated: with five operators and three leaves these are 3,168 workflows."""
 
 
 class Settings(Strict):
@@ -142,6 +144,13 @@ class Exact:
             for after, share in enumerate(_mended(answer, rates)):
                 chances[after] += part * share
         return Worth(tuple(chances), inner.money + math.fsum(asked) * price)
+
+
+def exact_of(settings: object, backend: object) -> Exact | None:
+    """For problems of this module with the scripted solver; None for all others."""
+    if isinstance(settings, Settings) and isinstance(backend, Scripted):
+        return Exact(backend.settings, settings)
+    return None
 
 
 def _erring(error: float) -> tuple[float, ...]:

@@ -47,7 +47,8 @@ def settings_of(section: Component) -> Any:
 
 def load(section: Component, seed: int) -> list[Problem]:
     """The problems of a section. Raises RelgradError."""
-    return KINDS[section.kind].load(settings_of(section), seed)
+    settings = settings_of(section)
+    return KINDS[section.kind].load(settings, seed)
 
 
 def parted(problems: Sequence[Problem], test_share: float, seed: int) -> tuple[list[Problem], list[Problem]]:

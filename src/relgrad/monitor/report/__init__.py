@@ -7,6 +7,7 @@ charts.py      metrics to chart data
 result.py      what a run came to, for the head of the page
 words.py       numbers, times and settings in words
 page.py        the page, from the templates, style and scripts beside it
+search.py      the page of a search, its trees to click through
 comparison.py  the page of `relgrad compare`, in the same style
 """
 

@@ -1,0 +1,280 @@
+"""`relgrad search`: its recipe, its folder, and the search from its parts.
+
+runs/NAME/search.yaml         the recipe; from it the search can be repeated
+runs/NAME/calls.jsonl         every call before and after it was made: what a killed search goes on by
+runs/NAME/trajectories.jsonl  every edit, with its log-probabilities and executions (search/records.py)
+runs/NAME/tree.json           the trees as they stand
+runs/NAME/result.json         the best workflow, what it is worth on problems kept for the test, and what was spent
+runs/NAME/search.html         the trees, to look at
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from relgrad.backends.protocol import Backend, CallFailed
+from relgrad.core.errors import RelgradError
+from relgrad.core.randomness import derived
+from relgrad.core.ranks import ALONE
+from relgrad.core.run_folder import RunDir, require_writable
+from relgrad.core.secrets import without_secrets
+from relgrad.core.settings import Strict, checked, settings_of
+from relgrad.environments.workflows import noisy, sources
+from relgrad.environments.workflows.operators import Calculator, Runner
+from relgrad.environments.workflows.problem import Problem
+from relgrad.monitor.report.search import write_page
+from relgrad.runs.build import find_recipe
+from relgrad.runs.lock import held
+from relgrad.runs.recipe import assign, is_search
+from relgrad.runs.search_test import test
+from relgrad.runs.workflows import build_backend, workflow_of
+from relgrad.runs.yaml_text import read_yaml, write_yaml
+from relgrad.search.budget import Budget
+from relgrad.search.journal import Asker, Journal
+from relgrad.search.loop import Grower
+from relgrad.search.proposals import Grammar, GrammarSettings, Model, ModelSettings, Proposer, space_of
+from relgrad.search.records import tree_record
+from relgrad.search.settings import Search
+from relgrad.search.tree import Tree
+from relgrad.search.trials import Trials
+
+FILES = ("calls.jsonl", "trajectories.jsonl", "tree.json", "result.json", "search.html", "search.yaml")
+FREE = ("budget", "iterations", "concurrency")
+"""Settings that a search may go on with other values of."""
+Progress = Callable[[str, int, int], None]
+
+
+class SearchRecipe(Strict):
+    """One search: where it is kept, what its randomness is derived from, and all the rest."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = 0
+    out: Path = Path("runs")
+    search: Search
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.name
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain data, secrets as references."""
+        return self.model_dump(mode="json")
+
+
+def load_search(name: str, overrides: Iterable[str] = ()) -> SearchRecipe:
+    """Read a recipe by path or built-in name, with `search.key=value` overrides. Raises RelgradError."""
+    path = find_recipe(name)
+    raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(raw, dict) or not is_search(raw):
+        raise RelgradError(f"{path} describes no search: a recipe of one has a section `search` (docs/workflows.md)")
+    data = copy.deepcopy({"name": path.stem, **raw})
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise RelgradError(f"override {text!r}: write key.sub=value, for example search.budget.calls=200")
+        assign(data, key.strip().split("."), read_yaml(value, f"override {text[:80]!r}"))
+    return checked(data, SearchRecipe, str(path))
+
+
+def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """Search, or go on with a search that was stopped; the record of result.json.
+
+    Raises RelgradError, also where no call can succeed: what was answered until then is kept, and the same command goes on.
+    """
+    folder = recipe.folder
+    require_writable(folder)
+    with held([folder], ALONE) as require_held:
+        if fresh:
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+        _require_same(folder, recipe)
+        run = _Run(recipe, RunDir(folder), progress)
+        run.files.write_text("search.yaml", write_yaml(recipe.plain))
+        try:
+            result = asyncio.run(run.whole())
+        finally:
+            require_held()
+            run.journal.close()
+            run.keep()
+    return result
+
+
+def _require_same(folder: Path, recipe: SearchRecipe) -> None:
+    """Raise RelgradError where the folder holds something else than this search."""
+    written = folder / "search.yaml"
+    if any(folder.glob("*/recipe.yaml")):
+        raise RelgradError(f"{folder} holds a training run: give the search another name (name=...)")
+    if not written.is_file():
+        return
+    there, here = (
+        _compared(plain) for plain in (read_yaml(written.read_text(encoding="utf-8"), str(written)), recipe.plain)
+    )
+    differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+    if differing:
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:3])
+        raise RelgradError(
+            f"{folder} holds another search ({shown:.300}). Give this one another name (name=...), or start over with --fresh"
+        )
+
+
+def _compared(plain: Mapping[str, Any]) -> dict[str, Any]:
+    search = {key: value for key, value in plain["search"].items() if key not in FREE}
+    return {"seed": plain["seed"], **without_secrets(search, references=True)}
+
+
+class _Run:
+    """One session of a search, from its parts."""
+
+    def __init__(self, recipe: SearchRecipe, files: RunDir, progress: Progress) -> None:
+        self.recipe, self.files, self.progress = recipe, files, progress
+        self.settings, self.seed = recipe.search, recipe.seed
+        problems = sources.load(self.settings.problems, self.seed)
+        self.problems, self.held_out = sources.parted(problems, self.settings.test_share, self.seed)
+        self.starts = [workflow_of(text)[0] for text in self.settings.start]
+        self.backend = build_backend(self.settings.backend, self.seed, "search.backend")
+        _require_prices(self.settings, self.backend)
+        self.runner = _runner(self.settings)
+        self.journal = Journal(files.root / "calls.jsonl")
+        self.budget = Budget(self.settings.budget, self.journal.seconds)
+        self.budget.charge(self.journal.lost)
+        self.asker = Asker(self.backend, self.journal, self.budget)
+        self.proposer, self.proposing = self._proposer()
+        self.trees: list[Tree] = []
+        self.reasons: list[str] = []
+        (files.root / "trajectories.jsonl").unlink(missing_ok=True)
+
+    def _proposer(self) -> tuple[Proposer, Backend | None]:
+        """Who proposes, and the back end of its own that is to be closed."""
+        section, where = self.settings.proposer, "search.proposer"
+        if section.kind == "grammar":
+            return Grammar(space_of(settings_of(section, GrammarSettings, where))), None
+        if section.kind != "model":
+            raise RelgradError(f"{where}: unknown kind {section.kind!r}. Known: grammar, model")
+        settings = checked(section.options, ModelSettings, where)
+        own = None if settings.backend is None else build_backend(settings.backend, self.seed, f"{where}.backend")
+        asker = self.asker if own is None else Asker(own, self.journal, self.budget)
+        return Model(settings, asker.ask, self.problems), own
+
+    async def whole(self) -> dict[str, Any]:
+        """Grow all trees, test the best workflow, and say what came of it."""
+        try:
+            parts = [(p.id, [p]) for p in self.problems] if self.settings.scope == "problem" else [("", self.problems)]
+            for number, (name, problems) in enumerate(parts):
+                self.budget.narrow(len(parts) - number)
+                self.reasons.append(await self._grow(name, problems))
+            result = await self._result()
+        except CallFailed as failure:
+            raise RelgradError(
+                f"{failure}. What was answered is kept in {self.files.root}; the same command goes on"
+            ) from None
+        finally:
+            for backend in filter(None, (self.backend, self.proposing)):
+                await backend.close()
+        self.files.write_json("result.json", result)
+        return result
+
+    async def _grow(self, name: str, problems: Sequence[Problem]) -> str:
+        tree = Tree(name, self.settings.selection.backup)
+        self.trees.append(tree)
+        seed = derived(self.seed, "tree", name)
+        trials = Trials(problems, self.settings, self.asker.ask, seed, self.runner)
+        grower = Grower(
+            self.settings, tree, trials, self.proposer, seed, self.recipe.name, self.settings.proposer.kind,
+            lambda line: self.files.append("trajectories.jsonl", line), self._tell,
+        )  # fmt: skip
+        return await grower.grow(self.starts)
+
+    def _tell(self, tree: Tree) -> None:
+        limit = self.settings.budget.calls or 0
+        done = self.budget.spent.calls if limit else len(tree.nodes)
+        self.progress(f"searching {tree.name}".rstrip(), done, limit or self.settings.iterations)
+
+    async def _result(self) -> dict[str, Any]:
+        errors = self.settings.trials.errors
+        spent = self.budget.spent
+        bests = [tree.best(errors) for tree in self.trees]
+        whole = self.settings.scope == "dataset" and bool(bests[0].values)
+        self.progress("testing", spent.calls, spent.calls)
+        tested = await test(bests[0], self.held_out, self.settings, self.asker, self.seed, self.runner) if whole else []
+        return {
+            "name": self.recipe.name,
+            "seed": self.seed,
+            "reasons": self.reasons,
+            "workflows": sum(len(tree.nodes) for tree in self.trees),
+            "best": [_found(tree, best) for tree, best in zip(self.trees, bests, strict=True)],
+            "front": [_found(tree, node) for tree in self.trees for node in tree.front()],
+            "test": tested,
+            "exact": self._exact(),
+            "spent": {**spent._asdict(), "tokens": spent.tokens, "seconds": self.budget.seconds},
+            "in_flight": {"calls": self.journal.in_flight, "at_worst": self.journal.lost._asdict()},
+        }
+
+    def _exact(self) -> dict[str, Any] | None:
+        """What the best workflows are worth exactly, and the best of all: where the solver's rates are known."""
+        exact = noisy.exact_of(sources.settings_of(self.settings.problems), self.backend)
+        if exact is None or self.settings.cost != "money" or not isinstance(self.proposer, Grammar):
+            return None
+        if self.proposer.space.max_size > noisy.LARGEST_SPACE or not self.trees[0].root.values:
+            return None
+        price, scores, regrets = self.settings.cost_weight, [], []
+        for tree in self.trees:
+            kinds = sorted({p.type for p in self.problems if tree.name in ("", p.id)})
+            own = exact.score(tree.best(self.settings.trials.errors).step, price, kinds)
+            optimum, top = exact.best(self.proposer.space, price, kinds)
+            scores.append(own)
+            regrets.append(top - own)
+        return {"score": sum(scores) / len(scores), "regret": sum(regrets) / len(regrets), "optimum": optimum.text}
+
+    def keep(self) -> None:
+        """Write the trees as they stand, and their page."""
+        trees = [tree_record(tree, self.settings.trials.errors) for tree in self.trees if tree.nodes]
+        record = {"name": self.recipe.name, "settings": without_secrets(self.recipe.plain), "trees": trees}
+        self.files.write_json("tree.json", record)
+        if trees:
+            write_page(self.files.root)
+
+
+def _found(tree: Tree, node: Any) -> dict[str, Any]:
+    figures = {"score": node.mean, "error": node.error, "accuracy": node.accuracy, "cost": node.cost}
+    return {"scope": tree.name, "node": node.number, "workflow": node.step.text, **figures, "trials": len(node.values)}
+
+
+def _require_prices(settings: Search, backend: Backend) -> None:
+    """Raise RelgradError where money counts and the back end has no prices."""
+    counts = settings.budget.money is not None or (settings.cost == "money" and settings.cost_weight)
+    if counts and not backend.priced:
+        raise RelgradError(
+            "search: money counts here (budget.money, or cost_weight with cost: money), and the back end knows no prices: give "
+            "search.backend.prices, or count calls or tokens"
+        )
+
+
+def _runner(settings: Search) -> Runner:
+    """What runs programs that a model wrote. Raises RelgradError where the sandbox cannot contain them."""
+    if settings.programs == "arithmetic":
+        return Calculator()
+    from relgrad.environments.workflows.sandboxed import Sandboxed
+
+    return Sandboxed()
+
+
+def export(folder: Path, result: Mapping[str, Any], recipe: SearchRecipe, path: Path) -> None:
+    """Write the best workflow of a search as a file that `relgrad workflow run` takes. Raises RelgradError where it has several."""
+    from relgrad.environments.workflows import file
+
+    best = result["best"]
+    if len(best) > 1:
+        raise RelgradError(
+            f"--export: the search has a workflow for each of {len(best)} problems; {folder}/result.json holds them"
+        )
+    plain = recipe.plain["search"]
+    facts = {key: best[0][key] for key in ("score", "accuracy", "cost", "trials")}
+    facts |= {"search": str(folder), "seed": recipe.seed, "backend": plain["backend"], "problems": plain["problems"]}
+    file.write(path, workflow_of(best[0]["workflow"])[0], facts)
