@@ -36,12 +36,12 @@ from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import Example, Output, Prompt, Rollouts
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.sites.verdict import Rule
+from relgrad.environments.workflows import noisy, sources
 from relgrad.estimators.bounds import Bgpo, Spg
 from relgrad.estimators.coupled import Coupled
 from relgrad.estimators.elbo import Elbo
 from relgrad.estimators.mean_field import MeanField
 from relgrad.estimators.merged_steps import MergedSteps
-from relgrad.environments.workflows import noisy, sources
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
