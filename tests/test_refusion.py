@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,6 +120,24 @@ def test_some_steps_are_trained_and_stand_for_all() -> None:
         assert policy.sample(PROMPTS, 2, seeded(4)).stands_for == 1
 
 
+def test_films_tell_step_by_step_what_was_written() -> None:
+    policy = fewer_ends(small(sampling_steps=3, temperature=0.8))
+    rollouts = policy.sample(PROMPTS, 4, seeded(5))
+    for row, film in enumerate(policy.film(PROMPTS, 4, seeded(5))):
+        frames = film["frames"]
+        assert film["final"] == rollouts.outputs[row].text
+        assert [f["logp"] for f in frames[1:]] == rollouts.behaviour_logp_BT[row][rollouts.mask_BT[row]].tolist()
+        assert frames[0]["masked"] == list(range(12))
+        for before, after in pairwise(frames):
+            assert sorted([*after["filled"], *after["masked"]]) == before["masked"]
+            assert all(0 < after["confidence"][place] <= 1 for place in after["filled"])
+            written = {place // 2 for place in after["filled"]}
+            assert written == set(rollouts.trace["slot_BTK"][row, after["step"] - 1].tolist()) - {-1}
+        end = frames[-1]["end"]
+        assert end == (len(film["ids"]) if rollouts.stop[row] == "eos" else None)
+        assert film["tokens_per_forward"] > 0
+
+
 # ---------------------------------------------------------------------- supervised
 
 
@@ -203,7 +222,7 @@ def test_ends_fill_an_answer_where_that_is_asked_for() -> None:
 def natively(policy: RefusionPolicy, prompt: Prompt, **settings: float) -> list[int]:
     chosen = Native(**settings)
     ids = policy.encode(prompt)
-    return native.decode(policy.network, ids, policy.schedule, chosen, policy.end_ids, seeded(0))
+    return native.decode(policy.network, ids, policy.schedule, chosen, policy.end_ids, seeded(0)).ids
 
 
 def slowly(policy: RefusionPolicy, prompt: Prompt, slot_threshold: float, token_threshold: float) -> list[int]:
@@ -241,6 +260,9 @@ def test_native_decoding_has_no_log_probabilities() -> None:
     expected = natively(policy, PROMPTS[0], slot_threshold=0.5, token_threshold=0.5)
     assert int(rollouts.size_BT[0].sum()) == len(expected)
     assert rollouts.outputs[0].ids == tuple(i for i in expected if i != 0)
+    film = policy.film(PROMPTS[:1], 1, seeded(9))[0]
+    assert film["final"] == rollouts.outputs[0].text
+    assert 0 < film["tokens_per_forward"] <= 2, "each round drafts and reads, and a slot has two tokens"
     with pytest.raises(RelgradError, match="native decoding has no log-probabilities"), policy.start_at(0.5):
         pass
 

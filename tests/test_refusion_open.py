@@ -177,6 +177,8 @@ def test_the_8b_runs_made_small(tmp_path: Path) -> None:
     assert [e["step"] for e in evaluations] == [0, 2]
     assert all(e["mean_length"] > 0 for e in evaluations)
     assert (stages[1] / "report.html").is_file()
+    printed = relgrad("sample", tmp_path / "refusion-8b", "--prompt", "text town: Bonn", "-n", "1", "--steps", "2")
+    assert "town" in printed
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ Probabilities are those at temperature 1; noise is on drafts only. No law of thr
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ from relgrad.policies.refusion.schedule import Schedule
 from relgrad.policies.refusion.settings import Native
 
 
+class Decoded(NamedTuple):
+    """The answer's token ids up to its first end of sequence, which is the last of them where there is one; forward passes."""
+
+    ids: list[int]
+    forwards: int
+
+
 @torch.no_grad()
 def decode(
     network: SlotNetwork,
@@ -37,14 +44,14 @@ def decode(
     settings: Native,
     end_ids: Tensor,
     generator: torch.Generator,
-) -> list[int]:
-    """The answer's token ids up to its first end of sequence, which is the last of them where there is one."""
+) -> Decoded:
+    """One answer to a prompt [P] of token ids."""
     decoding = _Decoding(network, prompt, schedule, settings, end_ids, generator)
     for block in range(schedule.serial):
         decoding.write(block)
         if decoding.ended:
             break
-    return decoding.text()
+    return Decoded(decoding.text(), decoding.forwards)
 
 
 class _Decoding:
@@ -63,7 +70,7 @@ class _Decoding:
         self.each, self.start = schedule.slots // schedule.serial, len(prompt)
         self.end_ids, self.generator = end_ids, generator
         self.limit_1 = torch.tensor([self.start + schedule.positions])
-        self.step, self.ended = 0, False
+        self.step, self.forwards, self.ended = 0, 0, False
         self.cache: Any = network.empty_cache()
         self.places = Places.prompts([prompt])
         network.hidden(self.places, cache=self.cache)
@@ -184,6 +191,7 @@ class _Decoding:
     def logits(self, added: Places) -> Tensor:
         """[L, V] at the places added, which join the cache."""
         self.places = self.places.beside(added)
+        self.forwards += 1
         return self.network.logits(self.network.hidden(self.places, added.token_RW.shape[1], self.cache)[0])
 
     def forget(self, count: int) -> None:

@@ -10,10 +10,11 @@ over the slots a_1, a_2, ... that it writes (engine.py). The scores do not look 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from relgrad.networks.refusion.network import SlotNetwork
 from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
-from relgrad.policies.refusion import native
+from relgrad.policies.refusion import film, native
 from relgrad.policies.refusion.engine import Laws, Uniforms, Written, write
 from relgrad.policies.refusion.open import Opened, never_written, open_parts, save_parts
 from relgrad.policies.refusion.schedule import Schedule
@@ -174,24 +175,42 @@ class RefusionPolicy:
         """What native decoding writes: no row has a decision, since no log-probability is known."""
         settings = self.settings.native
         assert settings is not None
-        texts: list[list[int]] = []
+        decoded: list[native.Decoded] = []
         for number, ids in zip(draws.number_N.tolist(), encoded, strict=True):
             for row in range(group_size):
                 if row and settings.temperature == 0:
-                    texts.append(texts[-1])
+                    decoded.append(decoded[-1])
                     continue
                 own = generator(draws.seed, "native", number, row)
-                written = native.decode(self.network, ids, self.schedule, settings, self.end_ids, own)
-                texts.append(written)
-        ends = self.end_ids.tolist()
+                decoded.append(native.decode(self.network, ids, self.schedule, settings, self.end_ids, own))
+        texts, ends = [one.ids for one in decoded], self.end_ids.tolist()
         stop: list[Stop] = ["eos" if any(i in ends for i in text) else "length" for text in texts]
         length_B1 = torch.tensor([[len(text)] for text in texts])
         cut = [text[: next((n for n, i in enumerate(text) if i in ends), len(text))] for text in texts]
         nothing_B1 = torch.zeros(len(texts), 1)
         return Rollouts(
             prompts, torch.arange(len(prompts)).repeat_interleave(group_size), nothing_B1, nothing_B1.bool(), length_B1,
-            self._outputs(cut), tuple(stop), self.version, {},
+            self._outputs(cut), tuple(stop), self.version, {"forwards_B": torch.tensor([one.forwards for one in decoded])},
         )  # fmt: skip
+
+    def film(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> list[dict[str, Any]]:
+        """`group_size` texts per prompt as plain data, written as the policy is judged; see film.py.
+
+        What native decoding writes is there at once: its rounds write and take back.
+        """
+        begun = time.perf_counter()
+        with self.evaluation():
+            rollouts = self.sample(prompts, group_size, randomness)
+            if self.settings.native is None:
+                told = film.states(rollouts, self.steps, self.schedule)
+            else:
+                states_BTE = torch.full((rollouts.rows, 2, self.schedule.positions), -1)
+                for row, output in enumerate(rollouts.outputs):
+                    states_BTE[row, 1, : len(output.ids)] = torch.tensor(output.ids, dtype=torch.int64)
+                told = (states_BTE, torch.full(states_BTE.shape, torch.nan), rollouts.trace["forwards_B"])
+        films = film.describe(rollouts, *told, self.end_ids.tolist(), lambda ids: self.encoder.decode([list(ids)])[0])
+        seconds = time.perf_counter() - begun
+        return [{**one, "seconds": seconds} for one in films]
 
     def _trained(self, draws: Draws, each: int) -> TrainedSteps:
         """Which steps of every row are trained; all of them where the policy is judged."""
