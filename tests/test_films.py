@@ -146,7 +146,7 @@ def test_a_policy_that_writes_in_one_pass_refuses(arguments: list[str]) -> None:
     result = sample("quick", *arguments)
     assert result.exit_code == 2
     assert (
-        "policy kind 'autoregressive' does not write in several steps; kinds that do: fill_in, flow, unmasking. Leave"
+        "policy kind 'autoregressive' does not write in several steps; kinds that do: fill_in, flow, refusion, unmasking. Leave"
         in result.output
     )
 
