@@ -42,6 +42,7 @@ from relgrad.estimators.coupled import Coupled
 from relgrad.estimators.elbo import Elbo
 from relgrad.estimators.mean_field import MeanField
 from relgrad.estimators.merged_steps import MergedSteps
+from relgrad.evaluation.suite import SuiteSettings
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.policies.autoregressive import Lora
@@ -366,6 +367,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "sft": settings_rows(SftSettings, OptimizerSettings),
         "polychromic": settings_rows(PolychromicSettings),
         "evaluation": settings_rows(Evaluation),
+        "evaluation.suite": settings_rows(SuiteSettings),
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),
         "grpo.replay": settings_rows(ReplaySettings),

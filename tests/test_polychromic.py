@@ -21,6 +21,7 @@ from relgrad.rewards import diversity as diversity_reward
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from relgrad.text.distance import embedding_distances, ngram_distances
+from relgrad.text.embedding import Encodings
 from relgrad.training import checkpoint
 from relgrad.training.polychromic import PolychromicSettings, SetDiversity
 from toy_policy import TablePolicy, take
@@ -95,6 +96,9 @@ def test_distances_by_meaning() -> None:
     distance = embedding_distances(cats)
     assert distance[0, 1] < 0.5 < distance[0, 2]
     assert distance[0, 3] == pytest.approx(0, abs=1e-6)
+    (tokens,) = Encodings().embed_tokens(["the cat"])
+    assert tokens.shape == (2, 384)
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2))
     with pytest.raises(RelgradError, match="is no folder of an encoder"):
         embedding_distances(cats, "/nowhere")
 

@@ -165,8 +165,40 @@ def evaluate(
     """
     if not prompts:
         raise RelgradError("evaluate: no prompts to evaluate on; give the task at least one validation or test prompt")
-    draws, share = Draws.of(torch.Generator().manual_seed(seed), len(prompts)), ranks.share(len(prompts))
     measured = torch.zeros(3, dtype=torch.float64)
+
+    def after(rollouts: Rollouts) -> None:
+        if divergence:
+            measured.add_(spread_and_distance(policy, rollouts))
+
+    batches = draw_and_reward(
+        policy, prompts, rewards,
+        num_generations=num_generations, seed=seed, batch_prompts=batch_prompts, progress=progress, after=after, ranks=ranks,
+    )  # fmt: skip
+    if not divergence:
+        return summarise(batches, policy)
+    ranks.sum(measured)
+    kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
+    return replace(summarise(batches, policy), kl=kl, entropy=entropy)
+
+
+def draw_and_reward(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    *,
+    num_generations: int,
+    seed: int,
+    batch_prompts: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+    after: Callable[[Rollouts], None] = lambda rollouts: None,
+    ranks: Ranks = ALONE,
+) -> list[tuple[Rollouts, RewardTable]]:
+    """What `evaluate` is made of: the completions of all prompts, in their order, and their rewards.
+
+    `after` is called with every batch before its trace is forgotten. Raises RelgradError when nothing at all was scored.
+    """
+    draws, share = Draws.of(torch.Generator().manual_seed(seed), len(prompts)), ranks.share(len(prompts))
 
     def own() -> list[tuple[Rollouts, RewardTable]]:
         batches = []
@@ -174,8 +206,7 @@ def evaluate(
             count = min(batch_prompts, share.stop - first)
             rollouts = policy.sample(prompts[first : first + count], num_generations, draws.part(first, count))
             batches.append((replace(rollouts, trace={}), rewards(rollouts)))
-            if divergence:
-                measured.add_(spread_and_distance(policy, rollouts))
+            after(rollouts)
             if progress is not None:
                 progress((first + count - share.start) * ranks.size, len(prompts))
         return batches
@@ -183,11 +214,7 @@ def evaluate(
     with torch.no_grad(), as_judged(policy):
         batches = [batch for of_one in ranks.collect(own) for batch in of_one]
     require_scored([table for _, table in batches])
-    if not divergence:
-        return summarise(batches, policy)
-    ranks.sum(measured)
-    kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
-    return replace(summarise(batches, policy), kl=kl, entropy=entropy)
+    return batches
 
 
 class FilmedPolicy(Policy, Filmed, Protocol):

@@ -104,6 +104,12 @@ class RewardSet:
             raise
         return runners
 
+    @property
+    def weights(self) -> list[float]:
+        """The rewards' weights, in the order of their names."""
+        weights: list[float] = self._weights_R.tolist()
+        return weights
+
     def __call__(self, rollouts: Rollouts) -> RewardTable:
         """Reward every row. Raises RelgradError for wrong shapes and missing columns."""
         rows_of: dict[int, list[int]] = {}

@@ -15,11 +15,14 @@ from typing import Any, Literal
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Component
 from relgrad.core.types import Prompt
-from relgrad.evaluation.comparison import Contender, Training, compare_all
-from relgrad.evaluation.held_out import Evaluation, evaluate
+from relgrad.evaluation import generations
+from relgrad.evaluation.generations import Generations, Written
+from relgrad.evaluation.held_out import draw_and_reward
+from relgrad.evaluation.suite import chosen_ks
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import is_linked, load_task
 from relgrad.runs.contenders import Opened, grouped, open_all, open_one, seed_of, with_policy
+from relgrad.runs.suite import adapters_of, record_of, with_base
 from relgrad.runs.use import rewards_of
 from relgrad.stages.kind import build_policy
 from relgrad.stages.settings import Stage
@@ -52,12 +55,14 @@ class Conditions:
     test_file  a file of test prompts in place of the task's
     part       the prompts of the task to score on
     mirrored   differences are the first source's minus the others', not the others' minus the first's
+    keep       a file for everything that was written, from which metrics can be computed again
     """
 
     on: str | None = None
     test_file: Path | None = None
     part: Part = "test"
     mirrored: bool = False
+    keep: Path | None = None
 
 
 def compare_sources(
@@ -69,38 +74,49 @@ def compare_sources(
     """
     opened = open_all(sources, overrides)
     yardstick = _yardstick(opened, overrides, conditions)
+    settings = yardstick.stage.evaluation
+    if settings.suite is not None:
+        chosen_ks(settings.suite, settings.num_generations)
     groups = grouped(opened)
     prompts = _prompts_of_all(opened, yardstick, conditions)
     _require_common_prompts(groups, prompts)
-    evaluations: dict[str, Evaluation] = {}
+    written: dict[str, Written] = {}
     for number, one in enumerate(opened):
         report = _after(number, len(opened), one.label, progress)
-        evaluations[one.source] = _judge(one, prompts[one.source], yardstick, report)
+        written[one.source] = _written(one, prompts[one.source], yardstick, report)
     yardstick.rewards.close()
-    contenders = [
-        Contender(_called(group), tuple(Training(one.source, seed_of(one), evaluations[one.source]) for one in group))
-        for group in groups
-    ]
-    settings = yardstick.stage.evaluation
-    return {
+    if settings.suite is not None and settings.suite.perplexity:
+        written = with_base(written, yardstick.stage, progress)
+    facts = {
         "task": yardstick.stage.task.kind,
         "part": yardstick.part,
         "measured_as": yardstick.source,
         "prompts": len(yardstick.prompts),
         "num_generations": settings.num_generations,
         "evaluation_seed": settings.seed,
+        "mirrored": conditions.mirrored,
         "notes": [note for one in opened if (note := _seen(one, prompts[one.source]))],
-        **compare_all(contenders, mirrored=conditions.mirrored).to_record(),
+        "adapters": adapters_of(opened),
     }
+    kept = Generations(
+        facts,
+        None if settings.suite is None else settings.suite.model_dump(mode="json"),
+        yardstick.rewards.names,
+        tuple(yardstick.rewards.weights),
+        tuple((_called(group), tuple(written[one.source] for one in group)) for group in groups),
+    )
+    if conditions.keep is not None:
+        generations.write(kept, conditions.keep)
+    return record_of(kept)
 
 
-def _judge(
+def _written(
     opened: Opened, prompts: Sequence[Prompt], yardstick: Yardstick, progress: Callable[[int, int], None]
-) -> Evaluation:
-    """What one source is worth on these prompts, by the yardstick's rewards."""
+) -> Written:
+    """What one source writes to these prompts, with the yardstick's rewards."""
     settings = yardstick.stage.evaluation
     with yardstick.rewards.fixed():
-        return evaluate(
+        batches = draw_and_reward(
             build_policy(with_policy(opened, yardstick.stage), opened.start),
             prompts,
             yardstick.rewards,
@@ -108,6 +124,7 @@ def _judge(
             seed=settings.seed,
             progress=progress,
         )
+    return Written(opened.source, seed_of(opened), tuple(generations.records_of(batches)))
 
 
 def _after(number: int, count: int, label: str, progress: Progress) -> Callable[[int, int], None]:

@@ -160,6 +160,14 @@ def _split(overrides: Iterable[str]) -> tuple[list[aliases.Setting], dict[int, l
     return aliases.translate_settings(shared, "overrides"), translated
 
 
+def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Plain data with `key.sub=value` overrides applied. Raises RelgradError as overrides of a recipe do."""
+    changed = copy.deepcopy(dict(data))
+    for key, value in _split(overrides)[0]:
+        _assign(changed, key, value)
+    return changed
+
+
 def _is_index(part: str) -> bool:
     """Whether a part of a key counts the entries of a list; `²` is a digit, and 5,000 of them make no number."""
     return part.isdecimal() and len(part) < 10

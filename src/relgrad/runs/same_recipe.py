@@ -18,9 +18,9 @@ from relgrad.training import checkpoint
 def require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
 
-    Where it goes, what watches it and how much memory it takes may change, and more steps may be asked for, unless the schedule
-    depends on them. A setting that the folder's recipe does not have, because it is newer, has its default there. A
-    folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
+    Where it goes, what watches it, what is compared afterwards and how much memory it takes may change, and more steps may be
+    asked for, unless the schedule depends on them. A setting that the folder's recipe does not have, because it is newer, has its
+    default there. A folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
     """
     file = folder / "recipe.yaml"
     if not file.exists() or not checkpoint.steps(folder / "checkpoints"):
@@ -37,7 +37,8 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     here, there = _flat(stage.used), _flat(written_recipe(file))
     if here != there:
         there = _flat(_with_defaults(file))
-    differing = sorted(key for key in {*here, *there} - free if here.get(key) != there.get(key))
+    compared = {key for key in {*here, *there} - free if not key.startswith("evaluation.suite")}
+    differing = sorted(key for key in compared if here.get(key) != there.get(key))
     if differing:
         shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:5])
         raise RelgradError(

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from relgrad.core.registry import short
 from relgrad.core.settings import Component, RewardComponent, Strict
+from relgrad.evaluation.suite import SuiteSettings
 
 
 class Evaluation(Strict):
@@ -37,6 +38,9 @@ class Evaluation(Strict):
         description="seconds one group may take to be rewarded, in stages without such a setting of their own",
     )
     rewards: tuple[RewardComponent, ...] = ()
+    suite: SuiteSettings | None = Field(
+        None, description="what `relgrad compare` measures beside rewards; null: no more"
+    )
 
 
 class Checkpointing(Strict):

@@ -23,20 +23,43 @@ AT_ONCE, LONGEST = 32, 256
 """Texts in one forward pass, and tokens of a text that count."""
 
 
+class Encodings:
+    """Embeddings of texts and of their tokens by one encoder (None: the default one); every different text is computed once.
+
+    Both come of the same pass. `forget` gives back the memory.
+    """
+
+    def __init__(self, encoder: str | None = None) -> None:
+        self.encoder = encoder
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """[N, D] float32, each of length 1. Raises RelgradError as the function `embed` does."""
+        self._encode(texts)
+        return torch.stack([self._kept[text][0] for text in texts]) if texts else torch.zeros(0, 1)
+
+    def embed_tokens(self, texts: Sequence[str]) -> list[Tensor]:
+        """The last hidden state of every token of every text, [tokens, D] with rows of length 1, without what encloses the text."""
+        self._encode(texts)
+        return [self._kept[text][1] for text in texts]
+
+    def forget(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+
+    def _encode(self, texts: Sequence[str]) -> None:
+        new = sorted({text for text in texts if text not in self._kept}, key=lambda text: (len(text), text))
+        for first in range(0, len(new), AT_ONCE):  # texts of a length beside each other: little padding
+            part = new[first : first + AT_ONCE]
+            self._kept.update(zip(part, _forward(part, self.encoder), strict=True))
+
+
 def embed(texts: Sequence[str], encoder: str | None = None) -> Tensor:
     """[N, D] float32, each of length 1; every different text is computed once. None: the default encoder.
 
     Raises RelgradError where the encoder is not installed, is damaged, or is no folder of an encoder.
     """
-    different = list(dict.fromkeys(texts))
-    place = {text: number for number, text in enumerate(different)}
-    order = sorted(different, key=len)  # texts of a length beside each other: little padding
-    rows: dict[str, Tensor] = {}
-    for first in range(0, len(order), AT_ONCE):
-        part = order[first : first + AT_ONCE]
-        rows.update(zip(part, _forward(part, encoder), strict=True))
-    stacked_ND = torch.stack([rows[text] for text in different]) if different else torch.zeros(0, 1)
-    return stacked_ND[[place[text] for text in texts]]
+    return Encodings(encoder).embed(texts)
 
 
 def require_encoder(encoder: str | None) -> None:
@@ -45,13 +68,19 @@ def require_encoder(encoder: str | None) -> None:
 
 
 @torch.inference_mode()
-def _forward(texts: Sequence[str], encoder: str | None) -> Tensor:
+def _forward(texts: Sequence[str], encoder: str | None) -> list[tuple[Tensor, Tensor]]:
+    """(embedding [D], embeddings of the tokens [tokens, D]) of every text."""
     tokenizer, model = _loaded(encoder)
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+    batch = tokenizer(
+        list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt",
+        return_special_tokens_mask=True,
+    )  # fmt: skip
+    own_BL = batch.pop("special_tokens_mask") == 0
     hidden_BLD = model(**batch).last_hidden_state
     mask_BL1 = batch["attention_mask"][:, :, None].to(hidden_BLD.dtype)
-    mean_BD = (hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1)
-    return torch.nn.functional.normalize(mean_BD, dim=-1)
+    mean_BD = torch.nn.functional.normalize((hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1), dim=-1)
+    unit_BLD = torch.nn.functional.normalize(hidden_BLD, dim=-1)
+    return [(mean_BD[row], unit_BLD[row][own_BL[row]]) for row in range(len(texts))]
 
 
 @lru_cache(maxsize=2)

@@ -9,6 +9,8 @@ words.py       numbers, times and settings in words
 page.py        the page, from the templates, style and scripts beside it
 search.py      the page of a search, its trees to click through
 comparison.py  the page of `relgrad compare`, in the same style
+tables.py      a comparison as CSV and LaTeX
+figures.py     its figures, as PDF and SVG
 """
 
 from relgrad.monitor.report.page import write_report

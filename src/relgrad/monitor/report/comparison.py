@@ -34,6 +34,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Task", str(record["task"])),
         ("Completions", f"{record['num_generations']} a prompt"),
         ("Judged as", str(record["measured_as"])),
+        *([("Passes", record["suite"]["passing"])] if record["suite"] and record["suite"]["passing"] else []),
     ]
 
 
@@ -54,14 +55,14 @@ def over(estimate: Mapping[str, Any], *contenders: Mapping[str, Any]) -> str:
     return f"{words}, {estimate['trainings']} of {count} seeds" if alone else words
 
 
-def write_comparison(record: Mapping[str, Any], path: Path) -> Path:
-    """Write the page, one HTML file that needs nothing else; returns `path`."""
-    write_atomic(path, render(record))
+def write_comparison(record: Mapping[str, Any], path: Path, pictures: Sequence[str] = ()) -> Path:
+    """Write the page, one HTML file that needs nothing else, with figures as SVG; returns `path`."""
+    write_atomic(path, render(record, pictures))
     return path
 
 
-def render(record: Mapping[str, Any]) -> str:
-    """The HTML text. Jinja escapes every value; there are no scripts."""
+def render(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """The HTML text, with figures as SVG. Jinja escapes every value; there are no scripts."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -89,6 +90,8 @@ def render(record: Mapping[str, Any]) -> str:
             {"name": figure["name"], "kind": figure["kind"], "rows": _rows(figure, contenders)}
             for figure in plain["figures"]
         ],
+        suite=plain["suite"],
+        pictures=[Markup(picture) for picture in pictures],
         width=WIDTH,
         css=Markup(resources.files("relgrad.monitor.report").joinpath("report.css").read_text(encoding="utf-8")),
     )
@@ -104,6 +107,7 @@ def _rows(figure: Mapping[str, Any], contenders: Sequence[Mapping[str, Any]]) ->
                 "letter": letter(i),
                 "mean": {**mean, "over": over(mean, contenders[i])},
                 "difference": difference and {**difference, "over": over(difference, contenders[0], contenders[i])},
+                "verdict": figure["verdicts"][i] if "verdicts" in figure else None,
                 "drawn": difference and {key: _place(difference[key], reach) for key in ("low", "value", "high")},
             }
         )
