@@ -119,7 +119,7 @@ def batch_of(records: Sequence[Mapping[str, Any]], names: Sequence[str], weights
 
 def write(generations: Generations, path: Path) -> None:
     """Write the file whole."""
-    head = {
+    head: dict[str, Any] = {
         "format": FORMAT,
         "facts": generations.facts,
         "suite": generations.suite,
@@ -129,7 +129,7 @@ def write(generations: Generations, path: Path) -> None:
             for label, trainings in generations.contenders
         ],
     }
-    lines = [head]
+    lines: list[dict[str, Any]] = [head]
     for _, trainings in generations.contenders:
         for one in trainings:
             lines += [{"source": one.source, "seed": one.seed, **record} for record in one.records]
