@@ -1,16 +1,19 @@
 """What the sandbox costs: a program that does nothing, a call to the parent, a program with its tests; beside a bare interpreter.
 
-The arms take turns within one process. Times are wall milliseconds of one evaluation, from the request to the end of the last
-process, so they need a quiet machine; the load average is kept with them.
+The arms take turns within one process. `cpu` is process time of this process and of everything it started, which other load hardly
+touches; `wall` is from the request to the end of the last process, and needs a quiet machine. The load average is kept with them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.table import Table
@@ -25,13 +28,15 @@ from relgrad.environments.sandbox.run import Job, Sandbox
 TITLE = "the sandbox: milliseconds of an evaluation"
 CALLS = 100
 TURNS = 30
+SUBREAPER = 36
+"""prctl's PR_SET_CHILD_SUBREAPER: processes whose parent has ended become this process's children."""
 NOTHING = Job("def main(): return None")
 ASKING = Job(f"def main():\n    for _ in range({CALLS}): call('f', x=1)", calls={"f": lambda x: x})
 TESTED = (Program("def f(x): return x"), Checks("", ["assert f(1) == 1", "assert f(2) == 2", "assert f(3) == 3"]))
 
 
 def run(*, quick: bool, threads: Sequence[int], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One record an arm, with every turn's time; and one of many evaluations side by side."""
+    """One record an arm, with every turn's times."""
     sandbox = Sandbox(SandboxSettings())
     arms: dict[str, Callable[[], object]] = {
         "bare interpreter": lambda: _bare(sandbox),
@@ -39,19 +44,28 @@ def run(*, quick: bool, threads: Sequence[int], say: Callable[[str], None]) -> l
         f"program with {CALLS} calls": lambda: _value(sandbox, ASKING),
         "program and three tests, apart": lambda: judge(sandbox, *TESTED),
     }
-    times: dict[str, list[float]] = {arm: [] for arm in arms}
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     load = os.getloadavg()[0]
+    records: dict[str, dict[str, Any]] = {arm: {"arm": arm, "wall": [], "cpu": [], "load_before": load} for arm in arms}
     for turn in range(1 + (5 if quick else TURNS)):
         for arm, work in arms.items():
-            began = time.perf_counter()
+            wall, cpu = time.perf_counter(), _cpu_seconds()
             work()
             if turn:  # the first one warms up
-                times[arm].append(1e3 * (time.perf_counter() - began))
-    records = [{"arm": arm, "ms": values, "load_before": load} for arm, values in times.items()]
-    records.append({"arm": "side by side", "ms": [_many(sandbox)], "cores": os.cpu_count(), "load_before": load})
-    for record in records:
-        say(f"{record['arm']}: {statistics.median(record['ms']):.1f} ms")
-    return records
+                records[arm]["wall"].append(1e3 * (time.perf_counter() - wall))
+                records[arm]["cpu"].append(1e3 * (_cpu_seconds() - cpu))
+    for record in records.values():
+        say(f"{record['arm']}: {statistics.median(record['cpu']):.1f} cpu-ms")
+    return list(records.values())
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of all that it started, directly or not; waits for what has not ended."""
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    both = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
 def _bare(sandbox: Sandbox) -> None:
@@ -64,21 +78,23 @@ def _value(sandbox: Sandbox, job: Job) -> None:
         raise RelgradError(f"benchmark sandbox: {outcome.error}: {outcome.message}")
 
 
-def _many(sandbox: Sandbox, count: int = 100) -> float:
-    """Milliseconds of one of many programs that do nothing, one a core at a time."""
-    began = time.perf_counter()
-    sandbox.run_all([NOTHING] * count)
-    return 1e3 * (time.perf_counter() - began) / count
-
-
 def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
-    medians = {record["arm"]: statistics.median(record["ms"]) for record in records}
-    table = Table(title="milliseconds, medians and half the range of the middle half")
-    for column in ("evaluation", "ms", "±"):
+    table = Table(
+        title=f"milliseconds, medians of {len(records[0]['cpu'])} turns and half the range of the middle half"
+    )
+    for column in ("evaluation", "cpu-ms", "±", "wall ms", "±"):
         table.add_column(column, justify="right")
     for record in records:
-        quarter = statistics.quantiles(record["ms"], n=4) if len(record["ms"]) > 1 else [0, 0, 0]
-        table.add_row(record["arm"], f"{medians[record['arm']]:.1f}", f"{(quarter[2] - quarter[0]) / 2:.1f}")
-    one = (medians[f"program with {CALLS} calls"] - medians["program that does nothing"]) / CALLS
-    table.add_row("one call", f"{one:.3f}", "")
+        cells = (cell for clock in ("cpu", "wall") for cell in _cells(record[clock]))
+        table.add_row(record["arm"], *cells)
+    each = {record["arm"]: record for record in records}
+    asking, nothing = each[f"program with {CALLS} calls"], each["program that does nothing"]
+    for clock in ("cpu", "wall"):
+        one = (statistics.median(asking[clock]) - statistics.median(nothing[clock])) / CALLS
+        table.add_row(f"one call, {clock}", f"{one:.2f}", "", "", "")
     return [table]
+
+
+def _cells(values: Sequence[float]) -> tuple[str, str]:
+    low, _, high = statistics.quantiles(values, n=4)
+    return f"{statistics.median(values):.1f}", f"{(high - low) / 2:.1f}"
