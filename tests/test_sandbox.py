@@ -225,8 +225,8 @@ def _left(count: int, sandbox: Sandbox, folder: Path) -> None:
     outcomes = sandbox.run_all([kinds[number % len(kinds)] for number in range(count)], 2)
     assert [one.error for one in outcomes[:5]] == [None, "exception", "refused call", "syntax", "crash"]
     assert {one.error for one in outcomes} == {None, "exception", "refused call", "syntax", "crash"}
-    assert len(os.listdir("/proc/self/fd")) == files
-    assert threading.active_count() == threads
+    assert len(os.listdir("/proc/self/fd")) <= files
+    assert threading.active_count() <= threads
     assert list(folder.iterdir()) == []
     assert set(psutil.Process().children(recursive=True)) <= children
 
