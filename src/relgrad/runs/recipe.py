@@ -164,7 +164,7 @@ def with_overrides(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[st
     """Plain data with `key.sub=value` overrides applied. Raises RelgradError as overrides of a recipe do."""
     changed = copy.deepcopy(dict(data))
     for key, value in _split(overrides)[0]:
-        _assign(changed, key, value)
+        assign(changed, key, value)
     return changed
 
 
