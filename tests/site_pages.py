@@ -56,6 +56,27 @@ KIND_SENT = (
     ("remarks", "one\ntwo"), ("fruit", "Pear"), ("bio", "I was born."), ("membership_type", "gold"), ("lv", "May"), ("nick", "Didi"),
 )  # fmt: skip
 
+STILL = """<!doctype html><title>Still</title><form action=/echo method=post enctype=multipart/form-data>
+<label>Name<input name=name required minlength=2 maxlength=8></label><label>Mail<input name=mail type=email></label>
+<label>Pages<input name=pages type=number min=1 max=9></label><label>Day<input name=day type=date></label>
+<label>Size<select name=size required><option value="">-</option><option value=s>Small</option><option value=l>Large</option></select></label>
+<label>Toppings<select name=toppings multiple><option value=h>Ham</option><option value=o selected>Olives</option></select></label>
+<fieldset><legend>Pay</legend><label><input type=radio name=pay value=c>Cash</label><label><input type=radio name=pay value=b>Bank</label></fieldset>
+<label><input type=checkbox name=news checked>News</label><label>CV<input name=cv type=file></label>
+<label>Notes<textarea name=notes></textarea></label><input type=hidden name=action value=go><button name=b value=1>Send</button></form>"""
+"""A page without scripts; one of its fields hides the form's own `action`."""
+STILL_PLAN = """fill Name: Ada
+fill Mail: ada@post.org
+fill Pages: 3
+fill Day: March 5, 2024
+choose Size: Large
+choose Toppings: Ham
+fill Pay: bank
+uncheck News
+fill CV: cv.txt
+fill Notes: a\\nb
+submit"""
+
 TRAPS = """<!doctype html><title>Traps</title><style>.off{position:absolute;left:-9999px}.styled{position:absolute;opacity:0;width:0;height:0}</style>
 <form action=/echo method=post>
 <fieldset><legend>Billing</legend><label>Street<input name=b_street></label></fieldset>
@@ -118,7 +139,7 @@ VERDICTS: dict[str, tuple[int, str, str]] = {
 """Answers to a form that is sent there."""
 
 PAGES: dict[str, str] = {
-    "/kinds": KINDS, "/traps": TRAPS, "/thanks": "<!doctype html><h1 id=t>Thank you, Ada</h1>", "/none": "<!doctype html><p>Nothing here",
+    "/kinds": KINDS, "/still": STILL, "/traps": TRAPS, "/thanks": "<!doctype html><h1 id=t>Thank you, Ada</h1>", "/none": "<!doctype html><p>Nothing here",
     "/captcha": f"<!doctype html><form method=post>{FORM}<div class=g-recaptcha data-sitekey=x></div>",
     "/hang": f"<!doctype html><form onsubmit='for(;;);'>{FORM}", "/dialogs": f"<!doctype html><form onsubmit='for(;;)alert(1)'>{FORM}",
     "/silent": f"<!doctype html><form action=/never method=post>{FORM}",

@@ -16,6 +16,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.environments.forms.executing.browser import find_chromium
 from relgrad.environments.forms.outcome import Unscored
 from relgrad.environments.forms.sentences import parse, written
+from relgrad.environments.sites import agreement
 from relgrad.environments.sites.accuracy import accuracies
 from relgrad.environments.sites.cases import Case
 from relgrad.environments.sites.chromium import Chromium
@@ -25,7 +26,7 @@ from relgrad.environments.sites.site import Site
 from relgrad.environments.sites.spec import SiteSettings
 from relgrad.environments.sites.telling import reference, steps
 from relgrad.environments.sites.verdict import Rule
-from site_pages import KIND_SENT, KIND_VALUES, SENDING, served
+from site_pages import KIND_SENT, KIND_VALUES, SENDING, STILL_PLAN, served
 
 PATIENT = 300.0
 """Seconds; machines that run tests may be busy with other things."""
@@ -269,6 +270,41 @@ def test_outcomes_are_remembered_only_where_the_server_has_no_memory(
         assert all(isinstance(one, SiteOutcome) and one.success for one in outcomes)
         posts[key] = [path for path, _ in pages[1].got]
     assert posts == {"neither": ["/echo"] * 2, "stateless": ["/echo"], "reset": ["/reset", "/echo"]}
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_still_page_is_executed_in_process_once_both_executors_agree(
+    chromium: Chromium, pages: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(agreement, "MUTATED", count)
+    settings = SiteSettings(url=pages[0], stateless=True)
+    site = Site(settings, Server(settings), chromium)
+    (first,) = site.run_all("/still", [parse(STILL_PLAN)], STILL_PLAN)
+    assert site._still["/still"] is not None
+    assert dict(first.submitted) == {
+        "name": "Ada", "mail": "ada@post.org", "pages": "3", "day": "2024-03-05", "size": "l", "toppings": "o", "pay": "b",
+        "cv": "cv.txt", "notes": "a\nb", "action": "go", "b": "1",
+    }  # fmt: skip
+    monkeypatch.setattr(chromium, "run_all", None)  # what follows needs no browser
+    wrong, short = site.run_all(
+        "/still", [parse("fill Name: A\nsubmit"), parse("fill Nam: Ada\nfill Size: s\nsubmit")], STILL_PLAN
+    )
+    assert (wrong.submitted, wrong.executed) == (None, (True, False))
+    assert short.success
+    assert dict(short.submitted)["news"] == "on"
+
+
+def test_pages_that_move_or_on_which_they_disagree_are_for_the_browser(
+    chromium: Chromium, pages: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "MUTATED", 0)
+    settings = SiteSettings(url=pages[0], stateless=True)
+    site = Site(settings, Server(settings), chromium)
+    assert site.run_all("/sending/json", [parse(SEND)], SEND)[0].success
+    assert site._still == {"/sending/json": None}
+    monkeypatch.setattr(agreement, "execute", lambda page, where, plan: SiteOutcome(False, None, (False,)))
+    assert site.run_all("/sending/urlencoded", [parse(SEND)], SEND)[0].success
+    assert site._still["/sending/urlencoded"] is None
 
 
 @pytest.mark.slow

@@ -44,6 +44,9 @@ PARTS = {
 class Settings(Strict):
     """`part` is for monitors: its value in place of the sum."""
 
+    executor: Literal["browser", "auto"] = Field(
+        "browser", description="auto: in process where a page has no script and both executors agree on it"
+    )
     success_weight: float = Field(0.4, ge=0)
     fields_weight: float = Field(0.4, ge=0)
     steps_weight: float = Field(0.2, ge=0)
@@ -73,7 +76,8 @@ class SiteReward:
     def __call__(self, prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         spec, page, values = (column(prompt, name, "site") for name in ("site", "page", "values"))
         plans = [parse(output.text) for output in outputs]
-        outcomes = site_of(spec, self.settings.timeout).run_all(page, plans)
+        reference = column(prompt, "plan", "site") if self.settings.executor == "auto" else None
+        outcomes = site_of(spec, self.settings.timeout).run_all(page, plans, reference)
         return [self._score(values, plan, one, spec["dates"]) for plan, one in zip(plans, outcomes, strict=True)]
 
     def _score(

@@ -16,12 +16,14 @@ are none, unless one is in the form that the plan fills in; controls that are hi
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-from relgrad.environments.sites.controls import BOXES, Button, Control
+from relgrad.environments.forms.plan import Plan
+from relgrad.environments.sites.controls import BOXES, Button, Control, Offer
 
 SIMILAR, APART = 0.8, 0.1
 SOURCES = ("label", "aria-labelledby", "aria-label", "placeholder", "title", "legend", "caption")
@@ -159,3 +161,13 @@ def find_button(label: str, buttons: Sequence[Button], form: int | None) -> Butt
         if alike:
             return next((button for button in alike if button.form == form), alike[0])
     return None
+
+
+def likely_form(plan: Plan, offer: Offer) -> int | None:
+    """The form that most of the plan's labels are in; None where two have as many."""
+    votes: Counter[int] = Counter()
+    for step in plan.steps:
+        named = (c.form for c in offer.controls if any(plain(step.label) == plain(text) for _, text in c.names))
+        votes.update(set(named))
+    ranked = votes.most_common(2)
+    return ranked[0][0] if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]) else None

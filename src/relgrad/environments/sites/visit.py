@@ -17,10 +17,11 @@ from urllib.parse import urljoin, urlsplit
 from relgrad.environments.forms.outcome import Entry, Unscored
 from relgrad.environments.forms.plan import Plan, Step
 from relgrad.environments.sites import submission, verdict
+from relgrad.environments.sites.buttons import submit_button
 from relgrad.environments.sites.controls import GROUPS, READ, SEVERAL, Button, Control, Offer
 from relgrad.environments.sites.entering import TEXTS, Order, Refused, entry
 from relgrad.environments.sites.entering import Entry as Entering
-from relgrad.environments.sites.finding import NotFound, find, find_button, plain
+from relgrad.environments.sites.finding import NotFound, find, find_button, likely_form, plain
 from relgrad.environments.sites.outcome import SiteOutcome
 from relgrad.environments.sites.wire import Exchange, Wire
 
@@ -32,21 +33,6 @@ ARRIVES = 10.0
 """Seconds until a form that the browser is sending has come here, at most."""
 ACTION = 4000.0
 """Milliseconds that one action may take: what something else covers cannot be clicked."""
-WORDS = (
-    "submit",
-    "send",
-    "apply",
-    "register",
-    "sign up",
-    "save",
-    "order",
-    "book",
-    "request",
-    "confirm",
-    "continue",
-    "done",
-    "finish",
-)
 AGREE = ("yes", "ok", "okay", "confirm", "submit", "send", "continue", "agree", "proceed", "i agree")
 NOW = """() => new Promise(done => (window.__relgrad?.later || setTimeout)(() => { const seen = window.__relgrad || {}; done({
   ready: document.readyState === 'complete', timers: seen.timers || 0, calls: seen.calls || 0, sent: seen.sent || 0,
@@ -88,7 +74,7 @@ class Visit:
     async def play(self, plan: Plan, after: After | None = None) -> SiteOutcome:
         """Open the page and execute the plan. Raises Unscored for a page that cannot be filled in."""
         await self._open()
-        self.form = self._likely_form(plan)
+        self.form = likely_form(plan, self.offer)
         if after is not None:
             await after(self.page, 0, None)
         executed: list[bool] = []
@@ -162,17 +148,6 @@ class Visit:
             if exchange.failure:
                 raise Unscored(exchange.failure)
 
-    def _likely_form(self, plan: Plan) -> int | None:
-        """The form that most of the plan's labels are in; None where two have as many."""
-        votes: Counter[int] = Counter()
-        for step in plan.steps:
-            for form in {
-                c.form for c in self.offer.controls if any(plain(step.label) == plain(text) for _, text in c.names)
-            }:
-                votes[form] += 1
-        ranked = votes.most_common(2)
-        return ranked[0][0] if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]) else None
-
     # ------------------------------------------------------------------ steps
 
     async def _do(self, step: Step) -> None:
@@ -188,7 +163,7 @@ class Visit:
         await self._read()
         match step.verb:
             case "submit":
-                await self._press(self._submit_button(), must_send=True)
+                await self._press(submit_button(self.offer, self.form), must_send=True)
             case "click":
                 await self._click(step)
             case "check" | "uncheck":
@@ -290,24 +265,6 @@ class Visit:
         self.form = control.form
 
     # ------------------------------------------------------------------ sending
-
-    def _submit_button(self) -> Button:
-        """Of the form that is filled in, or else of the one with most controls: its first button that submits, or else the first
-        whose text begins with one of WORDS. Raises NotFound.
-        """
-        sizes = Counter(control.form for control in self.offer.controls if not control.state)
-        form = self.form if self.form is not None else sizes.most_common(1)[0][0] if sizes else -1
-        usable = [button for button in self.offer.buttons if not button.state]
-        worded = [button for button in usable if plain(button.text).startswith(WORDS) and button.kind != "reset"]
-        for buttons in (
-            [button for button in usable if button.kind == "submit" and button.form == form >= 0],
-            [button for button in worded if button.form == form],
-            worded,
-            [button for button in usable if button.kind == "submit"],
-        ):
-            if buttons:
-                return buttons[0]
-        raise NotFound("no button of the page submits")
 
     async def _press(self, button: Button, must_send: bool) -> None:
         """Click a button; note what was sent, and whether the server took it.
