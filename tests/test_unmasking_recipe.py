@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fill_text
 from commands import lines, relgrad
 
 SHORT = ("policy.network.n_layer=1", "policy.network.n_embd=16", "stages.0.sft.steps=12", "stages.0.sft.batch_size=16",
@@ -42,3 +43,25 @@ def test_films_and_other_laws_of_the_same_weights(run: Path) -> None:
         assert all(frame["logp"] is not None for frame in frames[1:])
         assert film["tokens_per_forward"] > 0
     assert "1234=" in relgrad("sample", run, "--prompt", "1234=", "--animate", "policy.block_length=2")
+
+
+@pytest.mark.parametrize("recipe", ["forms-unmasking", "fill-steps"])
+def test_recipes_are_valid(recipe: str) -> None:
+    assert "kind: unmasking" in relgrad("run", recipe, "--dry-run")
+
+
+@pytest.mark.slow
+def test_a_generator_of_fill_in_learns_to_write_its_holes_in_steps(tmp_path: Path) -> None:
+    """`fill-steps` on a text that a tiny network learns: the supervised stage's network goes on as another kind of policy."""
+    text = fill_text.write(tmp_path / "text.txt")
+    ours = [one.replace("policy.", f"stages.{stage}.policy.") for stage in range(3) for one in fill_text.overrides(text)
+            if one.startswith("policy.")]  # fmt: skip
+    ours.append("stages.3.evaluation.cooled=false")
+    others = [one for one in fill_text.overrides(text) if not one.startswith("policy.")]
+    relgrad("run", "fill-steps", f"out={tmp_path}", *others, *ours, "stages.3.policy.max_completion_length=24",
+            "stages.3.grpo.num_prompts=4", "stages.3.evaluation.num_prompts=16",
+            "stages.2.judge.audit_prompts=32", "stages.0.evaluation.num_prompts=16")  # fmt: skip
+    steps = [line for line in lines(tmp_path / "fill-steps" / "4-grpo" / "metrics.jsonl") if "parity/max_abs" in line]
+    assert len(steps) == 20
+    assert max(line["parity/max_abs"] for line in steps) < 1e-3
+    assert steps[0]["completions/mean_decisions"] == pytest.approx(4, abs=0.5)

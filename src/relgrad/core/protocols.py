@@ -204,6 +204,13 @@ class SettledByWeights(Protocol):
 
 
 @runtime_checkable
+class GoesOnFrom(Protocol):
+    """A kind of policy (its module) that can go on from what policies of other kinds saved, whose names these are."""
+
+    GOES_ON_FROM: tuple[str, ...]
+
+
+@runtime_checkable
 class CostlyEntropy(Protocol):
     """A policy whose entropy costs much more than its log-probabilities, or that has none, where `costly_entropy` is True.
 

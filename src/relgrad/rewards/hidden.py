@@ -16,9 +16,13 @@ PARTS = {"all_right": "1 where every masked position is right"}
 
 
 class Settings(Strict):
-    """`column` holds the true ids, one per position of the masked text."""
+    """`column` holds the true ids, one per position of the masked text.
+
+    per_decision  every masked position is scored by itself too; false where a decision is no single one (kind unmasking)
+    """
 
     column: str = "truth_ids"
+    per_decision: bool = True
 
 
 def build(settings: Settings) -> Reward:
@@ -39,7 +43,8 @@ def build(settings: Settings) -> Reward:
                 f"reward 'hidden': prompt {prompt.id} has {len(truth)} true ids in {settings.column!r} for "
                 f"{len(prompt.columns['masked_ids'])} masked_ids; they must be as many"
             )
-        return [_score([float(output.ids[p] == truth[p]) for p in positions]) for output in outputs]
+        scores = [_score([float(output.ids[p] == truth[p]) for p in positions]) for output in outputs]
+        return scores if settings.per_decision else [score._replace(per_decision=()) for score in scores]
 
     return hidden
 

@@ -35,6 +35,7 @@ class Settings(Strict):
 
     judges: Annotated[tuple[str, ...], NamesFiles()] = Field(min_length=1)
     combine: Literal["mean", "min"] = "mean"
+    per_decision: bool = Field(True, description="false where a decision is no single masked position (kind unmasking)")
     min_within_group: float = Field(0.25, description="least within-group correlation with the truth in the audit")
     require_audit: bool = True
     refit_every: int = Field(0, ge=0, description="GRPO steps between refits on the current policy; 0: never")
@@ -121,6 +122,7 @@ class JudgeReward:
         total_B = score_JB.mean(0) if self.settings.combine == "mean" else score_JB.amin(0)
         by_position = [(p, texts) for (_, p), (_, texts) in zip(judged, read, strict=True) if p is not None]
         details = self._per_decision(by_position) if len(by_position) == len(judged) else None
+        details = details if self.settings.per_decision else None
         return [
             Score(
                 float(total_B[row]),

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import GoesOnFrom
 from relgrad.core.run_folder import RunDir, refuse_folder_of_runs, stages_in
 from relgrad.runs.named_stages import is_called, labels_of, links, number_of, rewards_in, stage_folders, the_only_one
 from relgrad.runs.read_stage import read_stage
@@ -96,7 +98,9 @@ def _require_usable(source: Stage, stage: Stage, which: str) -> None:
     """Raise RelgradError where a stage leaves no policy for another to go on from."""
     if not kind_of(source).trains_policy:
         raise RelgradError(f"{which}: a {source.stage} stage trains no policy; name a stage that does")
-    if source.policy.kind != stage.policy.kind:
+    module = registry.find("policies", stage.policy.kind)
+    others = module.GOES_ON_FROM if isinstance(module, GoesOnFrom) else ()
+    if source.policy.kind not in (stage.policy.kind, *others):
         raise RelgradError(
             f"{which}: its policy is of kind {stage.policy.kind!r} and that one's of kind {source.policy.kind!r}. Name a stage "
             f"whose policy is of the same kind, or give it `from: {OWN}`"

@@ -22,4 +22,7 @@ from relgrad.policies.unmasking.policy import UnmaskingPolicy, build
 from relgrad.policies.unmasking.settings import Settings
 from relgrad.policies.unmasking.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "Settings", "UnmaskingPolicy", "build", "settled", "toys"]
+GOES_ON_FROM = ("fill_in",)
+"""A generator of this kind holds the same network and vocabulary."""
+
+__all__ = ["GOES_ON_FROM", "SAMPLE_OPTIONS", "Settings", "UnmaskingPolicy", "build", "settled", "toys"]
