@@ -17,7 +17,7 @@ STEPS = 4
 """Steps of GRPO in the short run."""
 REWARD = "rewards=[{kind: regex, pattern: '[^e]*e[^e]*'}]"
 """One that a policy which has hardly learnt anything earns now and then: a single e."""
-FLOW_RECIPES = ("forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-1.3b")
+FLOW_RECIPES = ("forms-refusion", "forms-flow", "forms-flow-quick", "forms-flow-baseline", "fsdfm-1.3b")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from relgrad.networks.refusion import tiny
 from relgrad.policies import refusion as policies
 from relgrad.policies.refusion.policy import build
 from relgrad.policies.refusion.settings import Lora, Settings
-from relgrad.runs.build import find_recipe, resolve
+from relgrad.runs.build import find_recipe, load_task, resolve
 from relgrad.runs.recipe import load_recipe
 
 SMALL = "tiny-refusion:32x1"
@@ -156,6 +156,14 @@ def test_the_settings_of_the_8b_are_those_of_the_plan() -> None:
         64,
     )
     assert (grpo.grpo.epsilon, grpo.grpo.beta, grpo.grpo.num_generations) == (0.2, 0.04, 4)
+
+
+def test_plans_fit_the_slots() -> None:
+    """The longest plan of the grammar, with its end, in hundreds of forms of every split."""
+    for stage in resolve(load_recipe(find_recipe("forms-refusion"))).stages:
+        task = load_task(stage)
+        forms = [*(task.train[i] for i in range(300)), *task.validation, *task.test]
+        assert max(len(str(form.columns["plan"])) for form in forms) < stage.policy.options["max_completion_length"]
 
 
 def test_the_8b_runs_made_small(tmp_path: Path) -> None:
