@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from relgrad.networks.sentences import encoder
 from relgrad.rewards.replies.probe import CLASSES, FILE
+from relgrad.text.embedding import embed
 from relgrad.text.replies import made
 
 DECAY, FILLS, PARTS = 0.003, 4, 5
@@ -75,7 +75,7 @@ def train(vector_ND: Tensor, class_N: Tensor) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     found = examples()
-    vector_ND = encoder()([text for text, _, _ in found]).clone()
+    vector_ND = embed([text for text, _, _ in found]).clone()
     class_N = torch.tensor([CLASSES.index(name) for _, name, _ in found])
     part_N = torch.tensor([part for _, _, part in found])
     right = torch.zeros(len(CLASSES), len(CLASSES), dtype=torch.int64)

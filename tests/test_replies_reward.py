@@ -1,4 +1,4 @@
-"""The reward of replies: vectors, parts and gates without jumps, one path for one and many, and the lab."""
+"""The reward of replies: parts and gates without jumps, one path for one and many, and the lab."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from commands import relgrad
@@ -16,8 +15,7 @@ from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import checked
 from relgrad.core.types import Output, Prompt, Score
-from relgrad.networks import sentences
-from relgrad.rewards.replies import PARTS, RepliesScore, Settings, build, lab
+from relgrad.rewards.replies import PARTS, RepliesScore, Settings, _vectors, build, lab
 from relgrad.rewards.replies.order import START, order_model
 from relgrad.rewards.replies.parts import Pair, parts_of
 from relgrad.rewards.replies.probe import CLASSES, probabilities
@@ -34,62 +32,15 @@ REPLY = "My children learned to swim in that pool, is there a petition that we c
 
 @pytest.fixture(scope="module")
 def score() -> RepliesScore:
-    return RepliesScore(Settings(device="cpu"))
+    return RepliesScore(Settings())
 
 
 @pytest.fixture(scope="module")
-def laboratory() -> list[lab.Result]:
-    """Every attack and good reply with its score by the defaults."""
-    return lab.examine(build(Settings(device="cpu")))
-
-
-# ---------------------------------------------------------------------- vectors
-
-
-def test_vectors_have_length_1_and_know_what_is_alike() -> None:
-    encode = sentences.encoder("cpu")
-    vector_ND = encode(
-        ["A cat sits outside.", "A kitten is in the garden.", "The stock market fell.", "A cat sits outside."]
-    )
-    assert vector_ND.norm(dim=-1).tolist() == pytest.approx([1, 1, 1, 1], abs=1e-5)
-    assert torch.equal(vector_ND[0], vector_ND[3])
-    cat, market = (vector_ND[0] @ vector_ND[n] for n in (1, 2))
-    assert cat > 0.45
-    assert market < 0.15
-
-
-def test_a_text_has_the_same_vector_alone_and_in_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = sentences.encoder("cpu")
-    texts = ["short", REPLY, POST, f"{POST} {REPLY} " * 3, "a b c"]
-    monkeypatch.setattr(encode, "_kept", {})
-    together_ND = encode(texts)
-    for text, vector_D in zip(texts, together_ND, strict=True):
-        monkeypatch.setattr(encode, "_kept", {})
-        assert (encode([text])[0] - vector_D).abs().max() < 1e-5
-
-
-def test_another_model_in_the_package_is_refused(tmp_path: Path) -> None:
-    for name in sentences.FILES:
-        (tmp_path / name).write_bytes(b"something else")
-    with pytest.raises(RelgradError, match="not the published all-MiniLM-L6-v2"):
-        sentences.verified(tmp_path)
-
-
-def test_a_missing_package_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentences, "PACKAGE", "a_package_that_is_not_there")
-    with pytest.raises(RelgradError, match=r"pip install 'relgrad\[replies\]'"):
-        sentences.folder()
-
-
-@pytest.mark.slow
-def test_vectors_are_those_of_the_published_library() -> None:
-    library = pytest.importorskip("sentence_transformers")
-    texts = [case.text or "empty" for case in lab.cases()][:60]
-    own_ND = sentences.encoder("cpu")(texts)
-    their_ND = library.SentenceTransformer(str(sentences.folder()), device="cpu").encode(
-        texts, normalize_embeddings=True
-    )
-    assert np.abs(own_ND.numpy() - their_ND).max() < 1e-5
+def laboratory(score: RepliesScore) -> list[lab.Result]:
+    """Attacks and good replies with their scores by the defaults, in one batch; without the long ones, which cost most."""
+    cases = [case for case in lab.cases() if case.kind != "very_long"]
+    scores = score([case.post for case in cases], [case.text for case in cases])
+    return [lab.Result(case, value) for case, value in zip(cases, scores, strict=True)]
 
 
 # ---------------------------------------------------------------------- bands and ramps
@@ -142,7 +93,7 @@ def test_the_score_is_the_gated_weighted_sum_of_its_parts(score: RepliesScore) -
     assert own.value > 0.6
     assert own.parts.keys() == PARTS.keys()
     assert all(0 <= part <= 1 for part in own.parts.values())
-    only_length = RepliesScore(Settings(device="cpu", weights={**dict.fromkeys(Weights.model_fields, 0), "length": 7}))
+    only_length = RepliesScore(Settings(weights={**dict.fromkeys(Weights.model_fields, 0), "length": 7}))
     assert only_length([POST], [REPLY])[0].value == pytest.approx(own.parts["length"] * gates)
 
 
@@ -150,7 +101,6 @@ def test_one_and_many_are_scored_alike(score: RepliesScore) -> None:
     rows = [row for row in made.rows(40) if row["kind"] != "promo"][:24]
     posts, texts = [row["tweet"] for row in rows], [row["reply"] for row in rows]
     many = score(posts, texts)
-    score.encode._kept.clear()
     one = [score([post], [text])[0] for post, text in zip(posts, texts, strict=True)]
     assert [s.value for s in many] == pytest.approx([s.value for s in one], abs=1e-4)
 
@@ -180,7 +130,7 @@ def test_every_gate_shuts_on_what_it_is_for(gate: str, score: RepliesScore) -> N
     assert good.parts[f"gate_{gate}"] == 1
     assert bad.parts[f"gate_{gate}"] <= 0.5
     assert bad.value < 0.4 < good.value
-    gates = Settings(device="cpu", gates={gate: None})
+    gates = Settings(gates={gate: None})
     assert RepliesScore(gates)([POST], [FRESH[gate]])[0].parts[f"gate_{gate}"] == 1
 
 
@@ -209,7 +159,7 @@ def test_word_order_is_that_of_english_or_not() -> None:
 
 
 def test_a_post_that_is_not_there_leaves_its_replies_unscored() -> None:
-    reward = build(Settings(device="cpu"))
+    reward = build(Settings())
     missing = reward(Prompt("p", {"tweet": None}), [Output(REPLY)])
     assert np.isnan(missing[0].value)
     assert "no post" in missing[0].why
@@ -245,7 +195,7 @@ def test_tuning_attacks_but_off_topic_ones_score_below_every_good_reply_to_any_p
 
 def test_held_out_attacks_score_as_the_docs_say(laboratory: list[lab.Result]) -> None:
     held_out = [result for result in laboratory if result.case.half == "held_out"]
-    assert lab.ordered(held_out) == pytest.approx(0.935, abs=0.01)
+    assert lab.ordered(held_out) == pytest.approx(0.935, abs=0.015)
     above = {row["kind"] for row in lab.table(held_out) if row["above_median"] and row["kind"] != "good"}
     assert above <= {"preface", "shuffled_reply", "off_topic"}
     for kind in (
@@ -281,7 +231,7 @@ def test_the_probe_tells_texts_that_it_was_not_trained_on() -> None:
         "abuse": "You are a horrible, stupid person and I hope you fail.",
         "ordinary": "We grew them in old buckets on the balcony, and the neighbours still talk about that summer.",
     }
-    said = probabilities(sentences.encoder("cpu")(list(texts.values())))
+    said = probabilities(_vectors(list(texts.values())))
     assert [CLASSES[n] for n in said.argmax(-1).tolist()] == list(texts)
 
 

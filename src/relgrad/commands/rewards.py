@@ -45,7 +45,7 @@ def lab(
     from relgrad.core.errors import RelgradError
     from relgrad.rewards.replies import lab as laboratory
 
-    halves = {"both": None, **{name: name for name in laboratory.HALVES}}
+    halves: dict[str, laboratory.Half | None] = {"both": None, **{name: name for name in laboratory.HALVES}}
     if half not in halves:
         raise RelgradError(f"rewards lab: --half={half}; it is one of {', '.join(halves)}")
     results = laboratory.examine(_reward(kind, settings or []), halves[half])

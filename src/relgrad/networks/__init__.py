@@ -6,5 +6,4 @@ fsdfm/          FS-DFM's diffusion transformer
 masked/         networks that say what stands at masked positions, behind one interface
 refusion/       ReFusion: slots in any order under causal attention
 weights/        devices, frozen starts, averages, folders
-sentences.py    sentences to vectors: all-MiniLM-L6-v2
 """

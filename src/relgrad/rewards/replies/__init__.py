@@ -21,16 +21,19 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
 from relgrad.core.settings import Strict
 from relgrad.core.types import Output, Prompt, Score
-from relgrad.networks.sentences import INSTALL, encoder
 from relgrad.rewards._columns import column, unscored
 from relgrad.rewards.replies.parts import Pair, gates_of, parts_of
 from relgrad.rewards.replies.probe import CLASSES, probabilities
 from relgrad.rewards.replies.settings import Bands, Gates, Weights
 from relgrad.rewards.replies.words import Text
+from relgrad.text.embedding import embed, require_encoder
 
 PARTS = {
     "relevance": "whether post and reply are close in meaning, and not the same",
@@ -54,7 +57,6 @@ class Settings(Strict):
     weights: Weights = Weights()
     bands: Bands = Bands()
     gates: Gates = Gates()
-    device: str = "auto"
 
 
 def build(settings: Settings) -> Reward:
@@ -75,12 +77,13 @@ class RepliesScore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.encode, self.sentiment = encoder(settings.device), _sentiment()
+        require_encoder(None)
+        self.sentiment = _sentiment()
         self.weights = settings.weights.model_dump()
 
     def __call__(self, posts: Sequence[str], replies: Sequence[str]) -> list[Score]:
         """One score for each post and the reply beside it, with the parts as `PARTS` names them."""
-        vector_ND = self.encode([*posts, *replies])
+        vector_ND = _vectors([*posts, *replies])
         cosine_N = (vector_ND[: len(posts)] * vector_ND[len(posts) :]).sum(-1).tolist()
         mood = {text: self._mood(text) for text in {*posts, *replies}}
         probe_NC = probabilities(vector_ND[len(posts) :]).tolist()
@@ -110,11 +113,25 @@ class RepliesScore:
         return Score(gate * total, {**parts, "gate": gate, **{f"gate_{name}": v for name, v in gates.items()}})
 
 
+def _vectors(texts: Sequence[str]) -> Tensor:
+    """[N, D], encoded in portions whose texts are at most four times as long as their shortest, so that little is padding."""
+    different = sorted(set(texts), key=len)
+    vectors: dict[str, Tensor] = {}
+    portion: list[str] = []
+    for text in different:
+        if portion and len(text) > 4 * max(len(portion[0]), 40):
+            vectors.update(zip(portion, embed(portion), strict=True))
+            portion = []
+        portion.append(text)
+    vectors.update(zip(portion, embed(portion), strict=True))
+    return torch.stack([vectors[text] for text in texts])
+
+
 @cache
 def _sentiment() -> Any:
     """VADER's analyser (Hutto and Gilbert 2014). Raises RelgradError with the line that installs it."""
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise RelgradError(f"reward 'replies' needs vaderSentiment: {INSTALL}") from None
+        raise RelgradError("reward 'replies' needs vaderSentiment: pip install 'relgrad[replies]'") from None
     return SentimentIntensityAnalyzer()

@@ -80,28 +80,25 @@ class OrderModel:
 
     def log_probability(self, classes: Sequence[str]) -> float:
         """log p of a whole text, in nats; every sentence begins anew."""
-        total, before, last = 0.0, START, START
+        known, total, before, last = self._logp, 0.0, START, START
         for next_ in classes:
-            total += self._logp_of((before, last, next_))
+            gram = (before, last, next_)
+            logp = known.get(gram)
+            if logp is None:
+                logp = known[gram] = math.log(self.probability(gram))
+            total += logp
             before, last = (START, START) if next_ in SENTENCE_ENDS else (last, next_)
         return total
-
-    def _logp_of(self, gram: tuple[str, str, str]) -> float:
-        logp = self._logp.get(gram)
-        if logp is None:
-            logp = self._logp[gram] = math.log(self.probability(gram))
-        return logp
 
     def order(self, text: str) -> float:
         """How much likelier the words are in this order than in others, nats per word; 0 for fewer than two words."""
         classes = classes_of(text)
-        words = [c for c in classes if c[-1] not in ".,!?;:"]
+        places = [i for i, c in enumerate(classes) if c[-1] not in ".,!?;:"]
+        words = [classes[place] for place in places]
         if len(words) < 2:
             return 0.0
-        draw, shuffled = Random(text), 0.0
+        draw, mixed, shuffled = Random(text), list(classes), 0.0
         for _ in range(SHUFFLES):
-            places = [i for i, c in enumerate(classes) if c[-1] not in ".,!?;:"]
-            mixed = list(classes)
             draw.shuffle(words)
             for place, word in zip(places, words, strict=True):
                 mixed[place] = word
