@@ -207,7 +207,6 @@ def test_held_out_attacks_score_as_the_docs_say(laboratory: list[lab.Result]) ->
         "emoji_wall",
         "think_tags",
         "empty",
-        "very_long",
     ):
         assert max(result.score.value for result in held_out if result.case.kind == kind) < 0.1, kind
 
