@@ -3,8 +3,8 @@
     python -m benchmarks.replies_best_of --posts 8
 
 SmolLM2-135M-Instruct writes 64 replies to each of some validation posts of the built-in data set. For k = 1 ... 64 it prints the
-expected reward of the best of k (unbiased from the 64), then the rewards of replies of good kinds to these posts, and the best of 64
-of every post to be read. The reward is at most 1, so that choosing can gain at most 1 less their mean beyond good replies.
+expected reward of the best of k (unbiased from the 64), then the rewards of good kinds of replies to these posts, and the best of
+64 of every post to be read. The reward is at most 1, so that choosing can gain at most 1 less their mean beyond good replies.
 """
 
 from __future__ import annotations
