@@ -61,6 +61,7 @@ def _reward(kind: str, settings: Sequence[str]) -> Reward:
     from relgrad.core import registry
     from relgrad.core.errors import RelgradError
     from relgrad.core.settings import RewardComponent, settings_of
+    from relgrad.runs.recipe import assign
     from relgrad.runs.yaml_text import read_yaml
 
     options: dict[str, Any] = {}
@@ -70,11 +71,7 @@ def _reward(kind: str, settings: Sequence[str]) -> Reward:
             raise RelgradError(
                 f"rewards lab: {setting!r} is no setting; write KEY=VALUE, for example weights.length=0.1"
             )
-        *sections, name = key.split(".")
-        place = options
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = read_yaml(value, f"rewards lab: {setting!r}")
+        assign(options, key.split("."), read_yaml(value, f"rewards lab: {setting!r}"))
     module = registry.find("rewards", kind)
     component = RewardComponent(**{**options, "kind": kind})
     reward: Reward = module.build(settings_of(component, module.Settings, "rewards lab"))
