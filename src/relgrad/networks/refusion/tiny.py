@@ -14,7 +14,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.networks.causal import tiny
 
 NAME = re.compile(r"tiny-refusion(?::(\d{1,9})x(\d{1,9}))?")
-HEAD, SIZES = 32, (128, 4)
+UNIT, SIZES = 16, (128, 4)
 BEGIN, MASK = "<|beginoftext|>", "<|mask|>"
 
 
@@ -28,9 +28,9 @@ def folder(name: str, cache: Path) -> Path:
     match = NAME.fullmatch(name)
     assert match
     hidden, layers = (int(given or usual) for given, usual in zip(match.groups(), SIZES, strict=True))
-    if not hidden or hidden % HEAD or not layers:
+    if not hidden or hidden % UNIT or not layers:
         raise RelgradError(
-            f"model {name!r}: write tiny-refusion:HIDDENxLAYERS with HIDDEN a multiple of {HEAD} and at least one layer"
+            f"model {name!r}: write tiny-refusion:HIDDENxLAYERS with HIDDEN a multiple of {UNIT} and at least one layer"
         )
     target = cache / "tiny-refusion" / f"{hidden}x{layers}"
     if not (target / "config.json").is_file():
@@ -53,13 +53,16 @@ def build_tokenizer() -> Any:
 
 
 def build_model(hidden: int, layers: int, entries: int, mask_id: int, **options: Any) -> Any:
-    """A Qwen3ForCausalLM with random weights (seed 0); its configuration names the mask, as ReFusion's does."""
+    """A Qwen3ForCausalLM with random weights (seed 0); its configuration names the mask, as ReFusion's does.
+
+    Its heads are 32 wide, or 16 where that does not divide.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    heads = max(hidden // HEAD, 1)
+    head = 16 if hidden % 32 else 32
     shape = {
         "vocab_size": entries, "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": min(HEAD, hidden),
+        "num_attention_heads": hidden // head, "num_key_value_heads": hidden // head, "head_dim": head,
         "max_position_embeddings": 1024, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0,
     }  # fmt: skip
     config = Qwen3Config(**shape | options)
