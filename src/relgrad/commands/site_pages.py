@@ -145,6 +145,7 @@ def _show(reports: Sequence[PageReport]) -> None:
         shown = ["–" if number is None else f"{number:.3f}" for number in numbers]
         table.add_row(Text(report.page), report.part, f"{report.checked}/{report.cases}", *shown)
     console = Console(highlight=False)
+    console.width = max(console.width, 120)
     console.print(table)
     for report in reports:
         for what, count in {**report.unscored, **report.reasons}.items():
