@@ -112,7 +112,7 @@ class _Writing:
             slot_BTK[:, step, :width], token_BTKS[:, step, :width] = slot_BK, token_BKS
             logp_BT[:, step] = self.logp_B
             self.close(slot_BK, token_BKS)
-        return Written(slot_BTK, token_BTKS, logp_BT, self.support(token_BTKS))
+        return Written(slot_BTK, token_BTKS, logp_BT, self.support())
 
     # ------------------------------------------------------------------ one step
 
@@ -213,7 +213,7 @@ class _Writing:
         self.places = self.places.first(length)
         trim(self.cache, length)
 
-    def support(self, token_BTKS: Tensor) -> tiled.Support | None:
+    def support(self) -> tiled.Support | None:
         """What each token could be, in the order of [B, T, K, S]."""
         if not self.laws.tokens.truncates:
             return None
