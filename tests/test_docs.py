@@ -42,6 +42,7 @@ from relgrad.estimators.coupled import Coupled
 from relgrad.estimators.elbo import Elbo
 from relgrad.estimators.mean_field import MeanField
 from relgrad.estimators.merged_steps import MergedSteps
+from relgrad.evaluation.pairwise import PairwiseSettings
 from relgrad.evaluation.suite import SuiteSettings
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
@@ -368,6 +369,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "polychromic": settings_rows(PolychromicSettings),
         "evaluation": settings_rows(Evaluation),
         "evaluation.suite": settings_rows(SuiteSettings),
+        "evaluation.suite.pairwise": settings_rows(PairwiseSettings),
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),
         "grpo.replay": settings_rows(ReplaySettings),

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from chat_server import Answer, says, serving
 from commands import relgrad
 from relgrad.commands.cli import app
 from relgrad.core.types import Output, Prompt
@@ -22,6 +23,7 @@ from relgrad.evaluation.answers import Answers
 from relgrad.evaluation.curves import band, efficiency
 from relgrad.evaluation.lexical import distinct, self_bleu
 from relgrad.evaluation.metric import Completions
+from relgrad.evaluation.pairwise import preference, verdict
 from relgrad.evaluation.passing import best_of, passes_at
 from relgrad.evaluation.perplexity import Perplexity
 from relgrad.evaluation.references import Rouge, TokenMatch, matched, rouge
@@ -287,3 +289,55 @@ def test_files_that_hold_no_generations_are_named(kept: tuple[Path, Path, str], 
 def test_a_suite_is_no_other_recipe(kept: tuple[Path, Path, str]) -> None:
     changed = {**RECIPE, "out": str(kept[0]), "evaluation": {**RECIPE["evaluation"], "suite": {"ks": [2]}}}
     run_recipe(parse_recipe(changed))
+
+
+# ---------------------------------------------------------------------- the pairwise judge
+
+
+def test_verdicts_and_preferences() -> None:
+    said = {"A": "A", " b.": "B", "**TIE**": "TIE", "[A] is better": "A", "Both": None, "": None, "Answer A": None}
+    assert {text: verdict(text) for text in said} == said
+    assert [preference("B", "A"), preference("A", "A"), preference("TIE", "B"), preference("A", "B")] == [
+        1,
+        0.5,
+        0.25,
+        0,
+    ]
+    assert math.isnan(preference(None, "A"))
+
+
+def test_a_judge_is_asked_in_both_orders_and_only_once(kept: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """Against a real server, which prefers what stands first and answers every third prompt with nonsense."""
+
+    def answer(number: int, body: dict[str, Any]) -> Answer:
+        pair = body["messages"][0]["content"].split("[Text]")[1]
+        seen.setdefault(pair.split("[Answer A]")[0], len(seen))
+        return says("A is better" if seen[pair.split("[Answer A]")[0]] % 3 else "I cannot say", model="judge")
+
+    seen: dict[str, int] = {}
+    with serving(answer) as server:
+        of = {"kind": "endpoint", "url": server.url, "model": "judge", "retries": 0}
+        backend = {"kind": "replay", "mode": "record", "file": str(tmp_path / "judged.jsonl"), "of": of}
+        setting = f"evaluation.suite.pairwise={json.dumps({'backend': backend})}"
+        arguments = ("compare", "--generations", kept[0] / "g.jsonl", setting, "--json", tmp_path / "c.json")
+        shown = relgrad(*arguments)
+        asked = len(server.asked)
+        again = relgrad(*arguments)
+        assert len(server.asked) == asked
+    row = json.loads((tmp_path / "c.json").read_text())["suite"]["pairwise"]["rows"][1]
+    assert row["unparsed"] >= 1
+    assert row["prompts"] + row["unparsed"] == 5
+    assert (row["rate"], row["failed"], row["decided"]) == (0.5, 0, 0)
+    assert "B preferred to A by endpoint" in shown
+    assert f"left out: {row['unparsed']} unparsed, 0 failed" in again
+
+
+def test_a_judge_that_cannot_be_asked_is_an_error(kept: tuple[Path, Path, str]) -> None:
+    file = kept[0] / "g.jsonl"
+    with serving(lambda number, body: Answer({"error": "no"}, status=401)) as server:
+        backend = {"kind": "endpoint", "url": server.url, "model": "judge", "retries": 0}
+        said = refused("--generations", file, f"evaluation.suite.pairwise={json.dumps({'backend': backend})}")
+    assert "evaluation.suite.pairwise.backend" in said
+    backend = {"kind": "endpoint", "url": "http://127.0.0.1:1/v1", "model": "judge", "key": "sk-" + "a1B2c3" * 8}
+    said = refused("--generations", file, f"evaluation.suite.pairwise={json.dumps({'backend': backend})}")
+    assert "env:" in said

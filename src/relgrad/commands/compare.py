@@ -160,7 +160,7 @@ def save(record: Mapping[str, Any], to_json: Path | None, to_html: Path | None) 
 
 def show(record: Mapping[str, Any]) -> None:
     """Print what was compared, then one line per figure and policy."""
-    from relgrad.monitor.report.comparison import facts, heading, letter, over, seeds
+    from relgrad.monitor.report.comparison import facts, heading, letter, over, preferred, seeds
 
     console = Console(highlight=False)
     console.print(Text("  ".join(f"{label.lower()}: {value}" for label, value in facts(record))), soft_wrap=True)
@@ -185,6 +185,8 @@ def show(record: Mapping[str, Any]) -> None:
                 cells += _verdict(figure["verdicts"][i]) if record["suite"] else []
             table.add_row(Text(_titled(figure, record) if i == 0 else ""), letter(i), *map(Text, cells))
     console.print(table)
+    for line in preferred(record):
+        console.print(Text(line), soft_wrap=True)
 
 
 def _titled(figure: Mapping[str, Any], record: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ lexical.py      self-BLEU and distinct n-grams of a prompt's completions
 semantic.py     their diversity by meaning
 passing.py      pass@k by a pass judge, the expected best of k
 references.py   ROUGE and matched embeddings against references
+pairwise.py     which of two completions a language model prefers
 perplexity.py   how surprising completions are to the base model
 curves.py       pass@k and best of k over k, with bands; DER and the collapse point
 adapter_norms.py  how large an adapter is, layer by layer

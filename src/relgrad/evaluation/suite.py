@@ -11,6 +11,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.settings import RewardComponent, Strict
 from relgrad.evaluation.answers import Answers, Embed, EmbedTokens, SuiteMetric
 from relgrad.evaluation.lexical import Distinct, SelfBleu
+from relgrad.evaluation.pairwise import PairwiseSettings
 from relgrad.evaluation.passing import BestOfK, PassAtK
 from relgrad.evaluation.perplexity import Perplexity
 from relgrad.evaluation.references import Rouge, TokenMatch, references_of
@@ -40,6 +41,7 @@ class SuiteSettings(Strict):
         False, description="under the untrained policy of the recipe; one more model pass over all texts"
     )
     encoder: str | None = Field(None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2")
+    pairwise: PairwiseSettings | None = Field(None, description="a language model that compares completions in pairs")
     primary: str = Field("score", description="the figure that is tested alone, named before looking")
 
     @field_validator("ks")

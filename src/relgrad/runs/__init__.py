@@ -20,6 +20,7 @@ lock.py            one run folder, one writer
 plan.py            what a run would do, and what it would refuse
 use.py             what was trained, used: sample, evaluate, audit, demo
 compare.py         policies compared: the same prompts, the same rewards
+pairwise.py        completions in pairs, judged by a language model
 suite.py           a comparison from what was written, with the evaluation suite
 contenders.py      what is compared, opened, and which runs are seeds of one recipe
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio

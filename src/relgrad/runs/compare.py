@@ -22,6 +22,7 @@ from relgrad.evaluation.suite import chosen_ks
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import is_linked, load_task
 from relgrad.runs.contenders import Opened, grouped, open_all, open_one, seed_of, with_policy
+from relgrad.runs.pairwise import backend_of
 from relgrad.runs.suite import adapters_of, record_of, with_base
 from relgrad.runs.use import rewards_of
 from relgrad.stages.kind import build_policy
@@ -77,6 +78,8 @@ def compare_sources(
     settings = yardstick.stage.evaluation
     if settings.suite is not None:
         chosen_ks(settings.suite, settings.num_generations)
+        if settings.suite.pairwise is not None:
+            backend_of(settings.suite.pairwise)
     groups = grouped(opened)
     prompts = _prompts_of_all(opened, yardstick, conditions)
     _require_common_prompts(groups, prompts)

@@ -25,6 +25,7 @@ from relgrad.evaluation.verdicts import verdicts
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import build_rewards
 from relgrad.runs.contenders import Opened
+from relgrad.runs.pairwise import duels
 from relgrad.runs.recipe import with_overrides
 from relgrad.stages.kind import build_policy
 from relgrad.stages.settings import Stage
@@ -81,6 +82,9 @@ def record_of(kept: Generations) -> dict[str, Any]:
         "settings": suite.model_dump(mode="json"),
         "passing": None if suite.passing is None else _described(suite.passing),
         "curves": curves,
+        "pairwise": None
+        if suite.pairwise is None
+        else duels(suite.pairwise, [[one.answers for one in group] for _, group in groups]),
         "efficiency": [efficiency(one["mean"]) for one in curves.get("pass@k", [])],
     }
     return record

@@ -55,6 +55,26 @@ def over(estimate: Mapping[str, Any], *contenders: Mapping[str, Any]) -> str:
     return f"{words}, {estimate['trainings']} of {count} seeds" if alone else words
 
 
+def preferred(record: Mapping[str, Any]) -> list[str]:
+    """What the pairwise judge says, a sentence a policy; empty without one."""
+    pairwise: Mapping[str, Any] = (record["suite"] or {}).get("pairwise") or {}
+    sentences = []
+    for i, row in enumerate(pairwise.get("rows", ())):
+        if row is None:
+            continue
+        rate = "no prompt was judged" if not row["prompts"] else f"{row['rate']:.3f} of {row['prompts']} prompts"
+        ends = "" if _is_unknown(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}], p {row['p']:.3f}"
+        left_out = f"{row['unparsed']} unparsed, {row['failed']} failed"
+        sentences.append(
+            f"{letter(i)} preferred to A by {pairwise['judge']}, both orders: {rate}{ends}; left out: {left_out}"
+        )
+    return sentences
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or math.isnan(value)
+
+
 def write_comparison(record: Mapping[str, Any], path: Path, pictures: Sequence[str] = ()) -> Path:
     """Write the page, one HTML file that needs nothing else, with figures as SVG; returns `path`."""
     write_atomic(path, render(record, pictures))
@@ -91,6 +111,7 @@ def render(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
             for figure in plain["figures"]
         ],
         suite=plain["suite"],
+        preferred=preferred(plain),
         pictures=[Markup(picture) for picture in pictures],
         width=WIDTH,
         css=Markup(resources.files("relgrad.monitor.report").joinpath("report.css").read_text(encoding="utf-8")),
