@@ -155,14 +155,19 @@ def test_the_block_cache_says_what_the_uncached_network_says(prompts: tuple[int,
     assert cached.computed < 0.6 * whole, "finished blocks go through the network again"
 
 
-def test_full_attention_has_no_cache_and_another_batch_needs_another():
-    network = tiny("llada").network
-    assert network.while_writing() is network
-    cached = tiny("sdar").network.while_writing()
-    ids_BL = torch.ones(2, 4, dtype=torch.int64)
-    cached.hidden(ids_BL, ids_BL > 0, ids_BL)
-    with pytest.raises(ValueError, match="2 rows, but 1"):
-        cached.hidden(ids_BL[:1], ids_BL[:1] > 0, ids_BL[:1])
+@torch.no_grad()
+def test_other_rows_are_computed_again_and_full_attention_has_no_cache():
+    assert (network := tiny("llada").network).while_writing() is network
+    network = tiny("sdar").network
+    cached = network.while_writing()
+    ids_BL = torch.randint(1, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    ids_BL[:, 9:] = network.mask_id
+    other_BL = ids_BL.clone()
+    other_BL[:, 2] += 1
+    for rows_BL in (ids_BL, other_BL, other_BL[:1]):
+        here = (rows_BL, torch.ones_like(rows_BL, dtype=torch.bool), torch.zeros_like(rows_BL))
+        masked_BL = rows_BL == network.mask_id
+        torch.testing.assert_close(cached.hidden(*here)[masked_BL], network.hidden(*here)[masked_BL], atol=1e-5, rtol=0)
 
 
 # ---------------------------------------------------------------------- folders and adapters

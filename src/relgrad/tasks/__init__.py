@@ -13,6 +13,7 @@ forms.py          web forms to fill in
 site.py           pages of a site that somebody else wrote, to fill in
 replies.py        posts to reply to
 python.py         a task of the script that started the run
+continuation.py   a text to go on with
 masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 masked_batches.py the same from the batch files of the diffusion-GPT trainer

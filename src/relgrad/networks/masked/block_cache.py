@@ -28,8 +28,8 @@ class BlockCache:
     block     positions per block of its block-causal attention
     computed  how many positions have gone through the network
 
-    What has been written must stay: a law that masks positions again needs the network itself. Every call has the same rows, in the
-    same order; gradients are not taken. Raises ValueError for other rows.
+    Every call has the same rows, in the same order, and what has been written stays; where it is otherwise, everything is computed
+    again. Gradients are not taken.
     """
 
     def __init__(self, network: Cacheable, block: int) -> None:
@@ -39,6 +39,7 @@ class BlockCache:
         self.cache: Any = None
         self.kept_B: Tensor | None = None
         self.inside_BK: Tensor | None = None
+        self.finished_BL: Tensor | None = None
         self.computed = 0
 
     @torch.no_grad()
@@ -58,11 +59,16 @@ class BlockCache:
         out_BWH = self._run(ids_BL.gather(1, from_BW), position_BW, within_BW, inside_BK)
         first_B = torch.where(masked_BL.any(1), masked_BL.to(torch.int8).argmax(1), valid_BL.sum(1))
         self._keep(kept_B, first_B // self.block * self.block, within_BW, inside_BK, width)
+        self.finished_BL = ids_BL
         hidden_BLH = out_BWH.new_zeros(*ids_BL.shape, out_BWH.shape[-1])
         place_BW = torch.where(within_BW, from_BW, from_BW[:, :1])
         value_BWH = torch.where(within_BW[..., None], out_BWH, out_BWH[:, :1])
         hidden_BLH.scatter_(1, place_BW[..., None].expand_as(value_BWH), value_BWH)
         return hidden_BLH
+
+    def dropout(self, on: bool) -> None:
+        """See interface.MaskedNetwork."""
+        self.network.dropout(on)
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
         """See interface.MaskedNetwork."""
@@ -70,15 +76,21 @@ class BlockCache:
 
     def _kept(self, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
         """How many positions of every row are kept, and which columns of the cache are a row's own."""
-        if self.kept_B is None or self.inside_BK is None:
+        if self.kept_B is None or self.inside_BK is None or not self._same(ids_BL):
             from transformers import DynamicCache
 
             self.cache = DynamicCache()
             self.kept_B = torch.zeros(len(ids_BL), dtype=torch.int64, device=ids_BL.device)
             self.inside_BK = torch.zeros(len(ids_BL), 0, dtype=torch.bool, device=ids_BL.device)
-        if len(self.kept_B) != len(ids_BL):
-            raise ValueError(f"a cache of {len(self.kept_B)} rows, but {len(ids_BL)} are given: make a new one")
         return self.kept_B, self.inside_BK
+
+    def _same(self, ids_BL: Tensor) -> bool:
+        """Whether the rows have what the kept blocks had."""
+        before_BL, kept_B = self.finished_BL, self.kept_B
+        if before_BL is None or kept_B is None or before_BL.shape != ids_BL.shape:
+            return False
+        beyond_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) >= kept_B[:, None]
+        return bool(((before_BL == ids_BL) | beyond_BL).all())
 
     def _end(self, masked_BL: Tensor, valid_BL: Tensor, block_BL: Tensor) -> Tensor:
         """[B]: where the network's block ends in which the answer's present block ends; the row's end where nothing is masked."""

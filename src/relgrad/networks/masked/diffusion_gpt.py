@@ -42,6 +42,10 @@ class MaskedGPT:
         """[B, L, H]. The blocks are not looked at."""
         return self.model.hidden(ids_BL, valid_BL)
 
+    def dropout(self, on: bool) -> None:
+        """See interface.MaskedNetwork."""
+        self.model.train(on)
+
     def logits(self, hidden_MH: Tensor) -> Tensor:
         """float32 [M, V]."""
         return self.model.logits(hidden_MH)

@@ -51,6 +51,10 @@ class MaskedNetwork(Protocol):
         """float32 [M, V]: logits at chosen positions of `hidden`, of every id, also of those that are never written."""
         ...
 
+    def dropout(self, on: bool) -> None:
+        """Whether layers of dropout drop from now on; at first they do not."""
+        ...
+
 
 @runtime_checkable
 class CachesBlocks(Protocol):

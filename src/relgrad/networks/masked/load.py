@@ -21,7 +21,7 @@ from relgrad.networks.masked import tiny
 from relgrad.networks.masked.attention import ATTENTION, register_attention
 from relgrad.networks.masked.families import FAMILIES, bidirectional
 from relgrad.networks.masked.family import Family, Library
-from relgrad.networks.masked.names import patterns
+from relgrad.networks.masked.names import patterns, to_library
 from relgrad.networks.masked.network import LibraryNetwork
 from relgrad.networks.weights import files
 
@@ -91,6 +91,23 @@ def open_network(checkpoint: Checkpoint, adapt: Callable[[Any], Any] = lambda mo
         block=None if family.block is None else int(config.get("block_size") or family.block),
     )
     return Opened(network, tokenizer, notes)
+
+
+def random_network(name: str, config: Mapping[str, Any], *, own_code: bool) -> LibraryNetwork:
+    """A tiny network of a family with random weights that are always the same, without a folder: for tests."""
+    family, model = FAMILIES[name], tiny.own_model(name, config)
+    if not own_code:
+        assert family.library is not None
+        register_attention()
+        kind, library_config = library_class(config, family.library)
+        own, library_config._attn_implementation = model.state_dict(), ATTENTION
+        model = kind(library_config)
+        model.load_state_dict({to_library(n, family.library.renamed): t for n, t in own.items()})
+    block = None if family.block is None else int(config["block_size"])
+    mask_id = int(config["mask_token_id"])
+    return LibraryNetwork(
+        model, family, config, source=name, own_code=own_code, mask_id=mask_id, shifted=family.shifted, block=block
+    )
 
 
 # ---------------------------------------------------------------------- which family

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.causal.adapted import bare
+from relgrad.networks.causal.modes import Modes
 from relgrad.networks.masked.attention import hidden_states
 from relgrad.networks.masked.block_cache import BlockCache
 from relgrad.networks.masked.family import Family, Sight
@@ -42,6 +43,7 @@ class LibraryNetwork:
         self.model, self.family, self.config = model.eval(), family, dict(config)
         self.source, self.own_code, self.mask_id, self.shifted, self.block = source, own_code, mask_id, shifted, block
         self.language_model = bare(model)
+        self.modes, self._dropout = Modes(self.language_model, recompute=False), False
         self.head = self.language_model.get_output_embeddings()
 
     @property
@@ -69,6 +71,16 @@ class LibraryNetwork:
         named = ("max_position_embeddings", "max_sequence_length")
         return int(next((self.config[name] for name in named if self.config.get(name)), 2048))
 
+    # ------------------------------------------------------------------ how its layers run
+
+    def recompute(self, on: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them. Raises RelgradError where the model cannot."""
+        self.modes = Modes(self.language_model, recompute=on)
+
+    def dropout(self, on: bool) -> None:
+        """See interface.MaskedNetwork. All else stays in evaluation mode: some families' code then does another thing."""
+        self._dropout = on
+
     # ------------------------------------------------------------------ what the interface asks
 
     def hidden(self, ids_BL: Tensor, valid_BL: Tensor, block_BL: Tensor) -> Tensor:
@@ -91,6 +103,7 @@ class LibraryNetwork:
 
     def outputs(self, ids_BL: Tensor, valid_BL: Tensor) -> Tensor:
         """[B, L, H]: what comes out at every position, whichever position it speaks for."""
+        self.modes.score(dropout=self._dropout)
         position_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device).expand_as(ids_BL)
         sight = Sight(valid_BL, position_BL, self.block)
         if not self.own_code:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from relgrad.networks.causal import saved
 from relgrad.networks.causal.adapted import is_adapted
+from relgrad.networks.causal.load import quiet
 from relgrad.networks.masked.load import saved_config
 from relgrad.networks.masked.names import Pairs, modules_to_own, patterns, to_library, to_own
 from relgrad.networks.masked.network import LibraryNetwork
@@ -22,6 +23,7 @@ def save(network: LibraryNetwork, tokenizer: Any, folder: Path, base: str | Path
 
     `base` is where the network is from: the recipe's name for it, or the folder of an earlier stage.
     """
+    quiet()
     folder = Path(folder)
     if is_adapted(network.model):
         network.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)

@@ -15,7 +15,7 @@ from relgrad.estimators.interface import Wanted
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.tiled import Support
 from relgrad.laws.unmasking.interface import Law, Outcome, Places
-from relgrad.networks.masked.interface import PROMPT, MaskedNetwork
+from relgrad.networks.masked.interface import PROMPT, CachesBlocks, MaskedNetwork
 from relgrad.policies.unmasking.rows import NO_PLACE, written_into
 
 LOGITS = 2**25
@@ -42,6 +42,7 @@ class Engine:
         block: int,
     ) -> None:
         self.network, self.device, self.block = network, network.device, block
+        self._writer: MaskedNetwork | None = None
         self._law_of, self.law = law_of, law_of(truncation)
         excluded_V = torch.ones(network.vocabulary_size, dtype=torch.bool).index_fill(0, drawable_K, False)
         self._excluded_V = excluded_V.to(self.device)
@@ -55,6 +56,16 @@ class Engine:
             yield
         finally:
             self.law = before
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Inside, every call has the rows of one batch that are being written: what a network keeps of finished blocks is used."""
+        if isinstance(self.network, CachesBlocks) and not self.law.rewrites:
+            self._writer = self.network.while_writing()
+        try:
+            yield
+        finally:
+            self._writer = None
 
     # ------------------------------------------------------------------ the network
 
@@ -71,7 +82,10 @@ class Engine:
         Positions of the prompt that are veiled are masked. Rows without such a position are left out. `trace` has the prompts of
         the groups, see rows.py.
         """
+        writer = self._writer or self.network
         row_R, local_M = torch.unique(at[0], return_inverse=True)
+        if writer is not self.network:  # a cache has every row
+            row_R, local_M = torch.arange(len(state_NE)), at[0]
         if not len(row_R):
             row_R = torch.tensor([0])  # nothing is asked, and the answer must still have a gradient
         group_R = group_N[row_R]
@@ -83,7 +97,7 @@ class Engine:
         valid_RL = torch.arange(width) < length_R[:, None]
         place_RE = trace["place_GE"][group_R].long()
         block_RL = self._blocks(place_RE, trace["row_GL"].shape[1])[:, :width]
-        hidden_RLH = self.network.hidden(*(t.to(self.device) for t in (ids_RL, valid_RL, block_RL)))
+        hidden_RLH = writer.hidden(*(t.to(self.device) for t in (ids_RL, valid_RL, block_RL)))
         return hidden_RLH[local_M.to(self.device), place_RE[local_M, at[1]].to(self.device)]
 
     def _blocks(self, place_RE: Tensor, width: int) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
@@ -16,33 +15,14 @@ from relgrad.core.errors import RelgradError
 from relgrad.networks.causal.load import DTYPES
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
 from relgrad.networks.masked.diffusion_gpt import MaskedGPT
-from relgrad.networks.masked.interface import MaskedNetwork
 from relgrad.networks.weights import device
 from relgrad.networks.weights.folder import newest
 from relgrad.networks.weights.keeper import take_average
-from relgrad.policies.unmasking.settings import NEW, Settings
-from relgrad.policies.unmasking.symbols import Symbols, VocabularySymbols, make_symbols
+from relgrad.policies.unmasking.parts import Opened
+from relgrad.policies.unmasking.published import is_published, open_published
+from relgrad.policies.unmasking.settings import NEW, PUBLISHED_ONLY, Settings
+from relgrad.policies.unmasking.symbols import VocabularySymbols, make_symbols
 from relgrad.text.vocabulary import Vocabulary
-
-
-class Store(Protocol):
-    """How the weights and symbols of a family lie on disk."""
-
-    def save(self, folder: Path) -> None:
-        """Write a folder that the family's libraries, and `load`, read."""
-        ...
-
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote into these weights. Raises RelgradError for another network or vocabulary."""
-        ...
-
-
-class Opened(NamedTuple):
-    """The parts of a policy."""
-
-    network: MaskedNetwork
-    symbols: Symbols
-    store: Store
 
 
 def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
@@ -51,6 +31,13 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
     Averaged weights, where a folder has them, are taken as the weights. Raises RelgradError.
     """
     source = start if start is not None else None if settings.model == NEW else Path(settings.model).expanduser()
+    if source is not None and (is_published(newest(source)) or not source.is_dir()):
+        return open_published(settings, seed, start)
+    if names := [name for name in PUBLISHED_ONLY if getattr(settings, name) != Settings.model_fields[name].default]:
+        raise RelgradError(
+            f"policy.{names[0]} is for published models, and {settings.model!r} is a network of this house: leave it out, or name "
+            "a folder or hub name in policy.model"
+        )
     if source is None:
         model, symbols = new_network(settings, seed)
     else:

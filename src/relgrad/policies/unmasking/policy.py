@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,13 @@ from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.unmasking import film
 from relgrad.policies.unmasking.engine import Engine
-from relgrad.policies.unmasking.open import Opened, open_parts
+from relgrad.policies.unmasking.open import open_parts
+from relgrad.policies.unmasking.parts import Opened
 from relgrad.policies.unmasking.rows import NO_PLACE, row_of, rows_of, written_into
 from relgrad.policies.unmasking.schedule import Schedule
 from relgrad.policies.unmasking.settings import Settings
 from relgrad.policies.unmasking.steps import Steps
-from relgrad.policies.unmasking.supervised.masked_loss import masked_loss
+from relgrad.policies.unmasking.supervised.masked_loss import LogitsAt, masked_loss
 from relgrad.policies.unmasking.supports import Log
 from relgrad.policies.unmasking.surrogate_rollouts import is_surrogate, surrogate_rollouts, whole_rows
 from relgrad.policies.unmasking.symbols import text_until_end
@@ -73,7 +75,7 @@ class UnmaskingPolicy:
     def __init__(self, parts: Opened, settings: Settings) -> None:
         self.parts, self.settings = parts, settings
         self.network, self.symbols = parts.network, parts.symbols
-        self.network.module.eval()
+        self.notes, self._check = parts.notes, parts.check
         self.version = 0
         self.device = self.network.device
         truncation = Truncation(settings.temperature, settings.top_k, settings.top_p)
@@ -115,10 +117,12 @@ class UnmaskingPolicy:
 
     # ------------------------------------------------------------------ sampling
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         """See protocols.Policy. Two uniform numbers per (row, step, position)."""
-        self.network.module.eval()
+        with torch.no_grad(), self.engine.writing():
+            return self._sample(prompts, group_size, randomness)
+
+    def _sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         draws, steps = Draws.of(randomness, len(prompts)), self.number_of_steps
         trace = self.read(prompts)
         group_B = torch.arange(len(prompts)).repeat_interleave(group_size)
@@ -261,7 +265,6 @@ class UnmaskingPolicy:
         self, rollouts: Rollouts, cells_N2: Tensor, *, entropy: bool = False, reference_kl: bool = False
     ) -> CellScores:
         """See protocols.Policy. Any cells, trained or not: steps of different rows at different times go together."""
-        self.network.module.eval()
         wanted = Wanted(entropy, self.reference if reference_kl else None)
         if self.surrogate is not None and is_surrogate(rollouts):
             return self.surrogate.score(self.steps, rollouts, cells_N2, wanted)
@@ -279,25 +282,46 @@ class UnmaskingPolicy:
         draws = Draws.of(randomness, len(examples))
         rows = self._clean(examples)
 
-        def logits_at(ids_BL: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
-            number_BL = (rows.editable_BL.long().cumsum(-1) - 1).clamp(min=0) // self.settings.block
-            block_BL = torch.where(rows.editable_BL.long().cumsum(-1) > 0, number_BL, PROMPT)
-            hidden_BLH = self.network.hidden(*(t.to(self.device) for t in (ids_BL, rows.valid_BL, block_BL)))
-            return self.engine.logits(hidden_BLH[at[0].to(self.device), at[1].to(self.device)])
+        self.network.dropout(True)
+        try:
+            with seeded(draws):
+                return masked_loss(self._learning(rows), rows, self.symbols.mask_id, draws)
+        finally:
+            self.network.dropout(False)
 
-        self.network.module.train()
-        with seeded(draws):
-            loss = masked_loss(logits_at, rows, self.symbols.mask_id, draws)
-        self.network.module.eval()
-        return loss
+    def _learning(self, rows: answer.Rows) -> LogitsAt:
+        """`_logits_at`, which first looks at the first batch of all (parts.Check)."""
+
+        def logits_at(ids_BL: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+            if self._check is not None:
+                self._check(*(t.to(self.device) for t in (ids_BL, rows.valid_BL, rows.ids_BL)))
+                self._check = None
+            return self._logits_at(rows, ids_BL, at)
+
+        return logits_at
+
+    def _logits_at(self, rows: answer.Rows, ids_BL: Tensor, at: tuple[Tensor, Tensor]) -> Tensor:
+        """See masked_loss.LogitsAt."""
+        number_BL = (rows.editable_BL.long().cumsum(-1) - 1).clamp(min=0) // self.settings.block
+        block_BL = torch.where(rows.editable_BL.long().cumsum(-1) > 0, number_BL, PROMPT)
+        hidden_BLH = self.network.hidden(*(t.to(self.device) for t in (ids_BL, rows.valid_BL, block_BL)))
+        return self.engine.logits(hidden_BLH[at[0].to(self.device), at[1].to(self.device)])
+
+    @torch.no_grad()
+    def target_nll(self, examples: Sequence[Example]) -> tuple[float, int]:
+        """See protocols.KnowsTargets: the bound that `supervised_loss` is, of masks that are the same in every call."""
+        rows = self._clean(examples)
+        loss = masked_loss(
+            partial(self._logits_at, rows), rows, self.symbols.mask_id, Draws(0, 0, len(examples), len(examples))
+        )
+        return float(loss.total), loss.targets
 
     def _clean(self, examples: Sequence[Example]) -> answer.Rows:
         """The examples' rows as they should be written."""
         if self.settings.writes == "holes":
             return self._filled(examples)
         size, length = self.settings.max_completion_length, self.network.length
-        prompts = [self.symbols.encode(e.prompt) for e in examples]
-        answers = [self.symbols.ids(e.target, f"the answer to prompt {e.prompt.id}") for e in examples]
+        prompts, answers = zip(*(self.symbols.example(e) for e in examples), strict=True)
         for example, ids, written in zip(examples, prompts, answers, strict=True):
             if len(written) > size or len(ids) + size > length:
                 raise RelgradError(

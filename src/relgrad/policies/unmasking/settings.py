@@ -20,6 +20,11 @@ from relgrad.laws.unmasking.threshold import threshold_law
 from relgrad.text.corpus import BUILTIN
 
 NEW = "new"
+PUBLISHED_ONLY = (
+    "family", "trust_remote_code", "shift", "mask_token", "tokenizer", "lora", "adapter", "quantize", "gradient_checkpointing",
+    "chat", "system_prompt", "skip_special_tokens", "eos_token_ids",
+)  # fmt: skip
+"""Settings of published models (networks/masked/families), which a network of this house does not have."""
 Order = Literal["random", "left_to_right", "plackett_luce", "low_confidence", "threshold", "ancestral", "remask"]
 OWN: dict[str, tuple[Order, ...]] = {
     "confidence": ("plackett_luce", "low_confidence", "threshold"),
@@ -30,6 +35,15 @@ OWN: dict[str, tuple[Order, ...]] = {
     "end_ratio": ("remask",),
 }
 """The orders that each of these settings is for."""
+
+
+class Lora(Strict):
+    """LoRA through peft; `target_modules` are names of linear layers, or "all-linear"."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = "all-linear"
 
 
 class Network(Strict):
@@ -104,7 +118,11 @@ class Law(Strict):
 class Settings(Strict):
     """What a recipe's `policy` section may say beside `kind: unmasking`.
 
-    model                  "new", or a folder that a run saved, of this kind or a generator of kind fill_in
+    model                  "new" for a diffusion GPT; a folder that a run saved, of this kind or a generator of kind fill_in; a
+                           published model: a folder, a hub name, a bundled name, "tiny-llada" (tiny-dream, tiny-sdar, tiny-llada2)
+    family                 of a published model: what its folder says; bidirectional for a causal language model
+    shift                  of a published model: whether outputs speak for the next position; null: what its family does
+    mask_token             of a published model: the mask, a token or an id; null: what its folder or family says
     symbols                "ascii", "char" (the characters of `text`), "byte", or a tokenizer.json or its folder; null: what the
                            folder has, "ascii" for a new network
     writes                 answer: `max_completion_length` positions after the prompt, whose text ends at the first end of sequence;
@@ -116,7 +134,7 @@ class Settings(Strict):
     estimator              how log-probabilities are computed in training: exactly, step by step, or by a surrogate (estimators/)
     """
 
-    model: Annotated[str, NamesFiles((NEW,))] = NEW
+    model: Annotated[str, NamesFiles((NEW,), or_hub=True)] = NEW
     network: Network = Network()
     symbols: Annotated[str | None, NamesFiles(("ascii", "char", "byte"))] = None
     text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
@@ -132,6 +150,19 @@ class Settings(Strict):
     train_steps: int | None = Field(None, ge=1)
     estimator: EstimatorSettings = Trajectory()
     ema_decay: float = Field(0.0, ge=0, lt=1)
+    family: str | None = None
+    trust_remote_code: bool = False
+    shift: bool | None = None
+    mask_token: str | int | None = None
+    tokenizer: Annotated[str | None, NamesFiles(or_hub=True)] = None
+    lora: Lora | None = None
+    adapter: Annotated[str | None, NamesFiles(or_hub=True)] = None
+    quantize: Literal["4bit", "8bit"] | None = None
+    gradient_checkpointing: bool = False
+    chat: bool = False
+    system_prompt: str | None = None
+    skip_special_tokens: bool = False
+    eos_token_ids: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.types import Prompt
+from relgrad.core.types import Example, Prompt
 from relgrad.text.answer import until_end
 from relgrad.text.corpus import load_text
 from relgrad.text.vocabulary import Vocabulary
@@ -23,7 +23,8 @@ ASCII = "\n" + "".join(map(chr, range(32, 127)))
 class Symbols(Protocol):
     """A vocabulary or a tokenizer, as the policy uses it.
 
-    mask_id, end_id  the ids of the mask and of the end of sequence
+    mask_id, end_id  the ids of the mask and of the end of sequence, which fills what follows it
+    end_ids          every id that ends a text, that one among them
     size             all ids; the network has at least so many embeddings
     fingerprint      equal for equal ones
     """
@@ -33,6 +34,9 @@ class Symbols(Protocol):
 
     @property
     def end_id(self) -> int: ...
+
+    @property
+    def end_ids(self) -> tuple[int, ...]: ...
 
     @property
     def size(self) -> int: ...
@@ -47,6 +51,10 @@ class Symbols(Protocol):
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt, the mask's where it has █. Raises RelgradError for what cannot be read."""
+        ...
+
+    def example(self, example: Example) -> tuple[list[int], list[int]]:
+        """Ids of an example's prompt and of its answer, without ends behind it. Raises RelgradError as `encode` and `ids` do."""
         ...
 
     def ids(self, text: str, what: str) -> list[int]:
@@ -77,6 +85,10 @@ class VocabularySymbols:
         return self.vocabulary.pad_id
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        return (self.end_id,)
+
+    @property
     def size(self) -> int:
         return self.vocabulary.size
 
@@ -98,6 +110,10 @@ class VocabularySymbols:
         if not isinstance(prompt.content, str):
             raise RelgradError(f"prompt {prompt.id} is a chat; this vocabulary takes plain text")
         return self._encode(prompt.content, f"prompt {prompt.id}")
+
+    def example(self, example: Example) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and of the answer."""
+        return self.encode(example.prompt), self.ids(example.target, f"the answer to prompt {example.prompt.id}")
 
     def ids(self, text: str, what: str) -> list[int]:
         """Ids of a text without masks."""
@@ -123,7 +139,7 @@ class VocabularySymbols:
 
 def text_until_end(ids: Sequence[int], symbols: Symbols) -> tuple[str, tuple[int, ...], bool]:
     """(text up to the first end of sequence, its ids, whether there was an end)."""
-    kept = until_end(ids, symbols.end_id)
+    kept = min((until_end(ids, end_id) for end_id in symbols.end_ids), key=len)
     return symbols.decode(kept), tuple(kept), len(kept) < len(ids)
 
 

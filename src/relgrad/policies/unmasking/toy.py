@@ -24,6 +24,7 @@ from relgrad.laws.unmasking.ancestral import Ancestral
 from relgrad.laws.unmasking.fixed_order import FixedOrder
 from relgrad.laws.unmasking.interface import MASKED, Outcome, Places
 from relgrad.networks.diffusion_gpt.network import GPT, GPTConfig
+from relgrad.networks.masked.interface import PROMPT
 from relgrad.policies.unmasking.open import diffusion_gpt
 from relgrad.policies.unmasking.policy import UnmaskingPolicy
 from relgrad.policies.unmasking.settings import Law, Network, Settings
@@ -178,8 +179,23 @@ def splits(policy: UnmaskingPolicy, places: Places, at: list[int]) -> Iterator[t
             yield list(shown), [place for place in masked if place not in shown]
 
 
+def network_logits(policy: UnmaskingPolicy, prompt_L: Tensor, state_UE: Tensor) -> Tensor:
+    """[U, E, V]: what the policy's network says at every written position of rows with one prompt."""
+    ids_UL = torch.cat([prompt_L.expand(len(state_UE), -1), state_UE], 1)
+    block_E = torch.arange(state_UE.shape[1]) // policy.settings.block
+    block_UL = torch.cat([torch.full((len(prompt_L),), PROMPT), block_E]).expand_as(ids_UL)
+    hidden_ULH = policy.network.hidden(ids_UL, torch.ones_like(ids_UL, dtype=torch.bool), block_UL)
+    return policy.network.logits(hidden_ULH[:, len(prompt_L) :].flatten(0, 1)).unflatten(0, state_UE.shape)
+
+
 def plain_step(
-    policy: UnmaskingPolicy, trace: dict[str, Tensor], before_BE: Tensor, after_BE: Tensor, order_BE: Tensor, step: int
+    policy: UnmaskingPolicy,
+    trace: dict[str, Tensor],
+    before_BE: Tensor,
+    after_BE: Tensor,
+    order_BE: Tensor,
+    step: int,
+    logits_of: Callable[[UnmaskingPolicy, Tensor, Tensor], Tensor] = network_logits,
 ) -> tuple[Tensor, Tensor, Support | None]:
     """(log-probability [B] of a step of B trajectories, whose supports these are, supports), by one plain forward pass."""
     law, symbols = policy.engine.law, policy.symbols
@@ -192,11 +208,8 @@ def plain_step(
     needs_M = law.needs(places, outcome)
     state_UE, number_B = torch.unique(before_BE, dim=0, return_inverse=True)
     prompt_L = trace["row_GL"][0, : int(trace["place_GE"][0, 0])].long()
-    ids_UL = torch.cat([prompt_L.expand(len(state_UE), -1), state_UE], 1)
-    model = policy.network.module
-    assert isinstance(model, GPT)
     allowed_V = torch.full((symbols.size,), -torch.inf).index_fill(0, symbols.drawable_K, 0.0)
-    logits_UEV = (model.logits(model.hidden(ids_UL)) + allowed_V)[:, len(prompt_L) :]
+    logits_UEV = logits_of(policy, prompt_L, state_UE) + allowed_V
     logits_CV = logits_UEV[number_B[at[0]], at[1]][needs_M]
     support_CV = law.truncation.support(logits_CV) if law.truncation.truncates else None
     logp_B = law.terms(logits_CV, places.only(needs_M), outcome.only(needs_M), support_CV)[0].double()
