@@ -380,6 +380,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "policies.flow.few_step": settings_rows(FewStep),
         "policies.refusion.lora": settings_rows(refusion_settings.Lora),
         "policies.refusion.native": settings_rows(refusion_settings.Native),
+        "policies.unmasking.lora": settings_rows(unmasking_settings.Lora),
         "policies.unmasking.network": settings_rows(unmasking_settings.Network),
         "policies.unmasking.law": settings_rows(unmasking_settings.Law),
         "tasks.forms.grammar": settings_rows(Grammar),

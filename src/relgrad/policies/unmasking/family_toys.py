@@ -62,7 +62,12 @@ def tokenizer() -> Any:
 
 def network(family: str, own_code: bool) -> LibraryNetwork:
     """A random network, the same every time, whose laws are far from uniform."""
-    own = tiny.sizes(family, 32, 1) | {"vocab_size": ENTRIES, "mask_token_id": MASK, "eos_token_id": 0, "pad_token_id": 0}
+    own = tiny.sizes(family, 32, 1) | {
+        "vocab_size": ENTRIES,
+        "mask_token_id": MASK,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     own |= {"embedding_size": ENTRIES} if family == "llada" else {"block_size": BLOCK}
     return random_network(family, own, own_code=own_code)
 

@@ -88,8 +88,8 @@ def _require_blocks(network: LibraryNetwork, settings: Settings) -> None:
     if network.block is not None and settings.block % network.block:
         name = "max_completion_length" if settings.block_length is None else "block_length"
         raise RelgradError(
-            f"policy.{name}={settings.block}: model {settings.model!r} ({network.family.name}) attends in blocks of {network.block}, "
-            f"and what is written at once must be whole blocks of it: give a multiple of {network.block}"
+            f"policy.{name}={settings.block}: model {settings.model!r} ({network.family.name}) attends in blocks of {network.block}: "
+            f"what is written at once must be whole ones. Give a multiple of {network.block}"
         )
 
 
