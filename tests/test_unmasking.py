@@ -341,7 +341,7 @@ def test_it_goes_on_from_a_generator_of_fill_in(tmp_path: Path) -> None:
         ({"max_completion_length": 8, "evaluation_steps": 9}, "8 steps are enough"),
         ({"max_completion_length": 8, "train_steps": 9}, "at most 8 steps"),
         ({"network": {"n_embd": 10, "n_head": 4}}, "even number of dimensions"),
-        ({"model": "no/such/folder"}, "neither 'new' nor a folder"),
+        ({"model": "no/such/folder"}, "no folder 'no/such/folder'"),
     ],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import contract
+from commands import lines, relgrad
 from enumerated import seeded
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Example, Prompt
@@ -173,3 +174,44 @@ def test_a_prompt_that_holds_the_mask_is_refused():
     policy = built("tiny-dream:32x1")
     with pytest.raises(RelgradError, match=r"prompt 7 or its target holds the mask"):
         policy.sample([Prompt("a<|mask|>b", id=7)], 2, seeded(0))
+
+
+# ---------------------------------------------------------------------- recipes of published models, in small
+
+
+SMALL = (
+    "policy.lora.r=2", "policy.max_completion_length=8", "policy.steps=4", "policy.train_steps=2", "policy.dtype=float32",
+    "policy.eos_token_ids=[]", "grpo.steps=2", "grpo.num_prompts=2", "grpo.num_generations=3", "evaluation.num_prompts=2",
+)  # fmt: skip
+DIGITS = ("task={kind: digits, length: 4}", "rewards=[{kind: exact, per_character: true}]")
+LLADA = ("policy.model=tiny-llada:32x1", "policy.quantize=null", "policy.block_length=4")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("dream-7b", ("policy.model=tiny-dream:32x1", *SMALL, *DIGITS)),
+        pytest.param("llada-8b", (*LLADA, *SMALL, *DIGITS), marks=pytest.mark.slow),
+        pytest.param(
+            "llada-8b-countdown",
+            (*LLADA, *SMALL, "task.chat=false", "task.train_size=20", "task.held_out_size=4"),
+            marks=pytest.mark.slow,
+        ),
+        (
+            "smollm2-diffusion",
+            ("policy.model=tiny:32x1", "policy.max_completion_length=101", "sft.steps=2", "evaluation.num_prompts=2"),
+        ),
+    ],
+)
+def test_recipes_run_on_the_tiny_network_of_their_family(
+    recipe: str, changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    relgrad("run", recipe, *changes)
+    (metrics,) = tmp_path.glob("runs/*/*/metrics.jsonl")
+    steps = lines(metrics)
+    assert steps[-1]["step"] == 2
+    parities = [step["parity/max_abs"] for step in steps if "parity/max_abs" in step]
+    assert max(parities, default=0.0) < 1e-4
+    if recipe == "smollm2-diffusion":
+        assert 0 < steps[-1]["validation/mean_nll"] < 20

@@ -54,8 +54,8 @@ def load(settings: Settings, seed: int) -> Task:
             f"task continuation: {settings.text!r} has no stretch of {settings.prompt_length} + {settings.length} characters to "
             "train on: lower prompt_length or length, or take a longer text"
         )
-    train, validation, test = parts
-    return Task("continuation", train, validation, test or None)
+    learned, validation, test = parts
+    return Task("continuation", learned, validation, test or None)
 
 
 def _prompts(pieces: Sequence[str], settings: Settings, most: int | None, ids: Iterator[int]) -> list[Prompt]:

@@ -8,12 +8,16 @@ engine.py      its way through the network
 rows.py        prompts, and the positions that are written
 supports.py    the tokens that could be drawn, as a trace keeps them
 symbols.py     what it writes in: ids, an end, a mask
+parts.py       what a policy is made of
 open.py        from settings and folders to a policy's parts, and back
 surrogate_rollouts.py  finished texts made ready for a surrogate of their log-probability
+published.py   the same for published models
+tokens.py      a tokenizer as symbols
 film.py        what happened on the way, step by step
 options.py     its options of `relgrad sample`
 supervised/    supervised losses
 toy.py         tiny instances for the contract tests
+family_toys.py the same on networks of every family
 """
 
 from relgrad.policies.unmasking.open import settled

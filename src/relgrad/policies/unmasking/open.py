@@ -19,7 +19,7 @@ from relgrad.networks.weights import device
 from relgrad.networks.weights.folder import newest
 from relgrad.networks.weights.keeper import take_average
 from relgrad.policies.unmasking.parts import Opened
-from relgrad.policies.unmasking.published import is_published, open_published
+from relgrad.policies.unmasking.published import is_published, open_published, settled_published
 from relgrad.policies.unmasking.settings import NEW, PUBLISHED_ONLY, Settings
 from relgrad.policies.unmasking.symbols import VocabularySymbols, make_symbols
 from relgrad.text.vocabulary import Vocabulary
@@ -75,11 +75,6 @@ def new_network(settings: Settings, seed: int) -> tuple[GPT, VocabularySymbols]:
 
 def saved_network(source: Path, settings: Settings) -> tuple[GPT, VocabularySymbols]:
     """What a run saved. Raises RelgradError for a folder that is not there or holds something else."""
-    if not source.is_dir():
-        raise RelgradError(
-            f"policy.model: {str(source)!r} is neither {NEW!r} nor a folder (working directory {Path.cwd()}). Give the folder of a "
-            "run's stage or checkpoint"
-        )
     model, vocabulary = GPT.load(source), Vocabulary.load(source)
     if settings.symbols is not None:
         named = make_symbols(settings.symbols, settings.text)
@@ -90,7 +85,8 @@ def saved_network(source: Path, settings: Settings) -> tuple[GPT, VocabularySymb
 
 def settled(start: Path) -> tuple[str, ...]:
     """See protocols.SettledByWeights: where the network is from, its sizes and its vocabulary."""
-    return ("model", "network", "symbols", "text")
+    start = newest(start)
+    return settled_published(start) if is_published(start) else ("model", "network", "symbols", "text")
 
 
 @dataclass(frozen=True)

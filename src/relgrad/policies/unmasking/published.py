@@ -39,6 +39,12 @@ def is_published(source: Path) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
+def settled_published(start: Path) -> tuple[str, ...]:
+    """See protocols.SettledByWeights. An adapter on the recipe's own model still needs to be told where that is."""
+    said = not (start / saved.BASE).is_file() or saved.recipes_model(start) is not None
+    return ("adapter",) if (start / saved.ADAPTER).is_file() and said else ("model", "adapter", "family")
+
+
 def open_published(settings: Settings, seed: int, start: Path | None) -> Opened:
     """Network and tokenizer of a recipe, going on from the folder `start` where an earlier stage saved one. Raises RelgradError."""
     if settings.writes == "holes":
@@ -88,8 +94,8 @@ def _require_blocks(network: LibraryNetwork, settings: Settings) -> None:
     if network.block is not None and settings.block % network.block:
         name = "max_completion_length" if settings.block_length is None else "block_length"
         raise RelgradError(
-            f"policy.{name}={settings.block}: model {settings.model!r} ({network.family.name}) attends in blocks of {network.block}: "
-            f"what is written at once must be whole ones. Give a multiple of {network.block}"
+            f"policy.{name}={settings.block}: model {settings.model!r} attends in blocks of {network.block}, and what is written "
+            f"at once must be whole ones: give a multiple of {network.block}"
         )
 
 
