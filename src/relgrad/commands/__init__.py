@@ -14,6 +14,7 @@ forms.py           relgrad forms
 site_pages.py      relgrad forms check and export
 replies.py         relgrad split
 search.py          relgrad search
+sharing.py         relgrad merge and relgrad push
 workflow.py        relgrad workflow
 rewards.py         relgrad rewards
 doctor.py          relgrad doctor

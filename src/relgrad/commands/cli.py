@@ -21,6 +21,7 @@ from rich.text import Text
 
 import relgrad
 from relgrad.commands import compare as comparing
+from relgrad.commands import sharing
 from relgrad.commands.bar import with_bar
 from relgrad.commands.compare import Part
 from relgrad.commands.endings import Commands, command_to_continue, say, show_traceback
@@ -189,6 +190,8 @@ def evaluate(
 
 
 app.command()(comparing.compare)
+app.command()(sharing.merge)
+app.command()(sharing.push)
 app.command()(search)
 
 

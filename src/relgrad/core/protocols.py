@@ -230,6 +230,15 @@ class Exported(Protocol):
 
 
 @runtime_checkable
+class MergesAdapter(Protocol):
+    """A policy that can write its model with the adapter folded into the weights."""
+
+    def merge(self, folder: Path) -> None:
+        """Write ordinary weights that the model's own library reads. Raises RelgradError where there is no adapter to merge."""
+        ...
+
+
+@runtime_checkable
 class Rounds(Protocol):
     """A policy that knows by how much its arithmetic rounds: of 16 bits, or sums of many log-probabilities as one decision."""
 

@@ -4,5 +4,6 @@ console.py    the live display
 intervals.py  intervals in words
 animate.py    a text coming about, played in the terminal
 diagnose/     named warnings
+model_card.py a run in words for the hub
 report/       one HTML page per run
 """

@@ -23,6 +23,7 @@ compare.py         policies compared: the same prompts, the same rewards
 pairwise.py        completions in pairs, judged by a language model
 suite.py           a comparison from what was written, with the evaluation suite
 contenders.py      what is compared, opened, and which runs are seeds of one recipe
+sharing.py         what was trained, written for others: merged weights, a folder with a model card, the hub
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
 search.py          relgrad search: its recipe and its folder
 search_test.py     what a search found, on problems kept for the test

@@ -8,6 +8,7 @@ of the weights (`networks/weights/keeper.py`), an encoder of texts (`encode.py`)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -225,6 +226,19 @@ class AutoregressivePolicy:
         if is_adapted(self.model):
             save_base(Path(folder), self.base)
             (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty form that names paths of this machine
+        self.tokenizer.save_pretrained(folder)
+
+    def merge(self, folder: Path) -> None:
+        """See protocols.MergesAdapter. Takes the memory of a second model while it works."""
+        if not is_adapted(self.model):
+            raise RelgradError("the model has no adapter to merge: its checkpoint holds ordinary weights already")
+        if self.settings.quantize is not None:
+            raise RelgradError(
+                f"policy.quantize={self.settings.quantize}: weights of so few bits cannot take an adapter in; open the run with "
+                "policy.quantize=null policy.dtype=bfloat16"
+            )
+        merged = copy.deepcopy(self.model).merge_and_unload()
+        merged.save_pretrained(folder, safe_serialization=True)
         self.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
