@@ -195,7 +195,7 @@ PROBLEM = {"type": "story", "answer": "4", "wrong": ["5", "6", "7"]}
 def about(operator: str, **more: str) -> list[Request]:
     messages = ({"role": "user", "content": "?"},)
     return [
-        Request(messages, seed=seed, about={"operator": operator, "problem": PROBLEM, **more}) for seed in range(500)
+        Request(messages, seed=seed, about={"operator": operator, "problem": PROBLEM, **more}) for seed in range(300)
     ]
 
 

@@ -122,11 +122,11 @@ def test_the_grammar_says_how_likely_its_proposals_were() -> None:
     seen = next(iter(edits))
     tree.add(Node(1, 0, seen, "", 1))
     left = {step: edit.probability / (1 - edits[seen].probability) for step, edit in edits.items() if step != seen}
-    proposals = [asyncio.run(Grammar(space).propose(tree, root, seed))[0] for seed in range(1500)]
+    proposals = [asyncio.run(Grammar(space).propose(tree, root, seed))[0] for seed in range(500)]
     counts = Counter(proposal.step for proposal in proposals)
     assert counts.keys() <= left.keys()
     for step, chance in left.items():
-        assert abs(counts[step] / 1500 - chance) <= 4.5 * math.sqrt(chance * (1 - chance) / 1500)
+        assert abs(counts[step] / 500 - chance) <= 4.5 * math.sqrt(chance * (1 - chance) / 500)
     assert all(proposal.logp == pytest.approx(math.log(left[proposal.step])) for proposal in proposals)
     assert all(proposal.prior == edits[proposal.step].probability for proposal in proposals)
     for number, step in enumerate(left, 2):
@@ -313,7 +313,10 @@ def stories(folder: Path) -> tuple[Any, Any]:
     return json.loads((folder / "tree.json").read_text())["trees"], lines(folder / "trajectories.jsonl")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 40, 117])
+CUTS = [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(40, marks=pytest.mark.slow), 117]
+
+
+@pytest.mark.parametrize("kept", CUTS)
 def test_a_search_cut_off_anywhere_goes_on_exactly(
     whole: tuple[dict[str, Any], Path, Path], tmp_path: Path, kept: int
 ) -> None:

@@ -277,12 +277,12 @@ SOME = [
 
 @pytest.mark.parametrize("text", SOME)
 def test_the_exact_worth_is_what_execution_gives(text: str) -> None:
-    """300 executions of each type: accuracy and money within 4.5 standard errors of the enumerated ones."""
+    """120 executions of each type: accuracy and money within 4.5 standard errors of the enumerated ones."""
     settings = noisy.Settings(count=3, tests=True)
     step, exact, solver = parse(text), noisy.Exact(settings=settings), scripted.build(scripted.Settings())
 
     async def all_of_them(problem: Problem) -> list[Outcome]:
-        return [await execute(step, Operators(problem, solver.generate, seed)) for seed in range(300)]
+        return [await execute(step, Operators(problem, solver.generate, seed)) for seed in range(120)]
 
     for problem in noisy.problems(settings, 0):
         outcomes = asyncio.run(all_of_them(problem))
