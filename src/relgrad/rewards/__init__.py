@@ -21,6 +21,7 @@ forms.py           what a plan for a web form is worth
 site.py            what a plan for a page of a site is worth
 diversity.py       the distance to the other completions of the prompt
 python.py          a function of the script that started the run
+engagement.py      what a judge that learnt from likes says of a reply
 replies/           what a reply to a post is worth, and attacks on that
 overlong.py        soft punishment near the length limit
 

@@ -23,6 +23,8 @@ from relgrad.text.replies import made
 from relgrad.text.replies.rows import Cleaning, Row, read
 from relgrad.text.replies.splitting import FILES, PARTS, shares_of, split
 
+OF_REPLY = ("reply", "reply_likes", "reply_author_followers", "reply_time_diff_seconds", "quality")
+"""What the column `replies` has of each reply, as far as it is known."""
 TEMPLATE = "Generate an engaging Twitter reply to this tweet:\n\n{tweet}\n\nReply:"
 
 
@@ -48,7 +50,8 @@ class Settings(Wording):
 
 
 def load(settings: Settings, seed: int) -> Task:
-    """Columns: those of the row (`tweet`, `topic`, likes …), `completion`, and `references`, all replies to the post.
+    """Columns: those of the row (`tweet`, `topic`, likes …), `completion`, `references`, all replies to the post, and `replies`,
+    the same with their likes and what goes with them.
 
     Where a row stands for a post, it is that of its most liked reply. The parts do not depend on `seed`. Raises RelgradError
     for a folder without the four files, with a line that cannot be used, or with a post in two of them.
@@ -100,14 +103,15 @@ def _by_post(rows: Sequence[Row]) -> list[Row]:
 
 
 def _prompts(rows: Sequence[Row], all_rows: Sequence[Row], settings: Settings) -> list[Prompt]:
-    references: dict[str, list[str]] = {}
+    replies: dict[str, list[Row]] = {}
     for row in all_rows:
-        references.setdefault(row["tweet_id"], []).append(row["reply"])
+        replies.setdefault(row["tweet_id"], []).append({name: row[name] for name in OF_REPLY if name in row})
     names = list(dict.fromkeys(name for row in rows for name in row))
     prompts = []
     for row in rows:
         whole = {name: row.get(name) for name in names}
-        columns = {**whole, "completion": row["reply"], "references": references[row["tweet_id"]]}
+        own = replies[row["tweet_id"]]
+        columns = {**whole, "completion": row["reply"], "references": [reply["reply"] for reply in own], "replies": own}
         try:
             content = content_of(columns, settings, None)
         except ValueError as error:
