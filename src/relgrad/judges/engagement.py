@@ -134,7 +134,7 @@ class EngagementJudge:
         Means over posts; `accuracy_low` and `accuracy_high` are the 95 % interval of the text's (bootstrap over posts). Where the
         quality is known, `quality_accuracy` is how often the text's score names the better of two replies.
         """
-        by_text, by_control, by_both, by_quality = [], [], [], []
+        by_text, by_control, by_both, by_quality = (list[float]() for _ in range(4))
         for number, prompt in enumerate(prompts):
             replies = replies_of(prompt)
             if progress is not None:
