@@ -29,6 +29,15 @@ def test_diffusion_gpt_says_what_its_own_forward_says():
     torch.testing.assert_close(logits_BLV[1, :2], model.logits(model.hidden(ids_BL[1:, :2]))[0])
 
 
+def test_dropout_is_off_at_first() -> None:
+    network = MaskedGPT(gpt(dropout=0.5).train(), mask_id=4)
+    ids_BL, valid_BL = torch.tensor([[0, 1, 4, 4]]), torch.ones(1, 4, dtype=torch.bool)
+    first, again = (network.hidden(ids_BL, valid_BL, ids_BL) for _ in range(2))
+    assert torch.equal(first, again)
+    network.dropout(True)
+    assert not torch.equal(network.hidden(ids_BL, valid_BL, ids_BL), first)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"attention_type": "causal"}, "bidirectional"), ({"mode": "token_classifier"}, "token_classifier")],

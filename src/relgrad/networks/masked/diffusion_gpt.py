@@ -20,7 +20,7 @@ class MaskedGPT:
                 "attention_type: causal: a masked position would not see what stands behind it, nor one before it what is "
                 "written later. Use attention_type: bidirectional"
             )
-        self.model, self.mask_id = model, mask_id
+        self.model, self.mask_id = model.eval(), mask_id
 
     @property
     def module(self) -> GPT:
