@@ -149,6 +149,8 @@ PAGES: dict[str, str] = {
     f"navigator.geolocation.getCurrentPosition(()=>0);fetch('/away').catch(()=>0)</script><form action=/echo method=post>{FORM}",
     "/dialog": f"<!doctype html><form id=f action=/echo method=post onsubmit='sure.showModal();return false'>{FORM}"
     "<dialog id=sure><button onclick=sure.close()>Back</button><button onclick=f.submit()>Yes, send</button></dialog>",
+    "/lively": f"<!doctype html><form action=/echo method=post>{FORM}<script>fetch('/never',{{method:'POST'}}).catch(()=>0);"
+    "const again=()=>setTimeout(again,50);again()</script>",
     "/twice": f"<!doctype html><form action=/twice method=post>{FORM.replace('town', 'first')}",
     "/visits": "<!doctype html><form action=/echo method=post><input type=hidden name=n id=n>"
     "<label>Town<input name=town></label><button>Send</button></form><script>n.value=[localStorage.n,sessionStorage.n,document.cookie,"

@@ -70,6 +70,7 @@ class Visit:
         self.incidents: Counter[str] = Counter()
         self.notes: list[str] = []
         self._listed: set[int] = set()
+        self._standing = (0, 0, 0)
 
     async def play(self, plan: Plan, after: After | None = None) -> SiteOutcome:
         """Open the page and execute the plan. Raises Unscored for a page that cannot be filled in."""
@@ -124,16 +125,23 @@ class Visit:
                 self.seen[control.kind, control.name, control.id, control.names, control.section] = control
 
     async def _settle(self, until: Callable[[], bool] = lambda: True, seconds: float = WAIT) -> dict[str, Any]:
-        """Wait until the page has nothing under way, and `until`; what it has counted. At most so many seconds."""
+        """Wait until the page has nothing under way, and `until`; what it has counted. At most so many seconds.
+
+        What is still under way then, a stream or a poll, is taken to go on for ever, and not waited for again.
+        """
         loop = asyncio.get_running_loop()
         end, calm = loop.time() + seconds, 0
         counts: dict[str, Any] = {}
-        while calm < 2 and loop.time() < end:
+        under_way = (0, 0, 0)
+        while calm < 2:
+            if loop.time() > end:
+                self._standing = under_way
+                break
             try:
                 counts = await self.page.evaluate(NOW)
-                busy = (
-                    not counts["ready"] or counts["timers"] or counts["calls"] or self.wire.open_requests or not until()
-                )
+                under_way = (counts["timers"], counts["calls"], self.wire.open_requests)
+                more = any(now > standing for now, standing in zip(under_way, self._standing, strict=True))
+                busy = not counts["ready"] or more or not until()
             except Exception as error:
                 if not _navigates(error):
                     raise
@@ -293,7 +301,8 @@ class Visit:
         """The request that submits, once the page has come to rest; None where there is none."""
         refused = self.wire.refused.total()
         counts = await self._settle()
-        if counts.get("sent", 0) > counted["sent"]:  # a form is on its way: it comes here, or was for somewhere else
+        under_way = counts.get("sent", 0) > counted["sent"] or counts.get("calls", 0) > self._standing[1]
+        if under_way:  # a form, or a script's request: it comes here, or was for somewhere else
             await self._settle(lambda: len(self.wire.exchanges) > first or self.wire.refused.total() > refused, ARRIVES)
         sending = submission.submitting(self.wire.exchanges[first:], names)
         while sending is not None and sending.status is None and not sending.failure:

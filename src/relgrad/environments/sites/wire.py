@@ -141,6 +141,8 @@ class Wire:
             to_site.write(data)
             await to_site.drain()
             await self._answer(from_site, exchange, writer)
+        except _Left:
+            return
         except (OSError, asyncio.IncompleteReadError) as error:
             if exchange.status is None:
                 exchange.failure = f"the site ended the connection without an answer ({type(error).__name__})"
@@ -154,7 +156,7 @@ class Wire:
         first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
         headers = _headers(lines)
         kept = [line for line in lines if line.partition(":")[0].strip().lower() not in _HOP]
-        writer.write("\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1"))
+        await _pass("\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1"), writer)
         status = int(first.split(" ", 2)[1])
         exchange.answer_headers = headers
         left = int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else None
@@ -167,8 +169,7 @@ class Wire:
             left = left if left is None else left - len(chunk)
             if len(exchange.answer) < KEPT:
                 exchange.answer += chunk
-            writer.write(chunk)
-            await writer.drain()
+            await _pass(chunk, writer)
         exchange.status = status
 
     async def _tunnel(self, host: str, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,6 +185,19 @@ class Wire:
             await asyncio.gather(_pump(reader, to_site), _pump(from_site, writer))
         finally:
             to_site.close()
+
+
+class _Left(Exception):
+    """The browser does not wait for an answer any more."""
+
+
+async def _pass(data: bytes, writer: asyncio.StreamWriter) -> None:
+    """Give the browser a part of an answer. Raises _Left."""
+    try:
+        writer.write(data)
+        await writer.drain()
+    except OSError:
+        raise _Left from None
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
