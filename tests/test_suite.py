@@ -20,6 +20,7 @@ from relgrad.commands.cli import app
 from relgrad.core.types import Output, Prompt
 from relgrad.evaluation.adapter_norms import adapter_norms
 from relgrad.evaluation.answers import Answers
+from relgrad.evaluation.comparison import compare_all
 from relgrad.evaluation.curves import band, efficiency
 from relgrad.evaluation.lexical import distinct, self_bleu
 from relgrad.evaluation.metric import Completions
@@ -29,8 +30,10 @@ from relgrad.evaluation.perplexity import Perplexity
 from relgrad.evaluation.references import Rouge, TokenMatch, matched, rouge
 from relgrad.evaluation.semantic import SemanticDiversity
 from relgrad.evaluation.significance import cliffs_delta, crossed, d_z, holm, sign_flip
+from relgrad.evaluation.verdicts import verdicts
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
+from test_comparison import contender, evaluation
 
 NAN = math.nan
 
@@ -149,6 +152,29 @@ def test_the_interval_over_seeds_and_prompts() -> None:
     with pytest.raises(ValueError, match="other numbers of prompts"):
         crossed([[0.0], [1.0, 2.0]], True)
     assert all(math.isnan(value) for value in crossed([[NAN]], True))
+
+
+def test_verdicts_pair_prompts_over_seeds_and_adjust_in_two_families() -> None:
+    """Prompt by prompt the mean over two seeds; the primary figure is adjusted for the policies alone, the rest all together."""
+    zero, up, down = [0.0] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], [0.3, 0.2, 0.1, 0.0, -0.1]
+    a = contender("a", evaluation(zero, r=zero), evaluation(zero, r=zero))
+    b = contender("b", evaluation(up, r=zero), evaluation(up[::-1], r=zero))
+    c = contender("c", evaluation(up, r=up), evaluation(down, r=up))
+    found = verdicts(compare_all([a, b, c]), "score")
+    first, score_b, score_c = found["score"]
+    assert first is None
+    assert score_b is not None
+    assert score_c is not None
+    assert score_b.p == pytest.approx(2 / 32)  # five differences of .3 each
+    assert score_b.p_holm == pytest.approx(4 / 32)
+    assert score_b.cliffs_delta == 1
+    assert score_b.interval.value == pytest.approx(0.3)
+    assert score_c.interval.low < score_c.interval.value < score_c.interval.high
+    rest_b, rest_c = found["r"][1:]
+    assert [one and one.p_holm for one in (rest_b, rest_c)] == pytest.approx([1.0, 4 / 32])
+    mirrored = verdicts(compare_all([a, b], mirrored=True), "score")["score"][1]
+    assert mirrored is not None
+    assert mirrored.cliffs_delta == -1
 
 
 # ---------------------------------------------------------------------- compare
@@ -271,6 +297,11 @@ def test_what_cannot_be_measured_is_refused(kept: tuple[Path, Path, str], argume
 def test_k_beyond_the_completions_is_refused_before_anything_is_drawn(kept: tuple[Path, Path, str]) -> None:
     said = " ".join(refused(f"{kept[1]}:a", f"{kept[1]}:b", "evaluation.suite.ks=[4]").split())
     assert "k=4 of 3 completions a prompt" in said
+
+
+def test_an_adapter_of_another_base_model_is_refused(kept: tuple[Path, Path, str]) -> None:
+    said = " ".join(refused(f"{kept[1]}:a", f"{kept[1]}:b", "policy.model=tiny:64x1").split())
+    assert "this adapter belongs to another model" in said
 
 
 def test_files_that_hold_no_generations_are_named(kept: tuple[Path, Path, str], tmp_path: Path) -> None:
