@@ -214,7 +214,7 @@ def test_scrubbing_takes_out_what_points_at_people() -> None:
 
 
 def test_a_split_keeps_posts_whole_and_quartiles_even(built_in: list[Row]) -> None:
-    some = built_in[:3000]
+    some = built_in[:2000]
     result = splitting.split(some, SHARES, seed=1)
     assert result.passed, [check for check in result.checks if not check.passed]
     assert sum(map(len, result.parts.values())) == len(some)

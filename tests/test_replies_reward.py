@@ -98,7 +98,7 @@ def test_the_score_is_the_gated_weighted_sum_of_its_parts(score: RepliesScore) -
 
 
 def test_one_and_many_are_scored_alike(score: RepliesScore) -> None:
-    rows = [row for row in made.rows(40) if row["kind"] != "promo"][:24]
+    rows = [row for row in made.rows(40) if row["kind"] != "promo"][:12]
     posts, texts = [row["tweet"] for row in rows], [row["reply"] for row in rows]
     many = score(posts, texts)
     one = [score([post], [text])[0] for post, text in zip(posts, texts, strict=True)]
@@ -136,7 +136,7 @@ def test_every_gate_shuts_on_what_it_is_for(gate: str, score: RepliesScore) -> N
 
 def test_gates_leave_ordinary_replies_alone(score: RepliesScore) -> None:
     """Replies of good kinds of the built-in data set: hardly any is shut out, and poor kinds score less."""
-    rows = made.rows(30)
+    rows = made.rows(20)
     values = score([row["tweet"] for row in rows], [row["reply"] for row in rows])
     by_kind: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
