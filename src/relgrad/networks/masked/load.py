@@ -237,11 +237,17 @@ def _tokenizer(source: str, family: Family, own_code: bool) -> Any:
     """The folder's tokenizer; without its own code, the class of transformers that reads the same files."""
     import transformers
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
+    from transformers.utils import logging
 
     needs_code = "auto_map" in get_tokenizer_config(source)
     if needs_code and not own_code and family.library is not None and family.library.tokenizer is not None:
         return getattr(transformers, family.library.tokenizer).from_pretrained(source)
-    return causal.load_tokenizer(source, trust_remote_code=own_code)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns of a `model_type` that it does not know, and needs no model
+    try:
+        return causal.load_tokenizer(source, trust_remote_code=own_code)
+    finally:
+        logging.set_verbosity(level)
 
 
 # ---------------------------------------------------------------------- the mask
