@@ -155,6 +155,7 @@ def test_the_first_batch_tells_of_a_shift_that_does_not_fit(tmp_path: Path):
         ("tiny-sdar:32x1", {"max_completion_length": 6, "block_length": None, "steps": 3},
          r"policy\.max_completion_length=6.*blocks of 4"),
         ("tiny-dream:32x1", {"writes": "holes"}, r"policy\.writes='holes'"),
+        ("tiny-dream:32x1", {"symbols": "byte"}, r"policy\.symbols='byte' is for networks of this house"),
         ("tiny-dream:32x1", {"quantize": "4bit"}, r"add a lora section"),
         ("tiny-dream:32x1", {"dtype": "bfloat16"}, r"small updates would be rounded away"),
         ("tiny-dream:32x1", {"family": "mdlm"}, r"policy\.family='mdlm': known are"),

@@ -51,6 +51,11 @@ def open_published(settings: Settings, seed: int, start: Path | None) -> Opened:
         raise RelgradError(
             f"policy.writes='holes' fills in samples of this house's vocabularies; {settings.model!r} writes answers: leave it out"
         )
+    if settings.symbols is not None:
+        raise RelgradError(
+            f"policy.symbols={settings.symbols!r} is for networks of this house; {settings.model!r} has a tokenizer of its own: leave "
+            "it out, or name another tokenizer with policy.tokenizer"
+        )
     base: str | Path = settings.model
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
     if start is not None:
