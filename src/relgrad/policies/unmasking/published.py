@@ -53,8 +53,8 @@ def open_published(settings: Settings, seed: int, start: Path | None) -> Opened:
         )
     if settings.symbols is not None:
         raise RelgradError(
-            f"policy.symbols={settings.symbols!r} is for networks of this house; {settings.model!r} has a tokenizer of its own: leave "
-            "it out, or name another tokenizer with policy.tokenizer"
+            f"policy.symbols={settings.symbols!r} is for networks of this house; {settings.model!r} has a tokenizer of its own: "
+            "leave it out, or name another tokenizer with policy.tokenizer"
         )
     base: str | Path = settings.model
     adapter = Path(settings.adapter).expanduser() if settings.adapter else None
