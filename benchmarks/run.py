@@ -23,6 +23,7 @@ MODULES = {
     "replay": "replay",
     "processes": "processes",
     "sandbox": "sandbox",
+    "estimators": "estimators",
 }
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -70,6 +71,7 @@ for _name, _title in {
     "replay": "learning from the past, at equal numbers of sampled completions",
     "processes": "two processes that share a job, against two jobs side by side",
     "sandbox": "what executing generated code costs, beside a bare interpreter",
+    "estimators": "gradients of the estimators of masked diffusion, against the enumerated one",
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")
