@@ -253,11 +253,11 @@ def test_splits_of_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", registry.kinds("tasks"))
 def test_settings_that_were_written_out_are_read_again(kind: str) -> None:
     """A run folder's recipe has every default in it."""
-    some = {"file": {"path": "a", "held_out_path": "b", "test_path": "c"}, "masked_stream": {"path": "a"},
-            "masked_batches": {"path": "a"},
-            "dataset": {"path": "a", "held_out_split": "b", "test_split": "c"}, "reasoning_gym": {"task": "x"}}  # fmt: skip
+    some = {"file": {"held_out_path": "b", "test_path": "c"}, "dataset": {"held_out_split": "b", "test_split": "c"},
+            "site": {"url": "http://127.0.0.1:5000"}}  # fmt: skip
     model = registry.find("tasks", kind).Settings
-    settings = model.model_validate(some.get(kind, {}))
+    required = {name: "a" for name, field in model.model_fields.items() if field.is_required()}
+    settings = model.model_validate(required | some.get(kind, {}))
     assert model.model_validate(settings.model_dump(mode="json")) == settings
 
 
