@@ -259,6 +259,39 @@ def test_tied_rows_are_added_once(tmp_path: Path):
     assert network.vocabulary_size == network.mask_id + 1
 
 
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def saved_model(kind: str, folder: Path, **sizes) -> str:
+    """A random model of an architecture of transformers, with a tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from relgrad.networks.causal.tiny import build_tokenizer
+
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("stablelm", "looks at padding"), ("rwkv", "does not see what comes after")]
+)
+def test_an_architecture_that_does_not_look_to_both_sides_is_refused(kind: str, says: str, tmp_path: Path):
+    with pytest.raises(RelgradError, match=says):
+        opened(saved_model(kind, tmp_path, **SIZES), family="bidirectional")
+
+
+def test_a_network_is_as_long_as_its_configuration_says(tmp_path: Path):
+    name = saved_model("gpt2", tmp_path, vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=64)
+    assert opened(name, family="bidirectional").network.length == 64
+
+
 # ---------------------------------------------------------------------- what is refused
 
 

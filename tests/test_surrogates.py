@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import contract
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import LossTerms
 from relgrad.core.randomness import Draws
+from relgrad.core.types import Prompt
 from relgrad.estimators.bounds import Bgpo, Spg
 from relgrad.estimators.coupled import Coupled
 from relgrad.estimators.elbo import Elbo
@@ -22,6 +24,13 @@ from relgrad.estimators.mean_field import MeanField
 from relgrad.estimators.merged_steps import MergedSteps
 from relgrad.estimators.passes import Answers, Passes, Plan, Texts
 from relgrad.objectives import bgpo, spg, wd1
+from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies import unmasking
+from relgrad.policies.unmasking import family_toys
+from relgrad.policies.unmasking.toy import WHOLE, small
+from relgrad.stages.grpo import require_fit
+from relgrad.training.polychromic import PolychromicSettings, SetDiversity
+from relgrad.training.settings import GrpoSettings
 
 LENGTH, TOKENS = 3, 2
 TEXT = torch.tensor([1, 0, 1])
@@ -308,8 +317,87 @@ def test_wd1_weighs_by_the_softmax_of_the_group() -> None:
     assert bool((torch.autograd.grad(loss, logp_BT)[0] == 0).all())
 
 
-@pytest.mark.parametrize("loss", [bgpo, spg, wd1], ids=lambda m: m.__name__.rpartition(".")[2])
-def test_a_divergence_is_refused(loss: Any) -> None:
-    assert loss.build(SimpleNamespace(beta=0.0)).needs == frozenset()
-    with pytest.raises(RelgradError, match=r"has no divergence term: leave out beta=0\.04"):
-        loss.build(SimpleNamespace(beta=0.04))
+LOSSES = pytest.mark.parametrize("loss", [bgpo, spg, wd1], ids=lambda m: m.__name__.rpartition(".")[2])
+
+
+@LOSSES
+@pytest.mark.parametrize(
+    "unused", [{"beta": 0.04}, {"entropy_coef": 0.5}, {"epsilon": 0.1}, {"loss_type": "grpo"}], ids=str
+)
+def test_what_a_loss_would_leave_out_is_refused(loss: Any, unused: dict[str, Any]) -> None:
+    assert loss.build(GrpoSettings()).needs == frozenset()
+    ((name, value),) = unused.items()
+    with pytest.raises(RelgradError, match=f"does not know {name}={value!r}: leave it out"):
+        loss.build(GrpoSettings(**unused))
+
+
+def test_wd1_compares_rows_and_not_decisions() -> None:
+    with pytest.raises(RelgradError, match="does not know credit='decision'"):
+        wd1.build(GrpoSettings(credit="decision"))
+
+
+@LOSSES
+def test_what_another_drew_is_corrected(loss: Any) -> None:
+    """A row of weight 0 has no gradient."""
+    logp_BT = leaf(4, 2)
+    correction_BT = torch.tensor([[0.0], [1.0], [1.0], [1.0]], dtype=torch.float64).expand(4, 2)
+    batch = replace(terms(logp_BT, logp_BT.detach(), ADVANTAGE), correction_BT=correction_BT)
+    (slope_BT,) = torch.autograd.grad(loss.build(GrpoSettings())(batch)[0], logp_BT)
+    assert bool((slope_BT[0] == 0).all())
+    assert bool((slope_BT[1:] != 0).any(-1).all())
+
+
+def test_bgpo_is_finite_where_a_good_text_gained_much() -> None:
+    behaviour_BT = torch.full((2, 3), -200.0, dtype=torch.float32)
+    logp_BT = torch.full((2, 3), -100.0, dtype=torch.float32, requires_grad=True)
+    loss, _ = bgpo.BgpoLoss()(terms(logp_BT, behaviour_BT, torch.tensor([1.0, 0.0])))
+    (slope_BT,) = torch.autograd.grad(loss, logp_BT)
+    assert bool(slope_BT.isfinite().all())
+    assert float(loss.detach()) == pytest.approx(-101 / 2)
+
+
+# ---------------------------------------------------------------------- in a policy
+
+
+def test_what_is_recorded_is_what_is_scored_where_a_network_keeps_blocks() -> None:
+    """The cache of finished blocks knows the block that is written, and nothing of texts that are masked again."""
+    contract.check_parity(family_toys.make("sdar-cached", "random", estimator=MeanField(prompt_masking=0.0))())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"estimator": {"kind": "elbo"}, "train_steps": 2}, "train_steps=2 with estimator.kind=elbo"),
+        ({"estimator": {"kind": "elbo"}, "top_p": 0.9}, "with top_p=0.9"),
+        ({"estimator": {"kind": "merged_steps", "segments": 9}}, "more than the 8 steps"),
+        ({"estimator": {"kind": "merged_steps"}, "law": {"order": "threshold"}}, "with law.order=threshold"),
+        ({"estimator": {"kind": "elba"}}, "elba"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        unmasking.Settings.model_validate({"max_completion_length": 8, **settings})
+
+
+def test_an_estimator_and_its_loss_go_together() -> None:
+    named = {"bgpo": Bgpo(), "elbo": Elbo()}
+    policies = {name: small(law={"order": "random"}, estimator=plan, **WHOLE) for name, plan in named.items()}
+    require_fit(policies["bgpo"], bgpo.BgpoLoss(), "relgrad.objectives.bgpo")
+    require_fit(policies["elbo"], PolicyLoss(), None)
+    require_fit(policies["elbo"], wd1.Wd1Loss(), "relgrad.objectives.wd1")
+    with pytest.raises(
+        RelgradError, match=r"estimator.kind=bgpo needs grpo.loss=relgrad.objectives.bgpo \(received None\)"
+    ):
+        require_fit(policies["bgpo"], PolicyLoss(), None)
+    with pytest.raises(RelgradError, match=r"is for policy.estimator.kind=spg \(received elbo\)"):
+        require_fit(policies["elbo"], spg.SpgLoss(), "relgrad.objectives.spg")
+
+
+def test_a_surrogate_has_no_entropy_and_no_diversity() -> None:
+    policy = small(law={"order": "random"}, estimator=Elbo(), **WHOLE)
+    rollouts = policy.sample([Prompt("ab", id=0)], 2, torch.Generator().manual_seed(0))
+    with pytest.raises(RelgradError, match="a surrogate has no entropy"):
+        policy.score(rollouts, rollouts.cells(), entropy=True)
+    with pytest.raises(RelgradError, match="its values are no log-probabilities"):
+        SetDiversity(policy, PolychromicSettings(), lambda texts: torch.zeros(len(texts), len(texts)))

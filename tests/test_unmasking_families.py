@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,34 @@ def test_an_adapter_goes_on_in_the_next_stage(tmp_path: Path):
     assert again.target_nll(EXAMPLES) != built("tiny-llada:32x1", lora=Lora(r=2)).target_nll(EXAMPLES)
     named = built("tiny-llada:32x1", adapter=str(tmp_path / "stage"), lora=Lora(r=2))
     assert named.target_nll(EXAMPLES) == policy.target_nll(EXAMPLES)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=2)], ids=["whole", "adapter"])
+def test_averaged_weights_are_handed_on(lora: Lora | None, tmp_path: Path):
+    """A stage ends with the average that is judged, and the next one begins with it, by `start` as by `model`."""
+    options = {"ema_decay": 0.5, "lora": lora}
+    policy = built("tiny-llada:32x1", **options)
+    with torch.no_grad():
+        for _, parameter in policy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(0)))
+    policy.after_update()
+    policy.save(tmp_path / "stage")
+    with policy.evaluation():
+        judged = policy.target_nll(EXAMPLES)
+    assert judged != policy.target_nll(EXAMPLES)
+    assert built("tiny-llada:32x1", start=tmp_path / "stage", **options).target_nll(EXAMPLES) == judged
+    if lora is None:
+        assert built(str(tmp_path / "stage")).target_nll(EXAMPLES) == judged
+
+
+def test_any_of_several_ends_finishes_a_text():
+    policy = family_toys.make("llada", "random", eos_token_ids=(2,))().policy
+    schedule = replace(policy.steps.schedule, end_ids=(0, 2))
+    state_NE = torch.tensor([[1, 2, policy.symbols.mask_id, policy.symbols.mask_id]])
+    there_NE = torch.ones_like(state_NE, dtype=torch.bool)
+    assert not bool(schedule.work(policy.engine.law, state_NE, there_NE, torch.tensor([2])).live_N)
+    alone = replace(schedule, end_ids=(0,))
+    assert bool(alone.work(policy.engine.law, state_NE, there_NE, torch.tensor([2])).live_N)
 
 
 def test_a_causal_model_is_trained_as_one_that_unmasks(tmp_path: Path):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -227,6 +227,28 @@ class Exported(Protocol):
     def export(self, file: Path) -> list[str]:
         """Write the file; returns what a person should know of it. Raises RelgradError for what that program does not have."""
         ...
+
+
+@runtime_checkable
+class Estimates(Protocol):
+    """A policy that may score by a surrogate.
+
+    estimator_kind  which one: "exact" where it scores by its law
+    own_loss        the module of the loss that this one needs; None where any loss will do
+    """
+
+    @property
+    def estimator_kind(self) -> str: ...
+
+    @property
+    def own_loss(self) -> str | None: ...
+
+
+@runtime_checkable
+class ForEstimator(Protocol):
+    """A loss that goes with one kind of estimator, `estimator`."""
+
+    estimator: ClassVar[str]
 
 
 @runtime_checkable

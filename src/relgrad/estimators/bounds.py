@@ -30,6 +30,7 @@ from relgrad.estimators.passes import Answers, Passes, Texts, by_pass, weighted_
 class Bgpo(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = "relgrad.objectives.bgpo"
     per_token: ClassVar[bool] = False
     kind: Literal["bgpo"] = "bgpo"
     samples: int = Field(4, ge=1, description="masks of a text, each a decision")
@@ -55,6 +56,7 @@ class Bgpo(Strict):
 class Spg(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = "relgrad.objectives.spg"
     per_token: ClassVar[bool] = False
     kind: Literal["spg"] = "spg"
     samples: int = Field(2, ge=1, description="R, masks of a text")

@@ -23,6 +23,7 @@ from relgrad.estimators.passes import Answers, Passes, Texts, by_token, weighted
 class Coupled(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = None
     per_token: ClassVar[bool] = True
     kind: Literal["coupled"] = "coupled"
     t_min: float = Field(0.2, gt=0, lt=1, description="smallest share of masked positions")

@@ -27,6 +27,7 @@ from relgrad.estimators.passes import Answers, Passes, Texts, as_one, random_sub
 class Elbo(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = None
     per_token: ClassVar[bool] = False
     kind: Literal["elbo"] = "elbo"
     samples: int = Field(2, ge=1, description="masks of a text; with `antithetic`, pairs")

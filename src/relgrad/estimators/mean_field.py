@@ -22,6 +22,7 @@ from relgrad.estimators.passes import Answers, Passes, Texts, by_token, weighted
 class MeanField(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = None
     per_token: ClassVar[bool] = True
     kind: Literal["mean_field"] = "mean_field"
     prompt_masking: float = Field(0.15, ge=0, lt=1, description="share of the prompt's tokens that are masked too")

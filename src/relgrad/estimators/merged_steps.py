@@ -23,6 +23,7 @@ from relgrad.estimators.passes import Answers, Passes, Texts, by_token, weighted
 class MergedSteps(Strict):
     """A recipe's `estimator` section of this kind, and the surrogate."""
 
+    own_loss: ClassVar[str | None] = None
     per_token: ClassVar[bool] = True
     kind: Literal["merged_steps"] = "merged_steps"
     segments: int = Field(2, ge=1, description="passes of a text (StepMerge's N)")

@@ -97,9 +97,11 @@ class Plan(Protocol):
 
     count      K, passes of a text
     per_token  whether every written position is a decision
+    own_loss   the module of the loss that it needs; None where any loss will do
     """
 
     per_token: ClassVar[bool]
+    own_loss: ClassVar[str | None]
 
     @property
     def count(self) -> int: ...

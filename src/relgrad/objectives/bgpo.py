@@ -12,18 +12,20 @@ In a recipe: `policy: {estimator: {kind: bgpo}}` and `grpo: {loss: relgrad.objec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from relgrad.core.protocols import LossTerms
-from relgrad.objectives.losses import aggregate, require_no_divergence
+from relgrad.objectives.losses import aggregate, corrected, require_defaults
 
 
 @dataclass(frozen=True)
 class BgpoLoss:
     """See the module."""
+
+    estimator: ClassVar[str] = "bgpo"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -32,12 +34,13 @@ class BgpoLoss:
     def __call__(self, terms: LossTerms) -> tuple[Tensor, dict[str, float]]:
         """(scalar loss, metrics). Differentiable in logp_BT."""
         gained_BT = terms.logp_BT - terms.behaviour_logp_BT
-        bound_BT = torch.where(terms.advantage_BT > 0, 1 + gained_BT, gained_BT.exp())
-        loss = aggregate(-terms.advantage_BT * bound_BT, terms, "grpo")
+        bad_BT = terms.advantage_BT < 0
+        bound_BT = torch.where(bad_BT, torch.where(bad_BT, gained_BT, 0.0).exp(), 1 + gained_BT)
+        loss = aggregate(corrected(-terms.advantage_BT * bound_BT, terms), terms, "grpo")
         return loss, {"loss": float(loss.detach()), "pg_loss": float(loss.detach())}
 
 
 def build(settings: Any) -> BgpoLoss:
-    """The loss of a `grpo` section. Raises RelgradError for a divergence term, which BGPO has none of."""
-    require_no_divergence("bgpo", settings)
+    """The loss of a `grpo` section. Raises RelgradError for settings that BGPO has no use for."""
+    require_defaults("bgpo", settings)
     return BgpoLoss()

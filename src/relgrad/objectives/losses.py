@@ -155,8 +155,7 @@ class PolicyLoss:
         if self.step_ratio_norm:
             clipped = normalised_by_step(log_ratio(terms, "token"), terms.mask_BT).exp()
         cell_BT = self.surrogate(terms, clipped)
-        if terms.correction_BT is not None:
-            cell_BT = cell_BT * terms.correction_BT
+        cell_BT = corrected(cell_BT, terms)
         metrics = clip_metrics(terms, clipped, self) if self.loss_type != "reinforce" else {}
         loss = aggregate(cell_BT, terms, self.loss_type)
         metrics |= {"pg_loss": float(loss.detach()), "kl_penalty": 0.0}
@@ -193,6 +192,11 @@ class PolicyLoss:
         return kl_BT * ratio if self.use_bias_correction_kl else kl_BT
 
 
+def corrected(cell_BT: Tensor, terms: LossTerms) -> Tensor:
+    """Per-decision losses, those that another than the current policy drew weighted by their correction."""
+    return cell_BT if terms.correction_BT is None else cell_BT * terms.correction_BT
+
+
 def truncated_importance_weights(
     logp_BT: Tensor, engine_logp_BT: Tensor, mask_BT: Tensor, *, cap: float = 2.0
 ) -> Tensor:
@@ -204,12 +208,21 @@ def truncated_importance_weights(
     return torch.where(mask_BT, weight_BT, torch.ones_like(weight_BT))
 
 
-def require_no_divergence(name: str, settings: Any) -> None:
-    """Raise RelgradError for a `grpo` section whose loss, `objectives/{name}.py`, would leave out the divergence it asks for."""
-    if settings.beta:
-        raise RelgradError(
-            f"grpo.loss=relgrad.objectives.{name} has no divergence term: leave out beta={settings.beta:g}"
-        )
+UNUSED = (
+    "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "beta", "step_ratio_norm", "entropy_coef",
+)  # fmt: skip
+"""Settings of a `grpo` section that are for the losses of this file alone."""
+
+
+def require_defaults(name: str, settings: Any, more: tuple[str, ...] = ()) -> None:
+    """Raise RelgradError for settings that the loss of `objectives/{name}.py` would leave out of account."""
+    defaults = {key: field.default for key, field in type(settings).model_fields.items()}
+    for key in (*UNUSED, *more):
+        value = dict(settings)[key]
+        if value != defaults[key]:
+            raise RelgradError(
+                f"grpo.loss=relgrad.objectives.{name} does not know {key}={value!r}: leave it out (its default: {defaults[key]!r})"
+            )
 
 
 def masked_mean(value_BT: Tensor, mask_BT: Tensor) -> float:

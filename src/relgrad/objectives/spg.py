@@ -11,18 +11,20 @@ In a recipe: `policy: {estimator: {kind: spg}}` and `grpo: {loss: relgrad.object
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from relgrad.core.protocols import LossTerms
-from relgrad.objectives.losses import aggregate, require_no_divergence
+from relgrad.objectives.losses import aggregate, corrected, require_defaults
 
 
 @dataclass(frozen=True)
 class SpgLoss:
     """See the module."""
+
+    estimator: ClassVar[str] = "spg"
 
     @property
     def needs(self) -> frozenset[str]:
@@ -37,11 +39,11 @@ class SpgLoss:
             )
         upper_T = torch.arange(2, device=terms.logp_BT.device) == 1
         bound_BT = torch.where((terms.advantage_BT < 0) == upper_T, terms.logp_BT, 0.0)
-        loss = aggregate(-terms.advantage_BT * bound_BT, terms, "reinforce")
+        loss = aggregate(corrected(-terms.advantage_BT * bound_BT, terms), terms, "reinforce")
         return loss, {"loss": float(loss.detach()), "pg_loss": float(loss.detach())}
 
 
 def build(settings: Any) -> SpgLoss:
-    """The loss of a `grpo` section. Raises RelgradError for a divergence term, which SPG has none of."""
-    require_no_divergence("spg", settings)
+    """The loss of a `grpo` section. Raises RelgradError for settings that SPG has no use for."""
+    require_defaults("spg", settings)
     return SpgLoss()

@@ -1,6 +1,6 @@
 r"""The loss of wd1 (Tang et al. 2025, arXiv:2507.08838): a weighted likelihood in place of a ratio.
 
-    L = -mean over groups of  sum_b (softmax(A)_b - softmax(-A)_b) sum_t l_bt          softmax over the rows of the group
+    L = -mean over rows of  K_b (softmax(A)_b - softmax(-A)_b) sum_t l_bt        softmax over the K_b rows of the row's group
 
 With policy.estimator.kind=mean_field the l are the mean field of tokens. No old policy, no reference, no clip. The published code
 takes the softmax over the rows that a device happens to hold; here it is over the group that is compared.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.protocols import LossTerms
-from relgrad.objectives.losses import aggregate, require_no_divergence
+from relgrad.objectives.losses import aggregate, corrected, require_defaults
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Wd1Loss:
     def __call__(self, terms: LossTerms) -> tuple[Tensor, dict[str, float]]:
         """(scalar loss, metrics). Differentiable in logp_BT; wants whole groups, whose rows have one advantage each."""
         weight_B1 = weights(terms.advantage_BT[:, 0], terms.group_B)[:, None]
-        loss = aggregate(-weight_B1 * terms.logp_BT, terms, "reinforce")
+        loss = aggregate(corrected(-weight_B1 * terms.logp_BT, terms), terms, "reinforce")
         return loss, {"loss": float(loss.detach()), "pg_loss": float(loss.detach())}
 
 
 def weights(advantage_B: Tensor, group_B: Tensor | None) -> Tensor:
-    """[B]: softmax(A) - softmax(-A) over each group, times its rows, so that a mean over rows is a mean over groups.
+    """[B]: softmax(A) - softmax(-A) over each group, times its rows; without groups all rows are one.
 
-    Without groups all rows are one.
+    A mean over rows is then a mean over groups, where these are of one size.
     """
     if group_B is None:
         same_BB = advantage_B.new_ones(len(advantage_B), len(advantage_B), dtype=torch.bool)
@@ -52,6 +52,6 @@ def weights(advantage_B: Tensor, group_B: Tensor | None) -> Tensor:
 
 
 def build(settings: Any) -> Wd1Loss:
-    """The loss of a `grpo` section. Raises RelgradError for a divergence term, which wd1 has none of."""
-    require_no_divergence("wd1", settings)
+    """The loss of a `grpo` section. Raises RelgradError for settings that wd1 has no use for."""
+    require_defaults("wd1", settings, ("credit",))
     return Wd1Loss()

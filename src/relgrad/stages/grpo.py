@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import model_validator
 
 from relgrad.core import registry
-from relgrad.core.protocols import Loss, Policy, ShowsFigures
+from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import Estimates, ForEstimator, Loss, Policy, ShowsFigures
 from relgrad.core.randomness import draw_epochs, generator
 from relgrad.core.types import StepRecord
 from relgrad.objectives.losses import PolicyLoss
@@ -45,6 +46,7 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     divergence = stage.grpo.beta > 0 or stage.evaluation.cooled
     loss = policy_loss(stage.grpo)
     policy: Policy = build_policy(stage, materials.start, reference=divergence)
+    require_fit(policy, loss, stage.grpo.loss)
     loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)
 
     def after_step(record: StepRecord) -> None:
@@ -62,6 +64,16 @@ def build(stage: Settings, materials: Materials) -> StageParts:
         after_step=after_step,
         samples=lambda: samples_of(loop),
     )
+
+
+def require_fit(policy: Policy, loss: Loss, named: str | None) -> None:
+    """Raise RelgradError for an estimator without the loss that it needs, and for a loss without its estimator."""
+    kind = policy.estimator_kind if isinstance(policy, Estimates) else "exact"
+    needed = policy.own_loss if isinstance(policy, Estimates) else None
+    if needed is not None and needed != named:
+        raise RelgradError(f"policy.estimator.kind={kind} needs grpo.loss={needed} (received {named})")
+    if isinstance(loss, ForEstimator) and loss.estimator != kind:
+        raise RelgradError(f"grpo.loss={named} is for policy.estimator.kind={loss.estimator} (received {kind})")
 
 
 def policy_loss(settings: GrpoSettings) -> Loss:

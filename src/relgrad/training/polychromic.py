@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Policy
 from relgrad.core.randomness import Draws, generator
 from relgrad.core.ranks import ALONE, Ranks
@@ -44,6 +45,8 @@ class SetDiversity:
     """The term of one recipe; a `Beside` of training/sft.py. Randomness depends on (seed, step, prompt) only.
 
     distances  texts [K] to their distances [K, K], float64, symmetric
+
+    Raises RelgradError for a policy that scores by a surrogate.
     """
 
     def __init__(
@@ -55,6 +58,11 @@ class SetDiversity:
         seed: int = 0,
         ranks: Ranks = ALONE,
     ) -> None:
+        if policy.law == "surrogate":
+            raise RelgradError(
+                "polychromic with a policy that scores by a surrogate: its values are no log-probabilities, and the weight would "
+                "mean something else. Use the policy's exact law (policy.estimator.kind=exact)"
+            )
         self.policy, self.settings, self.distances, self.seed, self.ranks = policy, settings, distances, seed, ranks
 
     def __call__(self, step: int, examples: Sequence[Example], scale: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from relgrad.networks.masked.families import FAMILIES, bidirectional
 from relgrad.networks.masked.family import Family, Library
 from relgrad.networks.masked.names import patterns, to_library
 from relgrad.networks.masked.network import LibraryNetwork
+from relgrad.networks.masked.probe import require_both_sides
 from relgrad.networks.weights import files
 
 SAVED = "masked_diffusion"
@@ -90,6 +91,8 @@ def open_network(checkpoint: Checkpoint, adapt: Callable[[Any], Any] = lambda mo
         shifted=_shifted(config, family, checkpoint),
         block=None if family.block is None else int(config.get("block_size") or family.block),
     )
+    if not own_code:
+        require_both_sides(network, checkpoint.model)
     return Opened(network, tokenizer, notes)
 
 

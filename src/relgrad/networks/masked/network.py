@@ -10,11 +10,15 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.networks.causal.adapted import bare
+from relgrad.networks.causal.load import context
 from relgrad.networks.causal.modes import Modes
 from relgrad.networks.masked.attention import hidden_states
 from relgrad.networks.masked.block_cache import BlockCache
 from relgrad.networks.masked.family import Family, Sight
 from relgrad.networks.masked.interface import MaskedNetwork
+
+UNBOUNDED = 2**20
+"""Positions of a network that names no bound."""
 
 
 class LibraryNetwork:
@@ -68,8 +72,8 @@ class LibraryNetwork:
 
     @property
     def length(self) -> int:
-        named = ("max_position_embeddings", "max_sequence_length")
-        return int(next((self.config[name] for name in named if self.config.get(name)), 2048))
+        own_name = self.config.get("max_sequence_length")  # LLaDA's code
+        return int(own_name or context(self.language_model.config) or UNBOUNDED)
 
     # ------------------------------------------------------------------ how its layers run
 

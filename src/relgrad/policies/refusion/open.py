@@ -35,6 +35,11 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
 
     Averaged weights, where a folder has them, are taken as the weights.
     """
+    if start is None and (Path(settings.model) / saved.ADAPTER_CONFIG).is_file():
+        raise RelgradError(
+            f"policy.model={settings.model!r} is an adapter: name the model under it, and go on from the adapter with "
+            "`from: FOLDER` in a stage"
+        )
     base: str | Path = settings.model
     adapter = start if start is not None and (start / saved.ADAPTER).is_file() else None
     if start is not None:
@@ -55,8 +60,8 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
             model = causal.add_lora(model, r=own.r, alpha=own.alpha, dropout=own.dropout, targets=own.target_modules)
     if adapter is not None:
         adapted.load(model, adapter)
-    if adapter is None and isinstance(base, Path):
-        take_average(whole, base)
+    if adapter is None and Path(base).is_dir():
+        take_average(whole, Path(base))
     elif adapter is not None:
         take_average(model, adapter)
     return Opened(model, read_tokenizer, mask_id, base)

@@ -86,12 +86,12 @@ def frame(number: int, state_2E: Tensor, confidence_E: Tensor, symbols: Symbols)
         "masked": [i for i, token in enumerate(ids) if token == symbols.mask_id],
         "filled": filled.nonzero()[:, 0].tolist(),
         "confidence": [two_digits(c) for c in confidence_E.tolist()],
-        "end": ids.index(symbols.end_id) if symbols.end_id in ids else None,
+        "end": next((place for place, token in enumerate(ids) if token in symbols.end_ids), None),
         **({"cells": parts} if any(len(part) != 1 for part in parts) else {}),
     }
 
 
 def decode(ids: Sequence[int], symbols: Symbols) -> str:
     """Text with the end of sequence shown."""
-    runs = groupby(ids, key=lambda i: i == symbols.end_id)
+    runs = groupby(ids, key=lambda i: i in symbols.end_ids)
     return "".join(END * len(list(run)) if ends else symbols.decode(list(run)) for ends, run in runs)

@@ -106,7 +106,7 @@ class UnmaskingPolicy:
             steps // settings.blocks,
             settings.law.shares,
             self.symbols.mask_id,
-            self.symbols.end_id if settings.writes == "answer" else None,
+            self.symbols.end_ids if settings.writes == "answer" else (),
         )
         return Steps(self.engine, schedule)
 
@@ -115,15 +115,31 @@ class UnmaskingPolicy:
         """What is trained by."""
         return self.exact.law if self.surrogate is None else self.surrogate.law
 
+    @property
+    def estimator_kind(self) -> str:
+        """See protocols.Estimates."""
+        return self.settings.estimator.kind
+
+    @property
+    def own_loss(self) -> str | None:
+        """See protocols.Estimates."""
+        return None if self.surrogate is None else self.surrogate.plan.own_loss
+
     # ------------------------------------------------------------------ sampling
 
     def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
         """See protocols.Policy. Two uniform numbers per (row, step, position)."""
-        with torch.no_grad(), self.engine.writing():
-            return self._sample(prompts, group_size, randomness)
+        draws = Draws.of(randomness, len(prompts))
+        with torch.no_grad():
+            with self.engine.writing():
+                rollouts = self._written(prompts, group_size, draws)
+            if self.surrogate is None or self._judged:
+                return rollouts
+            return surrogate_rollouts(rollouts, self.surrogate, self.steps, self.symbols.mask_id, draws)
 
-    def _sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
-        draws, steps = Draws.of(randomness, len(prompts)), self.number_of_steps
+    def _written(self, prompts: Sequence[Prompt], group_size: int, draws: Draws) -> Rollouts:
+        """The texts, with the exact log-probabilities of their steps."""
+        steps = self.number_of_steps
         trace = self.read(prompts)
         group_B = torch.arange(len(prompts)).repeat_interleave(group_size)
         there_BE = trace["place_GE"][group_B] != NO_PLACE
@@ -145,10 +161,7 @@ class UnmaskingPolicy:
             trace["order_BE"] = order_BE.to(torch.int16)
         if self.engine.law.truncation.truncates:
             trace |= log.trace()
-        rollouts = self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
-        if self.surrogate is None or self._judged:
-            return rollouts
-        return surrogate_rollouts(rollouts, self.surrogate, self.steps, self.symbols.mask_id, draws)
+        return self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
 
     def _rollouts(
         self,

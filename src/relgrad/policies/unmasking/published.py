@@ -23,6 +23,7 @@ from relgrad.networks.masked.network import LibraryNetwork
 from relgrad.networks.masked.shift_check import shift_evidence
 from relgrad.networks.weights import device
 from relgrad.networks.weights.folder import newest
+from relgrad.networks.weights.keeper import take_average
 from relgrad.policies.unmasking.parts import Opened
 from relgrad.policies.unmasking.settings import Settings
 from relgrad.policies.unmasking.tokens import TokenizerSymbols
@@ -76,8 +77,11 @@ def open_published(settings: Settings, seed: int, start: Path | None) -> Opened:
     )
     network, tokenizer, notes = open_network(checkpoint, lambda model: _adapted(model, settings, seed))
     network.recompute(settings.gradient_checkpointing)
+    if adapter is None and Path(base).is_dir():
+        take_average(network.model, newest(Path(base)))
     if adapter is not None:
         masked_saved.load(network, adapter)
+        take_average(network.model, adapter)
         if is_untrained(network.model):
             notes += (f"the adapter of {adapter} has learnt nothing: the policy is its base model",)
     if settings.tokenizer is not None:

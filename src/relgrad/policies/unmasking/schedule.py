@@ -32,13 +32,13 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Schedule:
-    """See the module. `block_steps` is S; `end_id` None where no end of sequence is written."""
+    """See the module. `block_steps` is S; `end_ids` end a text; none where no end of sequence is written."""
 
     block: int
     block_steps: int
     shares: tuple[float, float]
     mask_id: int
-    end_id: int | None
+    end_ids: tuple[int, ...]
 
     def work(self, law: Law, state_NE: Tensor, there_NE: Tensor, step_N: Tensor) -> Work:
         """The steps number `step_N` from the states given; `there_NE` is False behind the written positions of a row."""
@@ -64,9 +64,10 @@ class Schedule:
 
     def _finished(self, state_NE: Tensor, there_NE: Tensor, before_NE: Tensor) -> Tensor:
         """bool [N]: whether a block that is whole holds an end of sequence."""
-        if self.end_id is None:
+        if not self.end_ids:
             return torch.zeros(len(state_NE), dtype=torch.bool)
-        return ((state_NE == self.end_id) & there_NE & before_NE).any(-1)
+        ends_NE = torch.isin(state_NE, torch.tensor(self.end_ids))
+        return (ends_NE & there_NE & before_NE).any(-1)
 
     def _quota(self, law: Law, changing_N: Tensor, block_N: Tensor, left_N: Tensor) -> Tensor:
         """int64 [N]; see interface.Places."""

@@ -110,7 +110,7 @@ class Law(Strict):
 
     @property
     def shares(self) -> tuple[float, float]:
-        """The shares of a block that are masked again after its first step, and after its last but one."""
+        """The ends of the line on which the shares of a block lie that are masked again: step 1 is one step from its beginning."""
         start = 0.95 if self.start_ratio is None else self.start_ratio
         return start, 0.05 if self.end_ratio is None else self.end_ratio
 
@@ -193,6 +193,11 @@ class Settings(Strict):
                 f"estimator.kind={self.estimator.kind} with top_p={self.top_p:g}, top_k={self.top_k}: a surrogate asks at other "
                 "states than those that were drawn at, whose supports it does not know, and would train another law. Use top_p=1, "
                 "top_k=0"
+            )
+        if isinstance(self.estimator, MergedSteps) and self.law.order in ("threshold", "remask"):
+            raise ValueError(
+                f"estimator.kind=merged_steps with law.order={self.law.order}: it needs steps that are known before and write each "
+                "position once; use order: random, left_to_right, plackett_luce, low_confidence or ancestral"
             )
         if isinstance(self.estimator, MergedSteps) and self.estimator.segments > self.sampling_steps:
             raise ValueError(
