@@ -7,6 +7,7 @@ families/         the families: LLaDA, Dream, SDAR, LLaDA 2, causal models made 
 load.py           opening a folder or hub name: its family, whose code runs it, its mask
 network.py        a model of transformers, or of a folder's own code, as a masked network
 attention.py      attention to both sides in transformers' language models
+probe.py          whether a model of transformers really looks to both sides
 block_cache.py    keys and values of finished blocks
 saved.py          folders it is saved in, adapters
 names.py          names of tensors in a family's own code and in transformers
