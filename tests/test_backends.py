@@ -122,6 +122,29 @@ def test_another_model_may_answer_where_that_is_wanted_and_a_dated_name_is_the_s
             assert ask(client(server.url, **settings))[0].model == answering
 
 
+@pytest.mark.parametrize(
+    ("name", "answering", "same"),
+    [
+        ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("gpt-4", "gpt-4-0613", True),
+        ("mistral-small-latest", "mistral-small-2409", True),
+        ("llama3", "llama3:latest", True),
+        ("gemini-1.5-pro", "gemini-1.5-pro-002", True),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-4o-mini", "gpt-4o", False),
+        ("gpt-4", "gpt-4-32k", False),
+        ("claude-3", "claude-3-5", False),
+    ],
+)
+def test_a_date_or_a_version_makes_no_other_model(name: str, answering: str, same: bool) -> None:
+    backend = client("http://127.0.0.1:1/v1", model=name)
+    if same:
+        backend._require_model(answering, Usage())
+    else:
+        with pytest.raises(CallFailed, match="was asked for"):
+            backend._require_model(answering, Usage())
+
+
 def test_tokens_that_nobody_counted_count_at_their_most() -> None:
     with serving(lambda *_: Answer({"choices": [{"message": {"content": "hi"}}]})) as server:
         (reply,) = ask(client(server.url))
@@ -149,6 +172,30 @@ def test_requests_keep_apart_and_are_not_too_many_at_once() -> None:
     asyncio.run(all_of_them())
     assert running[1] <= 2
     assert starts[-1] - starts[0] >= 4 * 0.02 - 1e-6
+
+
+def test_waiting_for_a_turn_counts_against_no_deadline() -> None:
+    requests = [Request(HELLO.messages, max_tokens=5, seed=seed) for seed in range(24)]
+    with serving(lambda *_: Answer(says("hi").body, hang=0.1)) as server:
+        replies = ask(client(server.url, concurrency=2, deadline=1.0), *requests)
+    assert len(server.asked) == len(replies) == 24
+    assert sum(reply.usage.calls for reply in replies) == 24
+
+
+def test_whoever_is_cancelled_while_waiting_takes_no_turn() -> None:
+    async def next_turns() -> tuple[float, float]:
+        pace = Pace(concurrency=8, per_minute=1)
+        async with pace.turn():
+            before = pace._next
+        waiting = [asyncio.create_task(pace.turn().__aenter__()) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return before, pace._next
+
+    before, after = asyncio.run(next_turns())
+    assert after == before
 
 
 def test_waits_grow_twofold_up_to_the_longest() -> None:
@@ -185,6 +232,20 @@ def test_what_was_recorded_is_given_again_and_nothing_else(tmp_path: Path) -> No
         replay.build(replay.Settings(file=file))
     with pytest.raises(RelgradError, match="mode: record goes with `of`"):
         checked({"file": file, "mode": "record"}, replay.Settings, "backend")
+
+
+def test_a_recording_that_was_killed_in_a_line_loses_that_line_only(tmp_path: Path) -> None:
+    file, second = tmp_path / "replies.jsonl", Request(HELLO.messages, max_tokens=5, seed=4)
+    with serving(lambda number, _: says(f"reply {number}")) as server:
+        of = {"kind": "endpoint", "url": server.url, "model": "m"}
+        record = checked({"file": file, "mode": "record", "of": of}, replay.Settings, "backend")
+        (kept,) = ask(replay.build(record), HELLO)
+        with file.open("a") as torn:
+            torn.write('{"key": "half of a li')
+        ask(replay.build(record), second)
+    again = ask(replay.build(replay.Settings(file=file)), HELLO, second)
+    assert again[0] == kept
+    assert again[1].text == "reply 1"
 
 
 # ---------------------------------------------------------------------- the scripted solver

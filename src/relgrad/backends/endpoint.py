@@ -1,13 +1,14 @@
 """Any server with OpenAI's chat completions: vLLM, SGLang, llama.cpp, Ollama, `transformers serve`, or a provider's.
 
 A request is repeated after a connection that fails, no answer within `timeout`, status 408, 409, 425, 429 or 5xx, and a body that
-is no chat completion; waits grow twofold, or are as long as the server's Retry-After says. All of it ends at `deadline`. Other
-statuses are final.
+is no chat completion; waits grow twofold, or are as long as the server's Retry-After says. All of it ends at `deadline`, by
+a clock that stands still while a request waits for its turn among others. Other statuses are final.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import Any
 
@@ -23,6 +24,8 @@ AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which a request is repeated."""
 TEMPLATE = 64
 """Tokens that a chat template may add to each message."""
+DATED = re.compile(r"[-@:](\d{4}(-?\d\d){0,2}|\d\d-\d\d|\d{3}|v\d+(\.\d+)*|latest)")
+"""What a server may add to a model's name: a date (-2024-08-06, -20241022, -0613), a version (-002, -v2), :latest."""
 
 
 class Price(Strict):
@@ -38,6 +41,7 @@ class Settings(Strict):
     url                  up to and with the version: http://127.0.0.1:8000/v1
     key                  sent as a bearer token; write `env:NAME`
     prices               by the name of a model; without the one asked for, money is not counted
+    deadline             seconds of a request from its first turn on, all attempts and the waits between them
     any_model            take answers of a model of another name than the one asked for
     """
 
@@ -108,8 +112,10 @@ class Endpoint:
         start, lost = time.monotonic(), Usage()
         for attempt in range(1, self.settings.retries + 2):
             try:
-                async with asyncio.timeout_at(_at(start, self.settings.deadline)), self._pace.turn():
-                    reply = await self._attempt(request, start)
+                async with self._pace.turn() as waited:
+                    start += waited
+                    async with asyncio.timeout_at(_at(start, self.settings.deadline)):
+                        reply = await self._attempt(request, start)
                 return Reply(**{**vars(reply), "usage": reply.usage.plus(lost)})
             except CallFailed as failure:
                 raise CallFailed(str(failure), failure.usage.plus(lost), fatal=failure.fatal) from None
@@ -166,15 +172,15 @@ class Endpoint:
         )  # fmt: skip
 
     def _require_model(self, answered: str, usage: Usage) -> None:
-        """Raise CallFailed for an answer of another model; a dated or longer name of the same is no other."""
-        wanted = self.settings.model
-        if answered and not self.settings.any_model and wanted not in answered and answered not in wanted:
-            raise CallFailed(
-                f"{self.settings.url}: model {wanted!r} was asked for, and {answered!r} answers. Name the model that the server "
-                "has, or set any_model: true",
-                usage,
-                fatal=True,
-            )
+        """Raise CallFailed for an answer of another model; the same name with a date or a version is no other."""
+        if not answered or self.settings.any_model or _same_model(self.settings.model, answered):
+            return
+        raise CallFailed(
+            f"{self.settings.url}: model {self.settings.model!r} was asked for, and {answered!r} answers. Name the model that the "
+            "server has, or set any_model: true",
+            usage,
+            fatal=True,
+        )
 
     def _body(self, request: Request) -> dict[str, Any]:
         body = {
@@ -209,6 +215,12 @@ class Endpoint:
 def _at(start: float, seconds: float) -> float:
     """The event loop's time at which so many seconds after `start` (of time.monotonic) have passed."""
     return asyncio.get_running_loop().time() + start + seconds - time.monotonic()
+
+
+def _same_model(name: str, answered: str) -> bool:
+    """Whether a model that answers is the one of this name, or of this name with a date or a version in place of `latest`."""
+    base = name.removesuffix("-latest").removesuffix(":latest")
+    return answered in (name, base) or (answered.startswith(base) and DATED.fullmatch(answered, len(base)) is not None)
 
 
 def _refusal(answer: httpx2.Response) -> str:

@@ -17,19 +17,24 @@ class Pace:
     """At most `concurrency` requests at once, begun at least 60 / per_minute seconds apart."""
 
     def __init__(self, concurrency: int, per_minute: float | None) -> None:
-        self._free = asyncio.Semaphore(concurrency)
+        self._free, self._next_in_line = asyncio.Semaphore(concurrency), asyncio.Lock()
         self._apart = 60.0 / per_minute if per_minute else 0.0
         self._next = 0.0
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn; it ends with the block."""
+    async def turn(self) -> AsyncIterator[float]:
+        """Wait for a turn; it ends with the block, which is given the seconds of waiting.
+
+        Whoever is cancelled while waiting takes none.
+        """
+        clock = asyncio.get_running_loop().time
+        came = clock()
         async with self._free:
-            now = asyncio.get_running_loop().time()
-            self._next, start = max(now, self._next) + self._apart, max(now, self._next)
-            if start > now:
-                await asyncio.sleep(start - now)
-            yield
+            async with self._next_in_line:
+                start = max(clock(), self._next)
+                await asyncio.sleep(start - clock())
+                self._next = start + self._apart
+            yield clock() - came
 
 
 def wait_after(attempt: int, first: float, seed: int) -> float:

@@ -11,7 +11,7 @@ from pydantic import model_validator
 from relgrad.backends.protocol import Backend, CallFailed, Reply, Request, Usage
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
-from relgrad.core.run_folder import read_lines
+from relgrad.core.run_folder import cut_torn_line, read_lines
 from relgrad.core.secrets import hide_in
 from relgrad.core.settings import Component, NamesFiles, Strict, settings_of
 
@@ -50,6 +50,8 @@ class Replay:
 
     def __init__(self, file: Path, inner: Backend | None) -> None:
         self.file, self.inner = file, inner
+        if inner is not None:
+            cut_torn_line(file)
         self._replies = dict(map(_entry, read_lines(file)))
 
     @property

@@ -99,6 +99,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove what stands behind the last line break, so that the file can be appended to; nothing where there is no file."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
+
+
 def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The objects of a JSONL file up to a step. Raises RelgradError for a file that cannot be read, or a line without a step."""
     records = list(read_lines(path))

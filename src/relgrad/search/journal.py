@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from relgrad.backends.protocol import NOTHING, Backend, CallFailed, Reply, Request, Usage
 from relgrad.core.errors import RelgradError
-from relgrad.core.run_folder import HALVES, read_lines
+from relgrad.core.run_folder import HALVES, cut_torn_line, read_lines
 from relgrad.core.secrets import hide_in
 from relgrad.search.budget import Budget
 
@@ -35,7 +35,7 @@ class Journal:
         self.path = path
         self._ended: dict[str, Reply | CallFailed] = {}
         self.seconds, self.lost, self.in_flight = 0.0, NOTHING, 0
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._read()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: IO[str] = path.open("a", encoding="utf-8", errors=HALVES)
@@ -92,17 +92,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Remove what stands behind the last line break."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
 
 
 class Asker:
