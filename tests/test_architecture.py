@@ -36,6 +36,8 @@ PURE_FIGURES = ("evaluation.statistics", "evaluation.calibration")
 JUDGES = (*NETWORKS, "judges", *PURE_FIGURES)
 BACKEND = ("backends.protocol", "backends.scripted")
 """What a back end is, and the error rates of the one whose best workflow is known."""
+WORKFLOWS = ("environments.workflows", "environments.sandbox", "environments.benchmarks.numbers")
+"""Workflows, what runs them, and what compares their answers as numbers."""
 LOOPS = (*FLOOR, "training", "evaluation")
 
 MAY_REACH: dict[str, tuple[str, ...]] = {
@@ -53,7 +55,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "rewards": (*JUDGES, "environments", *BACKEND, "rewards", "judges.network"),
     "tasks": (*NETWORKS, "environments", "tasks"),
     "baselines": (*POLICIES, "baselines"),
-    "search": (*FLOOR, *BACKEND, "environments.workflows", "environments.sandbox", "search"),
+    "search": (*FLOOR, *BACKEND, *WORKFLOWS, "search"),
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),

@@ -488,13 +488,14 @@ def test_calls_that_fail_leave_workflows_unscored(tmp_path: Path, bad: Answer) -
 def test_the_command_searches_exports_and_shows_a_page(tmp_path: Path) -> None:
     out = tmp_path / "best.json"
     path = recipe(tmp_path, budget={"calls": 60}, test_repeats=1)
-    printed = relgrad("search", path, "--export", out, "search.budget.calls=70")
+    printed = relgrad("search", path, "--export", out, "search.budget.calls=70", "search.temperature=0.5")
     assert "70 calls" in printed
     assert "ended by budget: calls, 70" in printed
     assert "best - this" in printed
     step, facts = file.read(out)
     assert step.text in printed
     assert facts["backend"]["kind"] == "scripted"
+    assert (facts["temperature"], facts["max_tokens"], facts["programs"]) == (0.5, 512, "arithmetic")
     assert "answer   " in relgrad("workflow", "run", out, "--problem", "sum-0")
     page = (tmp_path / "runs" / "s" / "search.html").read_text()
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])

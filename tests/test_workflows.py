@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chat_server import says, serving
 from commands import relgrad
 from relgrad.backends import scripted
 from relgrad.backends.protocol import CallFailed, Reply, Request, Usage
 from relgrad.core.errors import RelgradError
-from relgrad.environments.workflows import aflow, file, noisy, sources
+from relgrad.environments.workflows import aflow, file, noisy, sandboxed, sources
 from relgrad.environments.workflows.compiled import python
 from relgrad.environments.workflows.edits import Space, neighbours
 from relgrad.environments.workflows.execute import Outcome, execute, run
@@ -21,6 +23,7 @@ from relgrad.environments.workflows.language import NoWorkflow, Step, parse
 from relgrad.environments.workflows.operators import Calculator, Operators, Solution, says_right
 from relgrad.environments.workflows.problem import Problem, answer_of, is_right, number_in, read_problems
 from relgrad.environments.workflows.prompts import PROMPTS
+from relgrad.runs import workflows
 
 # ---------------------------------------------------------------------- the language
 
@@ -198,6 +201,15 @@ def test_the_words_right_and_wrong() -> None:
     assert not says_right("wrong, since right would be 5")
     assert not says_right("Incorrect")
     assert says_right("")
+    for reply in (
+        "The solution is not correct.",
+        "Not right: 2 + 2 is 4.",
+        "It isn't quite right",
+        "It isn’t correct.",
+    ):
+        assert not says_right(reply), reply
+    for reply in ("I do not object: it is correct.", "I cannot find anything wrong.", "Not brief, but correct"):
+        assert says_right(reply), reply
 
 
 # ---------------------------------------------------------------------- problems
@@ -225,6 +237,16 @@ def test_answers_are_right_as_numbers_or_as_words() -> None:
         ("-7", ["-7", "x = -7."], ["7"]),
         ("0.5", ["1/2", ".5", "0.50"], ["5", "1/0"]),
         ("Paris", ["paris", " Paris. "], ["Paris, France", ""]),
+        (r"\frac{1}{2}", ["1/2", "0.5", r"x = \dfrac{1}{2}"], ["2", "1"]),
+        ("1/2", [r"\frac{1}{2}", r"$\frac{2}{4}$"], ["1", "2", "1/0"]),
+        ("−3", ["-3", "−3", "-$3"], ["3"]),
+        ("1000000", ["1e6", "1,000,000"], ["1", "6", "100000"]),
+        ("10", ["5 + 5 = 10", "10%", "-5 or 10"], ["2^10", "2^{10}", "x^10", "5 - 10", "1e10"]),
+        ("2^10", ["2^10"], ["10", "2"]),
+        ("3-2", ["3-2."], ["-2", "2", "3"]),
+        ("x^2", ["x^2"], ["2"]),
+        ("2x", ["2x"], ["2"]),
+        (f"{10**40 + 1}", [f"{10**40 + 1}.0"], [f"{10**40}"]),
     ):
         problem = Problem("p", "?", gold)
         assert all(is_right(problem, answer) for answer in right), gold
@@ -259,6 +281,12 @@ def test_problems_are_parted_by_type_and_neither_part_is_empty() -> None:
     assert len(search) == 9
     assert {p.id for p in search} | {p.id for p in test} == {p.id for p in problems}
     assert [len(part) for part in sources.parted(problems[:2], 0.0, 0)] == [1, 1]
+    alone = [Problem(str(n), "?", "1", str(n)) for n in range(10)]
+    for share in (0.2, 0.5, 0.7):
+        search, test = sources.parted(alone, share, 0)
+        assert (len(test), len(search)) == (share * 10, 10 - share * 10)
+        assert not {p.id for p in search} & {p.id for p in test}
+    assert sources.parted(alone, 0.5, 0) != sources.parted(alone, 0.5, 1)
     with pytest.raises(RelgradError, match="1 problem cannot be parted"):
         sources.parted(problems[:1], 0.5, 0)
 
@@ -420,6 +448,50 @@ def test_a_workflow_is_shown_and_executed_from_the_command_line(tmp_path: Path) 
         path.write_text(content)
         with pytest.raises(RelgradError, match=message):
             file.read(path)
+
+
+def test_nobody_knows_whether_the_answer_to_a_new_text_is_right(tmp_path: Path) -> None:
+    """Of a problem of the file it is known; and the file may be gone where a text is new."""
+    problems, path = tmp_path / "p.jsonl", tmp_path / "w.json"
+    problems.write_text('{"question": "What is 1 + 1?", "answer": "2", "id": "one"}\n')
+    with serving(lambda number, body: says("answer: 2")) as server:
+        backend = {"kind": "endpoint", "url": server.url, "model": "m"}
+        facts = {"backend": backend, "problems": {"kind": "file", "path": str(problems)}}
+        file.write(path, parse("generate()"), facts)
+
+        def right(text: str) -> float | None:
+            return json.loads(relgrad("workflow", "run", path, "--problem", text, "--json"))["right"]
+
+        assert right("one") == 1.0
+        assert right("What is 17 * 23?") is None
+        problems.unlink()
+        assert right("What is 17 * 23?") is None
+        problems.write_text("{")
+        assert right("What is\n17 * 23?") is None
+
+
+class FixedRunner:
+    """Runs every program to one output."""
+
+    async def run(self, program: str) -> str | None:
+        return "391"
+
+
+def test_a_workflow_is_executed_with_the_settings_of_its_file_or_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "w.json"
+    monkeypatch.setattr(sandboxed, "Sandboxed", FixedRunner)
+    with serving(lambda number, body: says("x = 391\nprint(x)")) as server:
+        backend = {"kind": "endpoint", "url": server.url, "model": "m"}
+        settings = {"temperature": 0.25, "max_tokens": 77, "programs": "sandbox"}
+        file.write(path, parse("program()"), {"backend": backend, **settings})
+        assert "answer   391\n" in relgrad("workflow", "run", path, "-p", "A text.")
+        others = ("temperature=0.5", "max_tokens=9", "programs=arithmetic")
+        assert "answer   \n" in relgrad("workflow", "run", path, "-p", "A text.", *others)
+        with pytest.raises(RelgradError, match="temperature"):
+            list(workflows.execute_on(str(path), ["A text."], ["temperature=-1"], 0))
+    assert [(body["temperature"], body["max_tokens"]) for body, _ in server.asked] == [(0.25, 77), (0.5, 9)]
 
 
 def test_solutions_compare_by_what_they_say() -> None:

@@ -31,12 +31,16 @@ def run(
     ],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="The back end, e.g. kind=endpoint url=http://host/v1 model=NAME"),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="The back end, e.g. kind=endpoint url=http://host/v1 model=NAME; and temperature, max_tokens, programs, "
+            "where they are not to be the search's",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="What replies are drawn from.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per problem, with every call.")] = False,
 ) -> None:
-    """Execute a workflow on problems, with the back end that its search had, or another.
+    """Execute a workflow on problems, with the back end and the settings that its search had, or others.
 
     Example: [bold]relgrad workflow run best.json --problem "What is 17 times 23?"[/bold]
     """

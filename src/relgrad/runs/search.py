@@ -26,14 +26,14 @@ from relgrad.core.run_folder import RunDir, require_writable
 from relgrad.core.secrets import without_secrets
 from relgrad.core.settings import Strict, checked, settings_of
 from relgrad.environments.workflows import noisy, sources
-from relgrad.environments.workflows.operators import Calculator, Runner
+from relgrad.environments.workflows.operators import Runner
 from relgrad.environments.workflows.problem import Problem
 from relgrad.monitor.report.search import write_page
 from relgrad.runs.build import find_recipe
 from relgrad.runs.lock import held
 from relgrad.runs.recipe import assign, is_search
 from relgrad.runs.search_test import test
-from relgrad.runs.workflows import build_backend, workflow_of
+from relgrad.runs.workflows import Execution, build_backend, runner_of, workflow_of
 from relgrad.runs.yaml_text import read_yaml, write_yaml
 from relgrad.search.budget import Budget
 from relgrad.search.journal import Asker, Journal
@@ -258,11 +258,7 @@ def _require_prices(settings: Search, backend: Backend) -> None:
 
 def _runner(settings: Search) -> Runner:
     """What runs programs that a model wrote. Raises RelgradError where the sandbox cannot contain them."""
-    if settings.programs == "arithmetic":
-        return Calculator()
-    from relgrad.environments.workflows.sandboxed import Sandboxed
-
-    return Sandboxed()
+    return runner_of(settings.programs)
 
 
 def export(folder: Path, result: Mapping[str, Any], recipe: SearchRecipe, path: Path) -> None:
@@ -276,5 +272,6 @@ def export(folder: Path, result: Mapping[str, Any], recipe: SearchRecipe, path: 
         )
     plain = recipe.plain["search"]
     facts = {key: best[0][key] for key in ("score", "accuracy", "cost", "trials")}
+    facts |= {key: plain[key] for key in Execution.model_fields}
     facts |= {"search": str(folder), "seed": recipe.seed, "backend": plain["backend"], "problems": plain["problems"]}
     file.write(path, workflow_of(best[0]["workflow"])[0], facts)

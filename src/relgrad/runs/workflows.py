@@ -6,25 +6,49 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from relgrad.backends.protocol import Backend, CallFailed
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.secrets import require_references
-from relgrad.core.settings import Component, checked, settings_of
+from relgrad.core.settings import Component, Strict, checked, settings_of
 from relgrad.environments.sandbox.limits import SandboxSettings
 from relgrad.environments.sandbox.run import Sandbox
 from relgrad.environments.workflows import file, programs, sources
 from relgrad.environments.workflows.execute import Outcome, execute
 from relgrad.environments.workflows.language import Step, parse
-from relgrad.environments.workflows.operators import Operators
-from relgrad.environments.workflows.problem import Problem
+from relgrad.environments.workflows.operators import Calculator, Operators, Runner
+from relgrad.environments.workflows.problem import NoFile, Problem
 from relgrad.environments.workflows.programs import execute_program
 from relgrad.runs.yaml_text import read_yaml
 
 SANDBOX = "sandbox."
 """What overrides of the sandbox's settings begin with."""
+
+
+class Execution(Strict):
+    """How a workflow is executed beside its back end; a search's file has these settings (environments/workflows/file.py)."""
+
+    temperature: float = Field(1.0, ge=0)
+    max_tokens: int = Field(512, ge=1, description="of each reply")
+    programs: Literal["arithmetic", "sandbox"] = "arithmetic"
+
+    def operators(self, backend: Backend, seed: int) -> Callable[[Problem], Operators]:
+        """The operators on a problem. Raises RelgradError where the sandbox cannot contain programs."""
+        runner = runner_of(self.programs)
+        return lambda problem: Operators(problem, backend.generate, seed, runner, self.temperature, self.max_tokens)
+
+
+def runner_of(programs: str) -> Runner:
+    """What runs programs that a model wrote. Raises RelgradError where the sandbox cannot contain them."""
+    if programs == "arithmetic":
+        return Calculator()
+    from relgrad.environments.workflows.sandboxed import Sandboxed
+
+    return Sandboxed()
 
 
 def workflow_of(source: str) -> tuple[Step, Mapping[str, Any]]:
@@ -44,15 +68,21 @@ def build_backend(section: Component, seed: int, where: str = "backend") -> Back
 def execute_on(
     source: str, problems: Sequence[str], overrides: Sequence[str], seed: int
 ) -> Iterator[tuple[str, Outcome]]:
-    """Each problem's text and what came of it. Raises RelgradError, also where the back end cannot be used at all."""
+    """Each problem's text and what came of it; of a text that is no id of the file's problems, nobody knows the answer.
+
+    `overrides` are settings of the back end, of Execution, and of the sandbox. Raises RelgradError, also where the back end cannot
+    be used at all.
+    """
     execute_one, facts, overrides = _executor(source, overrides)
+    execution, overrides = _execution(facts, overrides)
     backend = build_backend(_backend_section(facts, overrides), int(facts.get("seed", 0)))
-    known = _problems_of(facts)
+    operators = execution.operators(backend, seed)
+    known = _problems_of(facts) if any("\n" not in text.strip() for text in problems) else {}
     chosen = [known.get(text, Problem(text, text, "")) for text in problems]
 
     async def all_of_them() -> list[Outcome]:
         try:
-            return [await execute_one(Operators(problem, backend.generate, seed)) for problem in chosen]
+            return [await execute_one(operators(problem)) for problem in chosen]
         except CallFailed as failure:
             raise RelgradError(str(failure)) from None
         finally:
@@ -78,6 +108,19 @@ def _executor(
     return partial(execute_program, programs.read(Path(source)), sandbox=sandbox), {}, others
 
 
+def _execution(facts: Mapping[str, Any], overrides: Sequence[str]) -> tuple[Execution, list[str]]:
+    """The file's settings of execution with others in their place, and the overrides that are not of them."""
+    settings = {key: facts[key] for key in Execution.model_fields if key in facts}
+    others = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key in Execution.model_fields:
+            settings[key] = read_yaml(value, text[:80])
+        else:
+            others.append(text)
+    return checked(settings, Execution, "execution"), others
+
+
 def _backend_section(facts: Mapping[str, Any], overrides: Sequence[str]) -> Component:
     """The file's back end with other settings; another kind begins anew."""
     options = {}
@@ -99,8 +142,12 @@ def _backend_section(facts: Mapping[str, Any], overrides: Sequence[str]) -> Comp
 
 
 def _problems_of(facts: Mapping[str, Any]) -> dict[str, Problem]:
-    """The problems of the file's search by their ids; none where it names none."""
+    """The problems of the file's search by their ids; none where it names none, and where their file is not there."""
     section = facts.get("problems")
     if not isinstance(section, Mapping):
         return {}
-    return {problem.id: problem for problem in sources.load(Component(**section), int(facts.get("seed", 0)))}
+    try:
+        problems = sources.load(Component(**section), int(facts.get("seed", 0)))
+    except NoFile:
+        return {}
+    return {problem.id: problem for problem in problems}

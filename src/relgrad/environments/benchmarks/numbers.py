@@ -39,7 +39,17 @@ def equal(a: Decimal, b: Decimal, tolerance: Decimal) -> bool:
 
 def with_fractions(text: str) -> list[Decimal]:
     """As `numbers`, but `3/4` and LaTeX's `\\frac{3}{4}` are one number, to 28 digits."""
-    return numbers(_FRACTION.sub(_value, text))
+    return numbers(in_decimals(text))
+
+
+def in_decimals(text: str) -> str:
+    """A text with its fractions in decimals, to 28 digits."""
+    return _FRACTION.sub(_value, text)
+
+
+def without_numbers(text: str) -> str:
+    """What is left of a text without its numbers."""
+    return _NUMBER.sub("", text)
 
 
 def _value(match: re.Match[str]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from relgrad.backends.protocol import CallFailed, Usage
 from relgrad.environments.workflows.language import Step
 from relgrad.environments.workflows.operators import Call, Operators, Solution
-from relgrad.environments.workflows.problem import is_right
+from relgrad.environments.workflows.problem import rightness
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`right` is 1 or 0, NaN where a call failed; then `failure` says why."""
+    """`right` is 1 or 0; NaN where nobody knows the answer, and where a call failed: then `failure` says why."""
 
     answer: str
     right: float
@@ -44,7 +44,7 @@ async def execute(step: Step, operators: Operators) -> Outcome:
             raise
         return Outcome("", math.nan, tuple(operators.calls), str(failure))
     answer = solution.answer
-    return Outcome(answer, float(is_right(operators.problem, answer)), tuple(operators.calls))
+    return Outcome(answer, rightness(operators.problem, answer), tuple(operators.calls))
 
 
 async def run(step: Step, operators: Operators, at: str) -> Solution:

@@ -21,6 +21,8 @@ Ask = Callable[[Request], Awaitable[Reply]]
 SHOWN = 400
 """Characters of a reply that the record of its call keeps."""
 FENCE = re.compile(r"```(?:python)?\s*\n(.*?)```", re.DOTALL)
+JUDGEMENT = re.compile(r"\b(?:right|correct|wrong|incorrect)\b")
+NEGATION = re.compile(r"\bnot\b|cannot\b|n['’]t\b")
 TESTS: dict[str, Callable[[int, int], bool]] = {"even_as": lambda answer, like: answer % 2 == like % 2}
 """Tests that problems name: of the answer, and an argument."""
 
@@ -174,7 +176,12 @@ class Operators:
 
 
 def says_right(reply: str) -> bool:
-    """Whether the first of the words right and wrong is right; a reply with neither finds nothing wrong."""
-    words = re.findall(r"[a-z]+", reply.lower())
-    judgements = [word for word in words if word in ("right", "correct", "wrong", "incorrect")]
-    return not judgements or judgements[0] in ("right", "correct")
+    """Whether the first of the words right and wrong is right; a reply with neither finds nothing wrong.
+
+    A "not" or "n't" before it in its clause turns it round: "not quite correct" is wrong.
+    """
+    for clause in re.split(r"[.,;:!?\n]+|\bbut\b", reply.lower()):
+        if judgement := JUDGEMENT.search(clause):
+            negated = NEGATION.search(clause[: judgement.start()]) is not None
+            return (judgement.group() in ("right", "correct")) != negated
+    return True

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from relgrad.core.errors import RelgradError
+from relgrad.environments.benchmarks.numbers import in_decimals, numbers, without_numbers
 from relgrad.environments.workflows.prompts import ANSWER
 
 QUESTIONS = ("problem", "question", "prompt")
-NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?|-?\.\d+")
+CURRENCY = re.compile(r"\\?[$€£]")
+NAMED = re.compile(r"^\s*[A-Za-z]\s*=")
+"""`x =` before a number."""
+CALCULATION = re.compile(r"[^\W_]|[-+−*/^×·!√]")
+"""What stands beside a number only in an expression, or in words."""
+PART = re.compile(r"(?:[\d)\]}]\s*|[A-Za-z])(?<!\d[eE])[-+−*/^×·]\s*[({]*[-+−]?[\d.,]++\D*$")
+"""An end of a text whose number is the last part of an expression: `2^10`, `3-2`, `x^{2}`."""
 MARK = re.compile(rf"(?i)\**{ANSWER}\**")
+
+
+class NoFile(RelgradError):
+    """The file of problems is not there."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its answer.
+    """One question with its answer; "" where nobody knows it.
 
     type   what problems are alike
     wrong  wrong answers that a solver may give; only the scripted solver knows them
@@ -62,41 +74,47 @@ def _braced(text: str) -> str:
     return ""
 
 
-def number_in(text: str) -> Fraction | None:
-    """The last number of a text, with its commas and fractions; None where there is none."""
-    matches = NUMBER.findall(text)
-    if not matches:
-        return None
-    above, _, below = matches[-1].replace(",", "").replace("$", "").partition("/")
-    try:
-        return Fraction(above.strip()) / Fraction(below.strip() or "1")
-    except (ValueError, ZeroDivisionError):
-        return None
+def number_in(text: str) -> Decimal | None:
+    """The last number of a text (environments/benchmarks/numbers.py); None where it is part of an expression."""
+    decimals = in_decimals(CURRENCY.sub("", text))
+    values = numbers(decimals)
+    return values[-1] if values and not PART.search(decimals) else None
+
+
+def as_number(answer: str) -> Decimal | None:
+    """The number that an answer is, but for a currency, a percent sign, brackets or `x =`; None for words and expressions."""
+    decimals = NAMED.sub("", in_decimals(CURRENCY.sub("", answer)))
+    values = numbers(decimals)
+    return values[0] if len(values) == 1 and not CALCULATION.search(without_numbers(decimals)) else None
 
 
 def normal(answer: str) -> str:
     """Answers that are equal for voting and for being right have this in common: one number, or the same words."""
     bare = answer.strip().rstrip(".").strip()
-    if (number := number_in(bare)) is not None and not re.search(r"[A-Za-z]{2}", NUMBER.sub("", bare)):
-        return str(number)
+    if (number := as_number(bare)) is not None:
+        digits = f"{number:f}"
+        return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if number else "0"
     return " ".join(bare.lower().split())
 
 
 def is_right(problem: Problem, answer: str) -> bool:
     """Whether an answer is the problem's: the same number where that is one, else the same words."""
-    wanted = normal(problem.answer)
-    if number_in(problem.answer) is not None and wanted == str(number_in(problem.answer)):
-        return number_in(answer) == number_in(problem.answer)
-    return normal(answer) == wanted
+    number = as_number(problem.answer)
+    return normal(answer) == normal(problem.answer) if number is None else number_in(answer) == number
+
+
+def rightness(problem: Problem, answer: str) -> float:
+    """1 for the right answer and 0 for others; NaN where nobody knows the problem's."""
+    return float(is_right(problem, answer)) if problem.answer else math.nan
 
 
 def read_problems(path: Path) -> list[Problem]:
     """Problems of a .jsonl file: `problem`, `question` or `prompt`, and `answer` (behind #### where it has that, as GSM8K).
 
-    Raises RelgradError for a file that cannot be read or is empty, and for a line without a question or an answer.
+    Raises NoFile, and RelgradError for a file that cannot be read or is empty, and for a line without a question or an answer.
     """
     if not path.is_file():
-        raise RelgradError(f"problems: no file {str(path)!r} (working directory {Path.cwd()})")
+        raise NoFile(f"problems: no file {str(path)!r} (working directory {Path.cwd()})")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

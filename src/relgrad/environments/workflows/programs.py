@@ -18,7 +18,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.environments.sandbox.run import Job, Refused, Sandbox
 from relgrad.environments.workflows.execute import Outcome
 from relgrad.environments.workflows.operators import Operators, Solution
-from relgrad.environments.workflows.problem import is_right
+from relgrad.environments.workflows.problem import rightness
 
 INSIDE = """
 from collections import namedtuple
@@ -55,8 +55,8 @@ def read(path: Path) -> str:
 async def execute_program(text: str, operators: Operators, sandbox: Sandbox) -> Outcome:
     """Run a program. Raises CallFailed only where every other call would fail too.
 
-    One that breaks off, or returns no solution, has no answer and is wrong; `failure` says why. One for which a call failed is
-    unscored.
+    One that breaks off, or returns no solution, has no answer, which is wrong where the right one is known; `failure` says why.
+    One for which a call failed is unscored.
     """
     loop = asyncio.get_running_loop()
     failed: list[CallFailed] = []
@@ -76,12 +76,12 @@ async def execute_program(text: str, operators: Operators, sandbox: Sandbox) -> 
     calls = tuple(operators.calls)
     if ended.error is not None:
         why = str(failed[0]) if failed else f"{ended.error}: {ended.message}"
-        return Outcome("", math.nan if ended.unscored else 0.0, calls, why)
+        return Outcome("", math.nan if ended.unscored else rightness(operators.problem, ""), calls, why)
     try:
         answer = _solution(ended.value).answer
     except Refused:
-        return Outcome("", 0.0, calls, "the program returned no solution")
-    return Outcome(answer, float(is_right(operators.problem, answer)), calls)
+        return Outcome("", rightness(operators.problem, ""), calls, "the program returned no solution")
+    return Outcome(answer, rightness(operators.problem, answer), calls)
 
 
 def _question(operators: Operators, name: str, arguments: Sequence[Any]) -> Any:

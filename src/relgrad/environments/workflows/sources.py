@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,11 +63,23 @@ def parted(problems: Sequence[Problem], test_share: float, seed: int) -> tuple[l
     by_type: dict[str, list[Problem]] = {}
     for problem in problems:
         by_type.setdefault(problem.type, []).append(problem)
+    count = min(max(round(test_share * len(problems)), 1), len(problems) - 1)
+    counts = _shared_out(count, {kind: len(own) for kind, own in by_type.items()}, seed)
     test: list[Problem] = []
     for kind, own in by_type.items():
         random.Random(derived(seed, "parted", kind)).shuffle(own)
-        test += own[: round(test_share * len(own))]
-    test = test or [problems[-1]]
+        test += own[: counts[kind]]
     chosen = {problem.id for problem in test}
-    search = [problem for problem in problems if problem.id not in chosen]
-    return (search, test) if search else ([test[0]], test[1:])
+    return [problem for problem in problems if problem.id not in chosen], test
+
+
+def _shared_out(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, int]:
+    """How many of `count` fall to each type: in proportion, rounded down; the rest to the largest remainders, equal ones by lot."""
+    total = sum(sizes.values())
+    counts = {kind: count * size // total for kind, size in sizes.items()}
+    kinds = list(sizes)
+    random.Random(derived(seed, "parted")).shuffle(kinds)
+    kinds.sort(key=lambda kind: count * sizes[kind] % total, reverse=True)
+    for kind in kinds[: count - sum(counts.values())]:
+        counts[kind] += 1
+    return counts
