@@ -49,14 +49,16 @@ def merge(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
         raise RelgradError(
             f"{source}: a policy of kind {stage.policy.kind} has no adapter to merge; its checkpoint is whole"
         )
-    drawn = _drawn(policy, stage)
+    samples = _fresh_samples(policy, stage)
     plain = stage.policy.model_copy(update={"lora": None, "adapter": None, "quantize": None})
 
     def write(place: Path) -> None:
         policy.merge(place)
 
     return _written(
-        folder, write, lambda place: _held(stage.model_copy(update={"policy": plain}), place, drawn, MERGED)
+        folder,
+        write,
+        lambda place: _require_same_scores(stage.model_copy(update={"policy": plain}), place, samples, MERGED),
     )
 
 
@@ -68,7 +70,7 @@ def pack(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
     stage, start = open_source(source, overrides)
     if start is None:
         raise RelgradError(f"{source}: an untrained recipe has nothing to share; give the folder of a run")
-    drawn = _drawn(build_policy(stage, start), stage)
+    samples = _fresh_samples(build_policy(stage, start), stage)
     card = model_card(read_files(start.parents[1]), stage.policy.kind)
 
     def write(place: Path) -> None:
@@ -76,7 +78,7 @@ def pack(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
         shutil.copy(start.parents[1] / "recipe.yaml", place / "recipe.yaml")
         write_atomic(place / FILE, card)
 
-    return _written(folder, write, lambda place: _held(stage, place, drawn, 0.0))
+    return _written(folder, write, lambda place: _require_same_scores(stage, place, samples, 0.0))
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
@@ -99,7 +101,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     return f"https://huggingface.co/{name}"
 
 
-def _drawn(policy: Any, stage: Stage) -> Rollouts:
+def _fresh_samples(policy: Any, stage: Stage) -> Rollouts:
     """A few completions of test prompts, with the log-probabilities under which they were drawn."""
     prompts = load_task(stage).test[:PROMPTS]
     if not prompts:
@@ -109,22 +111,22 @@ def _drawn(policy: Any, stage: Stage) -> Rollouts:
     return rollouts
 
 
-def _held(stage: Stage, folder: Path, drawn: Rollouts, further: float) -> str:
-    """Raise RelgradError where the folder's policy scores what was drawn otherwise than it was drawn; else say how near it is."""
+def _require_same_scores(stage: Stage, folder: Path, samples: Rollouts, further: float) -> str:
+    """Raise RelgradError where the folder's policy scores the samples otherwise than they were drawn; else say how near it is."""
     policy = build_policy(stage, folder)
-    cells_N2, worst = drawn.cells(), 0.0
+    cells_N2, worst = samples.cells(), 0.0
     allowed = FAR * rounding(policy) + further
     with torch.no_grad(), as_judged(policy):
-        for chunk_N2 in policy.plan(drawn, torch.arange(drawn.rows), 8192):
-            recorded_N = drawn.behaviour_logp_BT[chunk_N2[:, 0], chunk_N2[:, 1]]
-            gap_N = (policy.score(drawn, chunk_N2).logp_N.cpu() - recorded_N).abs()
+        for chunk_N2 in policy.plan(samples, torch.arange(samples.rows), 8192):
+            recorded_N = samples.behaviour_logp_BT[chunk_N2[:, 0], chunk_N2[:, 1]]
+            gap_N = (policy.score(samples, chunk_N2).logp_N.cpu() - recorded_N).abs()
             worst = max(worst, float(gap_N.max()))
     if not worst <= allowed:
         raise RelgradError(
             f"{folder}: what was written scores the run's own samples otherwise: by up to {worst:.3g} nats, where {allowed:.1g} is "
             "allowed. It is not kept"
         )
-    return f"loaded again, {len(cells_N2)} decisions of {drawn.rows} samples score as they were drawn, within {worst:.1e} nats"
+    return f"loaded again, {len(cells_N2)} decisions of {samples.rows} samples score as they were drawn, within {worst:.1e} nats"
 
 
 def _written(folder: Path, write: Callable[[Path], None], check: Callable[[Path], str]) -> str:
@@ -135,10 +137,10 @@ def _written(folder: Path, write: Callable[[Path], None], check: Callable[[Path]
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         write(unfinished)
-        found = check(unfinished)
+        verdict = check(unfinished)
         with suppress(FileNotFoundError):
             folder.rmdir()
         os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return found
+    return verdict
