@@ -175,12 +175,18 @@ def test_what_a_run_offers(run: relgrad.Run) -> None:
     assert all(math.isfinite(sample["logp"]) for sample in samples)
     assert {"share", "length"} <= run.sample(n=1)[0].keys()
     assert isinstance(run.model, PreTrainedModel)
+    with pytest.raises(RelgradError, match="part='vali': it is test or validation"):
+        run.evaluate("vali")  # type: ignore[arg-type]
+    with pytest.raises(RelgradError, match="n=0: at least one"):
+        run.sample("7:", n=0)
+    assert run.compare(run.stages[-1], on=run)["measured_as"] == str(run.folder)
     record = run.compare(run.stages[-1])
     assert record["figures"][0]["differences"][1]["value"] == pytest.approx(0.0)
 
 
 def test_any_run_folder_can_be_opened(run: relgrad.Run, tmp_path: Path) -> None:
     assert relgrad.Run(str(run.folder)).metrics.equals(run.metrics)
+    assert relgrad.Run(run.folder / "1-grpo").stages == run.stages
     with pytest.raises(RelgradError, match="no run folder"):
         relgrad.Run(tmp_path)
 

@@ -119,6 +119,8 @@ def test_what_cannot_be_shared_is_one_clear_error(runs: Path, tmp_path: Path, mo
     assert "an untrained recipe has nothing to share" in refused("push", "quick", "me/quick", "--dry-run")
     assert "no recipe" in refused("merge", "nowhere", tmp_path / "b")
     assert "a policy of kind fill_in has no adapter to merge" in refused("merge", "fill-quick", tmp_path / "c")
+    for name in ("small", "me/a/b", "me/my policy!"):
+        assert "user/name" in refused("push", runs / "small", name, "--dry-run", "--folder", tmp_path / "d")
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     said = refused("push", runs / "small", "me/small", "--folder", tmp_path / "packed")

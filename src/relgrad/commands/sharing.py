@@ -44,9 +44,10 @@ def push(
 
     Example: [bold]relgrad push runs/demo me/my-policy --dry-run[/bold]
     """
-    from relgrad.runs.sharing import pack
+    from relgrad.runs.sharing import pack, require_name
     from relgrad.runs.sharing import push as upload
 
+    require_name(name)
     place = folder or Path(source.partition(":")[0]) / "share" / name.replace("/", "--")
     say("checked", pack(source, place, overrides or []), style="green")
     print(place if dry_run else upload(place, name, private=private))

@@ -33,7 +33,7 @@ def model_card(stage: StageFiles, kind: str) -> str:
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {stage.recipe.get('name', stage.name)}",
         f"A policy of kind `{kind}`, trained with relgrad: the stage `{stage.title}` of the recipe below.",
-        "\n".join(f"- {label}: {value}" for label, value in run_facts(stage)),
+        "\n".join(f"- {label}: {value}" for label, value in run_facts(stage) if label != "Judged on"),
         "## Results\n\n" + "\n".join(results(stage)),
         "## Use\n\n" + use(adapted, causal),
         f"## Recipe\n\n```yaml\n{stage.recipe_text.strip()}\n```",

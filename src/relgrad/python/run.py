@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run folder, by its path; `stages` are the folders of its stages, in their order.
+    """A run folder, or that of one of its stages, by its path; `stages` are the folders of its stages, in their order.
 
     What it reads is there for any run, also one that the command line made. Rewards without a place to import them from are there
     only in the process that started the run.
@@ -27,7 +27,8 @@ class Run:
         from relgrad.core.run_folder import refuse_folder_of_runs, stages_in
 
         self.folder = Path(folder)
-        self.stages = list(stages_in(self.folder) if stages is None else stages)
+        alone = [self.folder] if (self.folder / "recipe.yaml").is_file() else stages_in(self.folder)
+        self.stages = list(alone if stages is None else stages)
         if not self.stages:
             refuse_folder_of_runs(self.folder)
             raise RelgradError(f"{self.folder}: no run folder; there is no stage with a recipe.yaml in it")
@@ -44,10 +45,13 @@ class Run:
     def evaluate(self, part: Literal["validation", "test"] = "test", **settings: Any) -> dict[str, Any]:
         """The score of the trained policy on the task's validation or test prompts, as a line of evaluations.jsonl has it.
 
-        `settings` change the recipe: evaluate(**{"evaluation.num_prompts": 500}).
+        Where the task has no test part of its own, they are its validation prompts, and the record's `name` says so. `settings`
+        change the recipe: evaluate(**{"evaluation.num_prompts": 500}). Raises RelgradError for another part.
         """
         from relgrad.runs.use import evaluate_run
 
+        if part not in ("validation", "test"):
+            raise RelgradError(f"part={part!r}: it is test or validation")
         return evaluate_run(str(self.folder), _overrides(settings), part=part)
 
     def sample(self, prompts: str | Sequence[str] = (), n: int = 4, **settings: Any) -> list[dict[str, Any]]:
@@ -57,15 +61,21 @@ class Run:
         """
         from relgrad.runs.use import sample
 
+        if n < 1:
+            raise RelgradError(f"n={n}: at least one completion per prompt")
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         return list(sample(str(self.folder), texts, n, _overrides(settings)))
 
-    def compare(self, *others: Run | str | Path, **settings: Any) -> dict[str, Any]:
-        """This run against other runs, recipes or adapters, paired by prompt, as `relgrad compare --json` writes it."""
+    def compare(self, *others: Run | str | Path, on: Run | str | Path | None = None, **settings: Any) -> dict[str, Any]:
+        """This run against other runs, recipes or adapters, paired by prompt, as `relgrad compare --json` writes it.
+
+        `on` is the one whose prompts and rewards all are measured by; without it each has its own, and they must agree.
+        """
         from relgrad.runs.compare import Conditions, compare_sources
 
-        sources = [str(other.folder if isinstance(other, Run) else other) for other in (self, *others)]
-        return compare_sources(sources, _overrides(settings), Conditions(), lambda *_: None)
+        yardstick = None if on is None else _source(on)
+        sources = [_source(other) for other in (self, *others)]
+        return compare_sources(sources, _overrides(settings), Conditions(yardstick), lambda *_: None)
 
     @property
     def metrics(self) -> pandas.DataFrame:
@@ -109,6 +119,11 @@ class Run:
         if not isinstance(policy, HasNetwork):
             raise RelgradError(f"{self.folder}: a {type(policy).__name__} is no single network; use run.policy")
         return policy.model
+
+
+def _source(run: Run | str | Path) -> str:
+    """What the command line calls a run, a recipe or an adapter."""
+    return str(run.folder if isinstance(run, Run) else run)
 
 
 def _overrides(settings: dict[str, Any]) -> list[str]:

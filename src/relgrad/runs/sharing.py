@@ -81,6 +81,18 @@ def pack(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
     return _written(folder, write, lambda place: _require_same_scores(stage, place, samples, 0.0))
 
 
+def require_name(name: str) -> None:
+    """Raise RelgradError for a name that no repository on the hub can have."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise RelgradError(f"push to {name!r}: {error}; write user/name or organisation/name") from None
+    if "/" not in name:
+        raise RelgradError(f"push to {name!r}: whose? Write user/name or organisation/name")
+
+
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Upload a packed folder as the hub's repository `name`; its address. Raises RelgradError without a token or a hub."""
     from huggingface_hub import HfApi
