@@ -26,11 +26,12 @@ from relgrad.core.settings import Component
 from relgrad.environments.workflows import file
 from relgrad.environments.workflows.edits import Space, neighbours
 from relgrad.environments.workflows.execute import Outcome
-from relgrad.environments.workflows.language import parse
+from relgrad.environments.workflows.language import NoWorkflow, parse
 from relgrad.environments.workflows.operators import Calculator
 from relgrad.environments.workflows.problem import Problem
 from relgrad.runs.search import load_search, run_search
 from relgrad.search.budget import Budget, BudgetSpent
+from relgrad.search.journal import Asker, Journal
 from relgrad.search.proposals import Grammar
 from relgrad.search.selection import choose, puct_scores, soft_chances
 from relgrad.search.settings import Budget as Limits
@@ -219,6 +220,78 @@ def test_a_budget_reserves_the_worst_case() -> None:
         half.reserve(Usage(calls=1))
 
 
+class Counting:
+    """A back end whose calls cost one of at most five."""
+
+    identity, priced = "counting", False
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def worst(self, request: Request) -> Usage:
+        return Usage(calls=5)
+
+    async def generate(self, request: Request) -> Reply:
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        return Reply("answer: 1", Usage(calls=1), "m")
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+def answered(asker: Asker, count: int) -> list[Reply | BaseException]:
+    """What comes of so many questions asked at once."""
+    requests = [Request(({"role": "user", "content": str(number)},)) for number in range(count)]
+
+    async def together() -> list[Reply | BaseException]:
+        return await asyncio.gather(*map(asker.ask, requests), return_exceptions=True)
+
+    return asyncio.run(together())
+
+
+def test_calls_wait_for_what_others_do_not_cost(tmp_path: Path) -> None:
+    """A hundred calls may be made, and each is reserved at five: all but the last four are made, however many ask at once."""
+    backend, budget = Counting(), Budget(Limits(calls=100))
+    outcomes = answered(Asker(backend, Journal(tmp_path / "calls.jsonl"), budget), 130)
+    assert budget.spent.calls == backend.calls == 96
+    assert sum(isinstance(outcome, BudgetSpent) for outcome in outcomes) == 34
+    assert budget.ended == "budget: calls, 100"
+    assert budget.reserved == Usage()
+
+
+def test_a_call_that_outlives_the_seconds_is_broken_off_and_counts_at_its_worst(tmp_path: Path) -> None:
+    budget, journal = Budget(Limits(seconds=0.2)), Journal(tmp_path / "calls.jsonl")
+    (outcome,) = answered(Asker(Counting(seconds=600), journal, budget), 1)
+    assert isinstance(outcome, BudgetSpent)
+    assert str(outcome) == budget.ended == "budget: seconds, 0.2"
+    assert budget.spent.calls == 5
+    journal.close()
+    again = Journal(journal.path)
+    assert (again.in_flight, again.lost) == (1, Usage(calls=5))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "ends"),
+    [
+        ({"calls": 9}, {"calls": 9}, True),
+        ({"calls": 9}, {"calls": 8, "money": 3.0}, True),
+        ({"calls": 9}, {"calls": 10}, False),
+        ({"calls": 9}, {}, False),
+        ({"calls": 9, "seconds": 5}, {"calls": 9}, False),
+    ],
+)
+def test_a_spent_budget_ends_a_search_until_it_grows(
+    tmp_path: Path, then: dict[str, Any], now: dict[str, Any], ends: bool
+) -> None:
+    journal = Journal(tmp_path / "calls.jsonl")
+    journal.spent("tree", "budget: calls, 9", Limits(**then), 1.0)
+    journal.close()
+    again = Journal(journal.path)
+    assert again.why_ended("tree", Limits(**now)) == ("budget: calls, 9" if ends else None)
+    assert again.why_ended("another", Limits(**now)) is None
+
+
 QUICK: dict[str, Any] = {
     "backend": {"kind": "scripted"},
     "problems": {"kind": "noisy", "count": 12},
@@ -249,6 +322,18 @@ def test_a_search_keeps_its_budget(tmp_path: Path, budget: dict[str, float], key
     assert result["reasons"] == [f"budget: {key}, {budget[key]:g}"]
     if key == "calls":
         assert spent == 50, "to the call"
+
+
+def test_a_search_whose_budget_is_spent_pays_nothing_when_it_is_run_again(tmp_path: Path) -> None:
+    """By tokens, of which a call mostly costs less than its worst: something is left, and is not spent bit by bit."""
+    result, folder = searched(tmp_path, budget={"tokens": 3_000}, test_repeats=0)
+    before = (folder / "calls.jsonl").read_bytes(), stories(folder)
+    again, _ = searched(tmp_path, budget={"tokens": 3_000}, test_repeats=0)
+    assert without_time(again) == without_time(result)
+    assert ((folder / "calls.jsonl").read_bytes(), stories(folder)) == before
+    more, _ = searched(tmp_path, budget={"tokens": 4_000}, test_repeats=0)
+    assert 3_000 < more["spent"]["tokens"] <= 4_000
+    assert more["reasons"] == ["budget: tokens, 4000"]
 
 
 @pytest.fixture(scope="module")
@@ -377,12 +462,12 @@ def test_a_killed_search_goes_on(whole: tuple[dict[str, Any], Path, Path], tmp_p
 
 
 def test_a_workflow_for_each_problem(tmp_path: Path) -> None:
-    result, folder = searched(tmp_path, scope="problem", budget={"calls": 240}, problems={"kind": "noisy", "count": 6})
-    assert len(result["best"]) == len(result["reasons"]) == 3
+    result, folder = searched(tmp_path, scope="problem", budget={"calls": 240}, problems={"kind": "noisy", "count": 4})
+    assert len(result["best"]) == len(result["reasons"]) == 4, "of all problems"
     assert result["spent"]["calls"] <= 240
     assert result["test"] == []
     scopes = Counter(line["scope"] for line in lines(folder / "trajectories.jsonl"))
-    assert len(scopes) == 3
+    assert len(scopes) == 4
     assert all(count > 1 for count in scopes.values()), "the budget is shared among the problems"
     for line in lines(folder / "trajectories.jsonl"):
         assert {one["problem"] for one in line["executions"]} <= {line["scope"]}
@@ -468,6 +553,44 @@ def test_an_endpoint_that_goes_down_ends_the_search_and_loses_nothing(tmp_path: 
         assert len(again.asked) == sum("reply" in line for line in kept) - 3
 
 
+def test_a_proposer_without_replies_ends_the_search_and_is_asked_again(tmp_path: Path) -> None:
+    away = True
+
+    def busy(number: int, body: dict[str, Any]) -> Answer:
+        proposing = body["messages"][-1]["content"].startswith("You improve")
+        return Answer({"error": "busy"}, 503) if proposing and away else chat(number, body)
+
+    with serving(busy) as server:
+        section = with_server(server.url, tmp_path, proposer={"kind": "model", "attempts": 3}, test_repeats=0)
+        first, _ = searched(tmp_path, **section)
+        assert first["workflows"] == 1
+        assert first["reasons"][0].startswith("no reply to a question for a better workflow: http")
+        assert "status 503: busy" in first["reasons"][0]
+        away, before = False, len(server.asked)
+        again, _ = searched(tmp_path, **section)
+        asked = [body["messages"][-1]["content"] for body, _ in server.asked[before:]]
+    assert asked[0].startswith("You improve"), "what was answered is not asked again"
+    assert not again["reasons"][0].startswith("no reply")
+    assert again["spent"]["calls"] == before + len(asked)
+
+
+def test_half_a_character_in_a_proposed_prompt_or_a_reply_ends_nothing(tmp_path: Path) -> None:
+    def halves(number: int, body: dict[str, Any]) -> Answer:
+        text = body["messages"][-1]["content"]
+        if "You improve" in text:
+            return says(r'workflow: generate("Think \ud83d now")')
+        return says("answer: \ud83d" if "2 + 1" in text else "answer: 0")
+
+    with serving(halves) as server:
+        section = with_server(server.url, tmp_path, proposer={"kind": "model", "attempts": 2}, test_repeats=0)
+        result, folder = searched(tmp_path, **section)
+    assert result["workflows"] == 1
+    rejected = [line["rejected"] for line in lines(folder / "trajectories.jsonl") if "rejected" in line]
+    assert rejected[0] == "generate: the prompt has half a character, '\\ud83d', after 6 others"
+    with pytest.raises(NoWorkflow, match="half a character"):
+        parse(r'generate("Think \ud83d now")')
+
+
 @pytest.mark.parametrize("bad", [Answer({}, 429, {"Retry-After": "0"}), Answer(b"<html>"), Answer({}, 503)])
 def test_calls_that_fail_leave_workflows_unscored(tmp_path: Path, bad: Answer) -> None:
     with serving(lambda *_: bad) as server:
@@ -549,6 +672,26 @@ def test_a_search_and_a_training_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "runs" / "s" / "1-grpo").mkdir(parents=True)
     (tmp_path / "runs" / "s" / "1-grpo" / "recipe.yaml").write_text("x: 1\n")
     assert "holds a training run" in mistake(recipe(tmp_path))
+
+
+def test_what_was_paid_is_deleted_only_for_a_search_that_can_begin(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "s"
+    folder.mkdir(parents=True)
+    (folder / "calls.jsonl").write_text("paid\n")
+    missing = {"kind": "file", "path": str(tmp_path / "missing.jsonl")}
+    assert "missing.jsonl" in mistake(recipe(tmp_path, problems=missing), "--fresh")
+    assert "unknown kind" in mistake(recipe(tmp_path, proposer={"kind": "none"}), "--fresh")
+    (folder / "1-grpo").mkdir()
+    (folder / "1-grpo" / "recipe.yaml").write_text("x: 1\n")
+    assert "holds a training run" in mistake(recipe(tmp_path), "--fresh")
+    assert (folder / "calls.jsonl").read_text() == "paid\n"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-x", "a/b", ".hidden", ""])
+def test_a_name_is_of_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    path = recipe(tmp_path)
+    assert "name" in mistake(path, f"name='{name}'", "--fresh")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_damaged_journal_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from relgrad.core.whole_text import half_character
+
 SHOWN = 120
 """Characters of a body that an error shows."""
 
@@ -37,6 +39,8 @@ def completion(body: bytes) -> Completion:
     text = message.get("content") if isinstance(message, Mapping) else None
     if not isinstance(text, str):
         raise Malformed(f"a choice without a message's content: {_begin(body)}")
+    if wrong := half_character(text):
+        raise Malformed(f"a message with {wrong}")
     finish: Literal["stop", "length"] = "length" if choices[0].get("finish_reason") == "length" else "stop"
     return Completion(text, finish, str(data.get("model") or ""), _tokens(data), _logprobs(choices[0]))
 

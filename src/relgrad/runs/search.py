@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from relgrad.backends.protocol import Backend, CallFailed
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import derived
 from relgrad.core.ranks import ALONE
-from relgrad.core.run_folder import RunDir, require_writable
+from relgrad.core.run_folder import RUN_NAME, RunDir, require_writable
 from relgrad.core.secrets import without_secrets
 from relgrad.core.settings import Strict, checked, settings_of
 from relgrad.environments.workflows import noisy, sources
+from relgrad.environments.workflows.language import Step
 from relgrad.environments.workflows.operators import Runner
 from relgrad.environments.workflows.problem import Problem
 from relgrad.monitor.report.search import write_page
@@ -38,7 +40,7 @@ from relgrad.runs.yaml_text import read_yaml, write_yaml
 from relgrad.search.budget import Budget
 from relgrad.search.journal import Asker, Journal
 from relgrad.search.loop import Grower
-from relgrad.search.proposals import Grammar, GrammarSettings, Model, ModelSettings, Proposer, space_of
+from relgrad.search.proposals import Grammar, GrammarSettings, Model, ModelSettings, NoReply, Proposer, space_of
 from relgrad.search.records import tree_record
 from relgrad.search.settings import Search
 from relgrad.search.tree import Tree
@@ -53,7 +55,7 @@ Progress = Callable[[str, int, int], None]
 class SearchRecipe(Strict):
     """One search: where it is kept, what its randomness is derived from, and all the rest."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=RUN_NAME)
     seed: int = 0
     out: Path = Path("runs")
     search: Search
@@ -91,11 +93,14 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
     folder = recipe.folder
     require_writable(folder)
     with held([folder], ALONE) as require_held:
+        _require_no_training(folder)
+        if not fresh:
+            _require_same(folder, recipe)
+        parts = _Parts.of(recipe)
         if fresh:
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
-        _require_same(folder, recipe)
-        run = _Run(recipe, RunDir(folder), progress)
+        run = _Run(recipe, parts, RunDir(folder), progress)
         run.files.write_text("search.yaml", write_yaml(recipe.plain))
         try:
             result = asyncio.run(run.whole())
@@ -106,11 +111,15 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
     return result
 
 
-def _require_same(folder: Path, recipe: SearchRecipe) -> None:
-    """Raise RelgradError where the folder holds something else than this search."""
-    written = folder / "search.yaml"
+def _require_no_training(folder: Path) -> None:
+    """Raise RelgradError where the folder is of a training run."""
     if any(folder.glob("*/recipe.yaml")):
         raise RelgradError(f"{folder} holds a training run: give the search another name (name=...)")
+
+
+def _require_same(folder: Path, recipe: SearchRecipe) -> None:
+    """Raise RelgradError where the folder holds another search."""
+    written = folder / "search.yaml"
     if not written.is_file():
         return
     there, here = (
@@ -129,45 +138,68 @@ def _compared(plain: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": plain["seed"], **without_secrets(search, references=True)}
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a recipe says, built and checked, before any file of the search is touched.
+
+    held_out  for the test; none where every problem has a workflow of its own
+    grammar   who proposes; None: a language model does, with settings `model`, by the back end `ideas` where it has one of its own
+    """
+
+    problems: list[Problem]
+    held_out: list[Problem]
+    starts: list[Step]
+    backend: Backend
+    runner: Runner
+    grammar: Grammar | None
+    model: ModelSettings
+    ideas: Backend | None
+
+    @staticmethod
+    def of(recipe: SearchRecipe) -> _Parts:
+        """Raises RelgradError for whatever cannot be."""
+        settings, where = recipe.search, "search.proposer"
+        problems = sources.load(settings.problems, recipe.seed)
+        held_out: list[Problem] = []
+        if settings.scope == "dataset":
+            problems, held_out = sources.parted(problems, settings.test_share, recipe.seed)
+        starts = [workflow_of(text)[0] for text in settings.start]
+        backend = build_backend(settings.backend, recipe.seed, "search.backend")
+        _require_prices(settings, backend)
+        grammar, model, ideas = None, ModelSettings(), None
+        if settings.proposer.kind == "grammar":
+            grammar = Grammar(space_of(settings_of(settings.proposer, GrammarSettings, where)))
+        elif settings.proposer.kind == "model":
+            model = checked(settings.proposer.options, ModelSettings, where)
+            ideas = None if model.backend is None else build_backend(model.backend, recipe.seed, f"{where}.backend")
+        else:
+            raise RelgradError(f"{where}: unknown kind {settings.proposer.kind!r}. Known: grammar, model")
+        return _Parts(problems, held_out, starts, backend, runner_of(settings.programs), grammar, model, ideas)
+
+
 class _Run:
     """One session of a search, from its parts."""
 
-    def __init__(self, recipe: SearchRecipe, files: RunDir, progress: Progress) -> None:
-        self.recipe, self.files, self.progress = recipe, files, progress
+    def __init__(self, recipe: SearchRecipe, parts: _Parts, files: RunDir, progress: Progress) -> None:
+        self.recipe, self.parts, self.files, self.progress = recipe, parts, files, progress
         self.settings, self.seed = recipe.search, recipe.seed
-        problems = sources.load(self.settings.problems, self.seed)
-        self.problems, self.held_out = sources.parted(problems, self.settings.test_share, self.seed)
-        self.starts = [workflow_of(text)[0] for text in self.settings.start]
-        self.backend = build_backend(self.settings.backend, self.seed, "search.backend")
-        _require_prices(self.settings, self.backend)
-        self.runner = _runner(self.settings)
         self.journal = Journal(files.root / "calls.jsonl")
         self.budget = Budget(self.settings.budget, self.journal.seconds)
         self.budget.charge(self.journal.lost)
-        self.asker = Asker(self.backend, self.journal, self.budget)
-        self.proposer, self.proposing = self._proposer()
+        self.asker = Asker(parts.backend, self.journal, self.budget)
+        self.ideas = self.asker if parts.ideas is None else Asker(parts.ideas, self.journal, self.budget)
+        self.proposer: Proposer = parts.grammar or Model(parts.model, self.ideas.ask, parts.problems)
         self.trees: list[Tree] = []
         self.reasons: list[str] = []
         (files.root / "trajectories.jsonl").unlink(missing_ok=True)
 
-    def _proposer(self) -> tuple[Proposer, Backend | None]:
-        """Who proposes, and the back end of its own that is to be closed."""
-        section, where = self.settings.proposer, "search.proposer"
-        if section.kind == "grammar":
-            return Grammar(space_of(settings_of(section, GrammarSettings, where))), None
-        if section.kind != "model":
-            raise RelgradError(f"{where}: unknown kind {section.kind!r}. Known: grammar, model")
-        settings = checked(section.options, ModelSettings, where)
-        own = None if settings.backend is None else build_backend(settings.backend, self.seed, f"{where}.backend")
-        asker = self.asker if own is None else Asker(own, self.journal, self.budget)
-        return Model(settings, asker.ask, self.problems), own
-
     async def whole(self) -> dict[str, Any]:
         """Grow all trees, test the best workflow, and say what came of it."""
         try:
-            parts = [(p.id, [p]) for p in self.problems] if self.settings.scope == "problem" else [("", self.problems)]
-            for number, (name, problems) in enumerate(parts):
-                self.budget.narrow(len(parts) - number)
+            everything = self.parts.problems
+            trees = [(p.id, [p]) for p in everything] if self.settings.scope == "problem" else [("", everything)]
+            for number, (name, problems) in enumerate(trees):
+                self.budget.narrow(len(trees) - number, self.journal.why_ended(name, self.settings.budget))
                 self.reasons.append(await self._grow(name, problems))
             result = await self._result()
         except CallFailed as failure:
@@ -175,7 +207,7 @@ class _Run:
                 f"{failure}. What was answered is kept in {self.files.root}; the same command goes on"
             ) from None
         finally:
-            for backend in filter(None, (self.backend, self.proposing)):
+            for backend in filter(None, (self.parts.backend, self.parts.ideas)):
                 await backend.close()
         self.files.write_json("result.json", result)
         return result
@@ -184,12 +216,19 @@ class _Run:
         tree = Tree(name, self.settings.selection.backup)
         self.trees.append(tree)
         seed = derived(self.seed, "tree", name)
-        trials = Trials(problems, self.settings, self.asker.ask, seed, self.runner)
+        trials = Trials(problems, self.settings, self.asker.ask, seed, self.parts.runner)
         grower = Grower(
             self.settings, tree, trials, self.proposer, seed, self.recipe.name, self.settings.proposer.kind,
             lambda line: self.files.append("trajectories.jsonl", line), self._tell,
         )  # fmt: skip
-        return await grower.grow(self.starts)
+        try:
+            reason = await grower.grow(self.parts.starts)
+        except NoReply as failure:
+            self.ideas.ask_again(failure.requests)
+            return str(failure)
+        if self.budget.ended is not None:
+            self.journal.spent(name, self.budget.ended, self.settings.budget, self.budget.seconds)
+        return reason
 
     def _tell(self, tree: Tree) -> None:
         limit = self.settings.budget.calls or 0
@@ -202,7 +241,9 @@ class _Run:
         bests = [tree.best(errors) for tree in self.trees]
         whole = self.settings.scope == "dataset" and bool(bests[0].values)
         self.progress("testing", spent.calls, spent.calls)
-        tested = await test(bests[0], self.held_out, self.settings, self.asker, self.seed, self.runner) if whole else []
+        tested: list[dict[str, Any]] = []
+        if whole:
+            tested = await test(bests[0], self.parts.held_out, self.settings, self.asker, self.seed, self.parts.runner)
         return {
             "name": self.recipe.name,
             "seed": self.seed,
@@ -218,14 +259,14 @@ class _Run:
 
     def _exact(self) -> dict[str, Any] | None:
         """What the best workflows are worth exactly, and the best of all: where the solver's rates are known."""
-        exact = noisy.exact_of(sources.settings_of(self.settings.problems), self.backend)
+        exact = noisy.exact_of(sources.settings_of(self.settings.problems), self.parts.backend)
         if exact is None or self.settings.cost != "money" or not isinstance(self.proposer, Grammar):
             return None
         if self.proposer.space.max_size > noisy.LARGEST_SPACE or not self.trees[0].root.values:
             return None
         price, scores, regrets = self.settings.cost_weight, [], []
         for tree in self.trees:
-            kinds = sorted({p.type for p in self.problems if tree.name in ("", p.id)})
+            kinds = sorted({p.type for p in self.parts.problems if tree.name in ("", p.id)})
             own = exact.score(tree.best(self.settings.trials.errors).step, price, kinds)
             optimum, top = exact.best(self.proposer.space, price, kinds)
             scores.append(own)
@@ -254,11 +295,6 @@ def _require_prices(settings: Search, backend: Backend) -> None:
             "search: money counts here (budget.money, or cost_weight with cost: money), and the back end knows no prices: give "
             "search.backend.prices, or count calls or tokens"
         )
-
-
-def _runner(settings: Search) -> Runner:
-    """What runs programs that a model wrote. Raises RelgradError where the sandbox cannot contain them."""
-    return runner_of(settings.programs)
 
 
 def export(folder: Path, result: Mapping[str, Any], recipe: SearchRecipe, path: Path) -> None:

@@ -2,6 +2,8 @@
 
     calls.jsonl   {"asked": key, "worst": usage, "at": seconds}, and when it has ended
                   {"key": key, "reply": …} or {"key": key, "failed": reason, "usage": …}
+                  {"ended": tree, "why": reason, "limits": {…}}: the budget of a tree was spent
+                  {"again": key}: nothing came of a call that failed; the next session makes it again
 
 A search is a function of its seed and of the replies, so that resuming is doing it again with the replies of the file. A call that
 was asked and never ended was under way when the process died: it may have been paid, counts at its worst, and is made again.
@@ -13,6 +15,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,19 +24,21 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import HALVES, cut_torn_line, read_lines
 from relgrad.core.secrets import hide_in
 from relgrad.search.budget import Budget
+from relgrad.search.settings import Budget as Limits
 
 
 class Journal:
     """The calls of one search.
 
     seconds  of running, in earlier sessions
-    lost     what calls under way at earlier ends may have cost, and `in_flight` how many they were
+    lost     what calls of earlier sessions may have cost that are made again, and `in_flight` how many were under way at an end
     """
 
     def __init__(self, path: Path) -> None:
         """Read what is there; a line that was not finished is cut off. Raises RelgradError for a file that cannot be read."""
         self.path = path
         self._ended: dict[str, Reply | CallFailed] = {}
+        self._spent: dict[str, tuple[str, Limits]] = {}
         self.seconds, self.lost, self.in_flight = 0.0, NOTHING, 0
         cut_torn_line(path)
         self._read()
@@ -48,6 +53,10 @@ class Journal:
                 if "asked" in line:
                     open_calls[line["asked"]] += 1
                     worst[line["asked"]] = Usage(*line["worst"])
+                elif "ended" in line:
+                    self._spent[line["ended"]] = (line["why"], Limits.model_validate(line["limits"]))
+                elif "again" in line:
+                    self.lost = self.lost.plus(self._ended.pop(line["again"]).usage)
                 else:
                     open_calls[line["key"]] -= 1
                     self._remember(line)
@@ -86,6 +95,21 @@ class Journal:
         record = {"key": key, "failed": str(failure), "usage": list(failure.usage), "fatal": failure.fatal, "at": at}
         self._write(record)
 
+    def again(self, key: str, at: float) -> None:
+        """The next session makes this call again, which failed."""
+        self._write({"again": key, "at": at})
+
+    def spent(self, tree: str, why: str, limits: Limits, at: float) -> None:
+        """The budget of a tree was spent, within these limits."""
+        if self.why_ended(tree, limits) is None:
+            self._spent[tree] = (why, limits)
+            self._write({"ended": tree, "why": why, "limits": limits.model_dump(), "at": at})
+
+    def why_ended(self, tree: str, limits: Limits) -> str | None:
+        """Why a tree ended, where its budget was spent within limits that were no narrower than these; else None."""
+        why, before = self._spent.get(tree, (None, limits))
+        return why if limits.within(before) else None
+
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(hide_in(record), ensure_ascii=False) + "\n")
         self._file.flush()
@@ -103,9 +127,17 @@ class Asker:
         self._charged: set[str] = set()
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
 
+    def _key(self, request: Request) -> str:
+        return f"{self._prefix}-{request.key}"
+
+    def ask_again(self, requests: Sequence[Request]) -> None:
+        """The next session of the search makes these calls again, which failed."""
+        for request in requests:
+            self.journal.again(self._key(request), self.budget.seconds)
+
     async def ask(self, request: Request) -> Reply:
-        """Raises CallFailed, and BudgetSpent before a call that might pass a limit."""
-        key = f"{self._prefix}-{request.key}"
+        """Raises CallFailed, and BudgetSpent before a call that might pass a limit and for a call that runs out of time."""
+        key = self._key(request)
         if (ended := self.journal.get(key)) is not None:
             self._charge_once(key, ended.usage)
             if isinstance(ended, CallFailed):
@@ -123,17 +155,30 @@ class Asker:
     async def _call(self, key: str, request: Request) -> Reply:
         worst = self.backend.worst(request)
         try:
-            self.budget.reserve(worst)
+            await self.budget.wait_for(worst)
             self._charged.add(key)
             self.journal.asked(key, worst, self.budget.seconds)
             try:
-                reply = await self.backend.generate(request)
+                reply = await self._in_time(request)
             except CallFailed as failure:
                 self.budget.settle(worst, failure.usage)
                 self.journal.failed(key, failure, self.budget.seconds)
+                raise
+            except BaseException:
+                self.budget.settle(worst, worst)
                 raise
             self.budget.settle(worst, reply.usage)
             self.journal.answered(key, reply, self.budget.seconds)
             return reply
         finally:
             del self._under_way[key]
+
+    async def _in_time(self, request: Request) -> Reply:
+        """Raises BudgetSpent where the budget's seconds pass first: a call that was made and has not ended, as after a kill."""
+        try:
+            async with asyncio.timeout(self.budget.seconds_left) as limit:
+                return await self.backend.generate(request)
+        except TimeoutError:
+            if limit.expired():
+                raise self.budget.out_of_time() from None
+            raise

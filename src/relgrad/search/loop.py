@@ -42,7 +42,7 @@ class Grower:
     worse_in_a_row: int = 0
 
     async def grow(self, starts: Sequence[Step]) -> str:
-        """Grow until something ends it; why it ended. Raises CallFailed where no call can succeed."""
+        """Grow until something ends it; why it ended. Raises CallFailed where no call can succeed, and the proposer's NoReply."""
         try:
             for step in dict.fromkeys(starts):
                 if not self.tree.has(step):

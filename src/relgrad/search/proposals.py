@@ -47,6 +47,14 @@ class Rejected:
     why: str
 
 
+class NoReply(Exception):
+    """Every question for a better workflow failed; the message says why. `requests` are the questions."""
+
+    def __init__(self, reason: str, requests: Sequence[Request]) -> None:
+        super().__init__(reason)
+        self.requests = tuple(requests)
+
+
 class Proposer(Protocol):
     """Proposes edits. What it proposes is a function of the tree and the seed."""
 
@@ -142,8 +150,9 @@ class Model:
         self.problems = {problem.id: problem for problem in problems}
 
     async def propose(self, tree: Tree, node: Node, seed: int) -> tuple[Proposal | None, Sequence[Rejected]]:
-        """See Proposer. Raises CallFailed where every other call would fail too."""
+        """See Proposer. Raises CallFailed where every other call would fail too, and NoReply where all attempts failed."""
         rejected: list[Rejected] = []
+        failed: list[Request] = []
         for attempt in range(self.settings.attempts):
             request = Request(
                 ({"role": "user", "content": self.question(tree, node)},),
@@ -159,6 +168,7 @@ class Model:
                 if failure.fatal:
                     raise
                 rejected.append(Rejected("", str(failure)))
+                failed.append(request)
                 continue
             except NoWorkflow as error:
                 rejected.append(Rejected(reply.text, str(error)))
@@ -167,6 +177,8 @@ class Model:
                 rejected.append(Rejected(reply.text, f"known already, as workflow {tree.number_of(step)}"))
                 continue
             return Proposal(step, "the model's idea", reply.logp, completion=reply.text), rejected
+        if len(failed) == self.settings.attempts:
+            raise NoReply(f"no reply to a question for a better workflow: {rejected[-1].why}", failed)
         return None, rejected
 
     def question(self, tree: Tree, node: Node) -> str:

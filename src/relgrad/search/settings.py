@@ -10,7 +10,10 @@ from relgrad.core.settings import Component, Strict
 
 
 class Budget(Strict):
-    """Hard limits, each of the whole search: requests, tokens read and written, seconds of running, money."""
+    """Hard limits, each of the whole search, its test apart: requests, tokens read and written, seconds of running, money.
+
+    A call that is under way when the seconds have passed is broken off and counts at its worst.
+    """
 
     calls: int | None = None
     tokens: int | None = None
@@ -23,6 +26,11 @@ class Budget(Strict):
         if limit is not None and not limit > 0:
             raise ValueError("a budget of 0 or less allows nothing: give more, or leave this limit out")
         return limit
+
+    def within(self, other: Budget) -> bool:
+        """Whether no limit allows more than the other's."""
+        here, there = vars(self), vars(other)
+        return all(limit is None or (here[name] is not None and here[name] <= limit) for name, limit in there.items())
 
 
 class Selection(Strict):
@@ -68,8 +76,8 @@ class Trials(Strict):
 class Search(Strict):
     """A recipe's `search` section.
 
-    problems     kind: noisy or file; `test_share` of them is kept for the test
-    scope        one workflow for all problems, or one for each
+    problems     kind: noisy or file
+    scope        one workflow for all problems, of which `test_share` is kept for the test, or one for each of all problems
     start        workflows, or files with one, that the search begins with; the first is the root
     score        right answers less `cost_weight` times the cost of an execution, in `cost`
     iterations   workflows that are tried at the most, of each tree

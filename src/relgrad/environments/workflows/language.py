@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.whole_text import half_character
 from relgrad.environments.workflows.prompts import PROMPTS
 
 LARGEST, DEEPEST, LONGEST = 64, 12, 20_000
@@ -184,6 +185,8 @@ def _prompt(name: str, node: ast.Name | ast.Constant) -> str:
         return node.id
     if not isinstance(node.value, str) or not node.value.strip():
         raise NoWorkflow(f"{name}: a prompt is a name or a text (received {node.value!r})")
+    if wrong := half_character(node.value):
+        raise NoWorkflow(f"{name}: the prompt has {wrong}")
     return node.value
 
 
