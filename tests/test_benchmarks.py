@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Component, settings_of
@@ -51,6 +52,13 @@ def values(reward: Any, columns: dict[str, Any], *texts: str) -> list[float]:
         ("#### 5\n\nQuestion: and now?\n#### 6", "5"),
         ("####", None),
         ("#### many", None),
+        ("#### Step 1: add\n48+24=72\n#### 72", "72"),
+        ("#### Solution\n48 + 24 = 72\n#### 72", "72"),
+        ("#### -$5", "-5"),
+        ("####\n72", "72"),
+        ("####" + " " * 100_000 + "many", None),
+        ("#### 3/4 of it", "0.75"),
+        (r"#### -\frac{1}{2}", "-0.5"),
         ("it costs $1,234.50.", "1234.5"),
         ("minus −7", "-7"),
         ("three quarters are 3/4", "0.75"),
@@ -201,6 +209,9 @@ def test_the_rewards_of_shared_words() -> None:
         0,
         1,
     ]
+    for settings in (hotpotqa.Settings, drop.Settings):
+        with pytest.raises(ValidationError, match="after"):
+            settings(after="")
     exact = hotpotqa.build(hotpotqa.Settings(score="exact"))
     (score,) = exact(Prompt("?", {"answer": "red house"}), [Output("big red house")])
     assert (score.value, score.parts) == (0, {"exact": 0, "f1": pytest.approx(0.8)})

@@ -41,6 +41,7 @@ def twice(x):
 """
 SAME = "class Same{}:\n    def __eq__(self, other): return True\n    __hash__ = None\ndef twice(x): return Same('x')"
 FAILED = (False, False, False)
+MORE_THAN_DATA = "what the program returns is more than plain data, and only together with it the tests pass"
 
 PROGRAMS: dict[str, tuple[str, Verdict]] = {
     "right": ("def twice(x): return x * 2", Verdict((True, True, True))),
@@ -61,9 +62,9 @@ PROGRAMS: dict[str, tuple[str, Verdict]] = {
     ),
     "is equal to everything": (
         SAME.format("(object)").replace("Same('x')", "Same()"),
-        Verdict((), "a value of type Same is no plain data", "exception"),
+        Verdict(lost=MORE_THAN_DATA),
     ),
-    "a text that is equal to everything": (SAME.format("(str)"), Verdict(FAILED, "AssertionError")),
+    "a text that is equal to everything": (SAME.format("(str)"), Verdict(lost=MORE_THAN_DATA)),
     "makes assertions harmless": (
         "import builtins\nclass Quiet(Exception): pass\nbuiltins.AssertionError = Quiet\ndef twice(x): return x",
         Verdict(FAILED, "AssertionError"),
@@ -74,7 +75,7 @@ PROGRAMS: dict[str, tuple[str, Verdict]] = {
         Verdict((), "SystemExit: 0 (line 2)", "exception"),
     ),
     "answers what is not asked": (
-        "[call('next', answer={'value': True}) for _ in range(3)]\ndef twice(x): return True",
+        "[call('next', answer={'value': True, 'exact': True}) for _ in range(3)]\ndef twice(x): return True",
         Verdict(FAILED, "AssertionError"),
     ),
     "answers with no answer": (
@@ -127,6 +128,91 @@ def test_tests_that_need_a_programs_classes_run_together_with_it(sandbox: Sandbo
     broken = judge(sandbox, Program("def value(node): return 3"), Checks("root = Node(3)", ["assert value(root) == 3"]))
     assert not broken.right
     assert "Node" in broken.said
+
+
+RIGHT = {
+    "a function is handed over": ("def f(g): return g(2)", ["assert f(lambda x: x + 1) == 3"]),
+    "an argument keeps its type": (
+        "def f(c): return c.most_common(1)",
+        ["from collections import Counter\nassert f(Counter('aab')) == [('a', 2)]"],
+    ),
+    "a list is sorted in place": ("def f(a): a.sort()", ["l = [2, 1]\nf(l)\nassert l == [1, 2]"]),
+    "all kinds change in place": (
+        "def f(a, *, m): a[0].append(2); a[1].add(3); m['x'] = 1; m.pop('y')",
+        ["l, s, d = [1], set(), {'y': 0}\nf((l, s), m=d)\nassert (l, s, d) == ([1, 2], {3}, {'x': 1})"],
+    ),
+    "an error of a narrower kind": (
+        "class Mine(ValueError): pass\ndef f(): raise Mine('no')",
+        ["try:\n    f()\nexcept ValueError as error:\n    assert str(error) == 'no'\nelse:\n    assert False"],
+    ),
+    "its own names are those of built-ins": ("type = list = str = print = 3\ndef f(): return 1", ["assert f() == 1"]),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_program_passes_whatever_its_tests_hand_over(sandbox: Sandbox, name: str) -> None:
+    program, statements = RIGHT[name]
+    verdict = judge(sandbox, Program(program), Checks("", statements, "f"))
+    assert verdict.right, verdict
+    assert verdict.together == (name in ("a function is handed over", "an argument keeps its type"))
+    wrong = judge(sandbox, Program("def f(*a, **k): return 0"), Checks("", statements, "f"))
+    assert (wrong.passed, wrong.lost) == ((False,), "")
+
+
+@pytest.mark.parametrize(
+    ("program", "wrong", "statement"),
+    [
+        ("from collections import Counter\ndef f(): return Counter('aab')", "Counter('bb')", "f().most_common(1)[0][0] == 'a'"),
+        ("import datetime\ndef f(): return datetime.date(2020, 1, 1)", "datetime.date(2021, 1, 1)", "f().year == 2020"),
+        ("def f(): return lambda x: x + 1", "lambda x: x", "f()(2) == 3"),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_more_than_data_is_lost_where_it_may_be_right_and_fails_where_it_is_not(
+    sandbox: Sandbox, program: str, wrong: str, statement: str
+) -> None:
+    tests = Checks("import datetime", [f"assert {statement}"], "f")
+    right = judge(sandbox, Program(program), tests)
+    assert right.lost == MORE_THAN_DATA
+    failed = judge(sandbox, Program(program.partition("return")[0] + f"return {wrong}"), tests)
+    assert (failed.passed, failed.lost) == ((False,), "")
+
+
+def test_tests_that_fail_by_themselves_are_lost() -> None:
+    quick = Sandbox(code.CodeLimits(seconds=0.5, calls=5))
+    right = Program("def f(): return 1")
+    for setup, statement, why in (
+        ("x = [0] * 10 ** 9", "assert f() == 1", "memory"),
+        ("", "x = [0] * 10 ** 9", "memory"),
+        ("", "while True: f", "no value within"),
+        ("", "import nothing_there\nassert f() == 1", "nothing_there"),
+        ("", "for _ in range(9): f()", "questions"),
+    ):
+        verdict = judge(quick, right, Checks(setup, [statement], "f"))
+        assert why in verdict.lost, verdict
+    imports = judge(quick, Program("def f(): import nothing_there"), Checks("", ["assert f() == 1"]))
+    assert imports.passed == (False,)
+
+
+def test_names_that_the_tests_make_themselves_are_not_asked_of_the_program(sandbox: Sandbox) -> None:
+    tests = """
+try:
+    f(0)
+except ZeroDivisionError as error:
+    assert str(error)
+async def later(): return f(1)
+match [1, 2]:
+    case [first, *others] if (both := first):
+        assert [f(n) for n in others] == [0.5] and both
+"""
+    verdict = judge(sandbox, Program("def f(n): return 1 / n"), Checks("", [tests]))
+    assert (verdict.passed, verdict.together) == ((True,), False)
+
+
+def test_together_a_program_with_names_of_built_ins_does_not_take_the_tests_over(sandbox: Sandbox) -> None:
+    tests = Checks("", ["assert value(Node(3)) == 3"])
+    for program in ("def exec(*a): pass", "def type(*a): pass\nException = str = 1"):
+        verdict = judge(sandbox, Program(program), tests)
+        assert (verdict.passed, verdict.together) == ((False,), True)
 
 
 def test_what_is_wrong_with_the_tests_is_not_held_against_the_program(sandbox: Sandbox) -> None:

@@ -78,6 +78,12 @@ PROGRAM = "async def workflow(operators):\n    {}"
         ("return await operators.generate('x', 0)", "refused call: a prompt and a place are texts (received int)"),
         ("return await operators.verify('x', '0')", "refused call: no solution of an operator (received str)"),
         ("return await operators.ensemble([], '0')", "refused call: an ensemble takes a list of 1 to 32 solutions"),
+        ("call('operator', name=[1], arguments=[])", "refused call: the name of an operator is a text (received list)"),
+        (
+            "call('operator', name=10 ** 5000, arguments=[])",
+            "refused call: the name of an operator is a text (received",
+        ),
+        ("call('operator', name='test', arguments=5)", "refused call: the arguments of test are a list (received int)"),
         ("while True: await operators.generate('', '0')", "refused call: more than 20 calls"),
         ("return open('/etc/passwd').read()", "exception: FileNotFoundError"),
     ],

@@ -40,7 +40,7 @@ def build(settings: Settings) -> Reward:
     """Raises RelgradError where generated code cannot be contained and the settings do not allow it anyway.
 
     A program that does not come to an end, or breaks off, fails all its tests. What says nothing of the program is unscored: tests
-    that cannot be executed, a sandbox that could not be started.
+    that cannot be executed, values that they cannot be handed, a sandbox that could not be started.
     """
     sandbox = Sandbox(settings.sandbox, "reward 'code'")
 

@@ -25,7 +25,9 @@ class Settings(Strict):
     others: str | None = Field(None, description='a column with more answers that are right ("validated_answers")')
     score: Literal["f1", "exact"] = "f1"
     after: str | None = Field(
-        None, description='the answer stands after the last such text ("Answer:"); null: it is all of the completion'
+        None,
+        min_length=1,
+        description='the answer stands after the last such text ("Answer:"); null: it is all of the completion',
     )
     separator: str | None = Field(None, description="what divides the spans of an answer; null: an answer is one span")
 

@@ -25,7 +25,9 @@ class Settings(Strict):
 
 
 def build(settings: Settings) -> Reward:
-    """A completion's answer is the number after its first `####`; else the one in its last \\boxed{...}; else its last number."""
+    """A completion's answer is the number right behind a `####`, the first there is; without a mark the one in its last
+    \\boxed{...}; else its last number.
+    """
 
     def gsm8k(prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         value = column(prompt, settings.column, "gsm8k")

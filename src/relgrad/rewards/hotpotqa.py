@@ -21,7 +21,9 @@ class Settings(Strict):
     column: str = "answer"
     score: Literal["f1", "exact"] = "f1"
     after: str | None = Field(
-        None, description='the answer stands after the last such text ("Answer:"); null: it is all of the completion'
+        None,
+        min_length=1,
+        description='the answer stands after the last such text ("Answer:"); null: it is all of the completion',
     )
 
 

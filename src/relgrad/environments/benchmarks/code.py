@@ -2,18 +2,20 @@
 
 The program runs in one guest and the tests in another. A test that calls the program's function asks the parent, who passes the
 question on and the answer back, as plain data. So the program can neither read the tests nor say that it passed them; nor can an
-object that it returns be equal to everything. Exceptions travel by name. What a function does to its arguments in place stays on
-its side of the wall.
+object that it returns be equal to everything. Exceptions travel by the name of the built-in kind they are; lists, mappings and sets
+that the function changed in place come back with the answer.
 
-Tests that use more of the program than one function (its classes, say) cannot be apart from it: they run `together` in one guest,
-where a program could say that it passed. The verdict tells which it was.
+Tests that use more of the program than one function (its classes, say), or hand it more than plain data (a function, say), cannot
+be apart from it: they run `together` in one guest, where a program could say that it passed. The verdict tells which it was. What
+a program returns does not bring it together with its tests: where its value is more than plain data, tests that fail are tried
+together as well, and where they pass there nobody knows who is right.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import queue
+import symtable
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,48 +27,119 @@ from relgrad.environments.sandbox.run import Job, Refused, Sandbox, side_by_side
 
 LOST = ("not run", "call failed")
 
+EXACT = """
+from relgrad.environments.sandbox.values import pack
+
+PLAIN = {type(None), bool, int, float, complex, str, bytes, range}
+
+def exact(value):
+    if type(value) in (list, tuple, set, frozenset):
+        return all(map(exact, value))
+    if type(value) is dict:
+        return all(exact(key) and exact(item) for key, item in value.items())
+    return type(value) in PLAIN
+"""
+"""In both guests: whether a value arrives on the other side as what it is, not as a more general kind of data."""
+
 ANSWERING = """
-def _serve(call=call):
+from copy import deepcopy
+
+def _serve():
     answer = None
-    while (question := call("next", answer=answer)) is not None:
-        name, arguments, keywords = question
+    while True:
         try:
-            answer = {"value": globals()[name](*arguments, **keywords)}
+            question = call("next", answer=answer)
+        except MemoryError:
+            raise
         except Exception as error:
-            answer = {"error": type(error).__name__, "message": str(error)[:500]}
+            answer = {"blocked": f"{type(error).__name__}: {error}"[:500]}
+            continue
+        if question is None:
+            return
+        answer = answered(*question)
+
+def answered(name, arguments, keywords):
+    before = deepcopy((arguments, keywords))
+    try:
+        value = names[name](*arguments, **keywords)
+        answer = {"value": value, "exact": exact(value)}
+    except Exception as error:
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        answer = {"error": kind.__name__, "message": str(error)[:500]}
+    if before != (arguments, keywords):
+        answer["left"] = [arguments, keywords]
+    return answer
 """
 """Before the program, in its guest: answer questions until there are no more."""
 
 TESTING = """
-def _asked(name, call=call):
+import builtins
+
+doubts = set()
+
+def asked(name):
     def function(*arguments, **keywords):
+        if not exact([arguments, keywords]):
+            doubts.add("arguments")
         answer = call("ask", name=name, arguments=list(arguments), keywords=keywords)
+        if "blocked" in answer:
+            doubts.add("value")
+            raise TypeError(answer["blocked"])
+        if "left" in answer:
+            left, named = answer["left"]
+            for held, now in [*zip(arguments, left), *((keywords[key], named.get(key)) for key in keywords)]:
+                renew(held, now)
         if "error" in answer:
-            raise _error(answer["error"])(answer["message"])
+            raise error_of(answer["error"])(answer["message"])
+        if not answer["exact"]:
+            doubts.add("value")
         return answer["value"]
     return function
 
-def _error(name):
-    import builtins
+def renew(held, now):
+    if type(held) is tuple and type(now) is tuple:
+        for pair in zip(held, now):
+            renew(*pair)
+    elif type(held) is list and type(now) is list:
+        held[:] = now
+    elif type(held) is type(now) and type(held) in (dict, set):
+        held.clear()
+        held.update(now)
+
+def error_of(name):
     kind = getattr(builtins, name, None)
-    return kind if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, faults):
+        return kind
+    return RuntimeError
+
+faults = (MemoryError, ModuleNotFoundError)
 
 def _test(name, apart, statements):
-    names = globals()
     if apart:
-        names[name] = _asked(name)
+        names[name] = asked(name)
     passed, said = [], ""
     for statement in statements:
         try:
             exec(statement, names)
         except Exception as error:
-            passed.append(False)
+            if apart and isinstance(error, faults):
+                raise
+            passed.append(max(doubts, default=False))
             said = said or f"{type(error).__name__}: {error}"[:500]
         else:
             passed.append(True)
     return passed, said
 """
-"""Before the tests, in theirs: the function that asks, and each test by itself."""
+"""Before the tests, in theirs: the function that asks, and each test by itself.
+
+A test that fails after something crossed that is more than plain data is marked with what it was: "value", or else "arguments".
+Failures that are the tests' own end them.
+"""
+
+
+def _before(text: str, entry: str) -> str:
+    """A prelude that executes `text` among names of its own, so that nothing in the program or the tests takes their place."""
+    return f"_own = {{'call': call, 'names': globals()}}\nexec({EXACT + text!r}, _own)\n{entry} = _own.pop({entry!r})\ndel _own\n"
 
 
 @dataclass(frozen=True)
@@ -126,16 +199,18 @@ def judge(sandbox: Sandbox, program: Program, tests: Checks) -> Verdict:
 
 def _free(tests: Checks) -> set[str]:
     """Names that setup and tests read and nothing there defines, which the program is to define."""
-    tree = ast.parse("\n".join((tests.setup, *tests.statements)))
     read, made = set[str](), set(dir(builtins))
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.add(name)
-            case ast.Name(id=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
-                made.add(name)
-            case ast.alias(name=name, asname=other):
-                made.add(other or name.partition(".")[0])
+    tables = [symtable.symtable("\n".join((tests.setup, *tests.statements)), "<tests>", "exec")]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if not (symbol.is_global() or table.get_type() == "module"):
+                continue
+            if symbol.is_referenced():
+                read.add(symbol.get_name())
+            if symbol.is_assigned() or symbol.is_imported():
+                made.add(symbol.get_name())
     return read - made
 
 
@@ -149,7 +224,7 @@ class _Answerer:
         self._questions: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.outcome: Outcome | None = None
-        job = Job(program.text, {}, {"next": self._next}, f"{ANSWERING}\n{program.before}", "_serve")
+        job = Job(program.text, {}, {"next": self._next}, _before(ANSWERING, "_serve") + program.before, "_serve")
         self._thread = threading.Thread(target=self._run, args=(sandbox, job), daemon=True, name="relgrad-program")
         self._thread.start()
 
@@ -187,10 +262,17 @@ class _Answerer:
 
 def _is_answer(answer: Any) -> bool:
     match answer:
-        case {"value": _, **rest} if not rest:
-            return True
-        case {"error": str(), "message": str(), **rest} if not rest:
-            return True
+        case {"value": _, "exact": bool(), **rest} | {"error": str(), "message": str(), **rest}:
+            return not rest or _is_left(rest)
+        case {"blocked": str(), **rest}:
+            return not rest
+    return False
+
+
+def _is_left(rest: Mapping[Any, Any]) -> bool:
+    match rest:
+        case {"left": [list(), dict()], **others}:
+            return not others
     return False
 
 
@@ -198,14 +280,39 @@ def _apart(sandbox: Sandbox, program: Program, tests: Checks, name: str) -> Verd
     inputs = {"name": name, "apart": True, "statements": list(tests.statements)}
     answerer = _Answerer(sandbox, program)
     try:
-        tested = sandbox.run(Job(tests.setup, inputs, {"ask": answerer.ask}, TESTING, "_test"))
+        tested = sandbox.run(Job(tests.setup, inputs, {"ask": answerer.ask}, _before(TESTING, "_test"), "_test"))
     finally:
         ended = answerer.end()
     if ended.error in LOST or tested.error in LOST:
         return Verdict(lost=ended.message if ended.error in LOST else tested.message)
+    if tested.error == "refused call" and len(tested.calls) + 1 >= sandbox.settings.calls:
+        return Verdict(lost=f"the tests ask more than the {sandbox.settings.calls} questions that `calls` allows")
     if ended.error is not None:
         return Verdict(said=ended.message, error=ended.error)
-    return _verdict(tested, len(tests.statements), together=False)
+    if tested.error is not None:
+        return Verdict(lost=f"the tests cannot be executed: {tested.message}")
+    passed, said = _marks(tested.value, len(tests.statements), MARKS)
+    if "value" in passed or "arguments" in passed:
+        return _decided(passed, _together(sandbox, program, tests))
+    return Verdict(passed, said)
+
+
+def _decided(marks: tuple[Any, ...], whole: Verdict) -> Verdict:
+    """The verdict where some tests failed apart and something had crossed that is more than plain data.
+
+    marks  what they came to apart
+    whole  what they came to together with the program, which counts where it is due to the tests' arguments. Where it is due to
+           the program's value, only failures count
+    """
+    if whole.lost or whole.error is not None:
+        return whole
+    pairs = list(zip(marks, whole.passed, strict=True))
+    if ("value", True) in pairs:
+        return Verdict(
+            lost="what the program returns is more than plain data, and only together with it the tests pass"
+        )
+    passed = tuple(mark if isinstance(mark, bool) else one for mark, one in pairs)
+    return Verdict(passed, whole.said, together=True)
 
 
 # ---------------------------------------------------------------------- together
@@ -213,26 +320,29 @@ def _apart(sandbox: Sandbox, program: Program, tests: Checks, name: str) -> Verd
 
 def _together(sandbox: Sandbox, program: Program, tests: Checks) -> Verdict:
     inputs = {"name": "", "apart": False, "statements": [tests.setup, *tests.statements]}
-    tested = sandbox.run(Job(program.text, inputs, {}, f"{TESTING}\n{program.before}", "_test"))
+    tested = sandbox.run(Job(program.text, inputs, {}, _before(TESTING, "_test") + program.before, "_test"))
     if tested.error in LOST:
         return Verdict(lost=tested.message, together=True)
     if tested.error is not None:
         return Verdict(said=tested.message, error=tested.error, together=True)
-    verdict = _verdict(tested, 1 + len(tests.statements), together=True)
-    setup, *passed = verdict.passed or (False,)
-    return Verdict(tuple(setup and one for one in passed), verdict.said, verdict.error, verdict.lost, True)
+    passed, said = _marks(tested.value, 1 + len(tests.statements), (True, False))
+    if not passed:
+        return Verdict(said="the tests were tampered with", error="forged", together=True)
+    setup, *rest = passed
+    return Verdict(tuple(setup and one for one in rest), said, together=True)
 
 
-def _verdict(tested: Outcome, count: int, together: bool) -> Verdict:
-    """Of tests that came to an end, or did not. Whoever wrote the message, it is `count` truth values and a text, or nothing."""
-    if tested.error in ("syntax", "exception"):
-        return Verdict(lost=f"the tests cannot be executed: {tested.message}", together=together)
-    if tested.error is not None:
-        return Verdict(said=f"the tests: {tested.message}", error=tested.error, together=together)
-    match tested.value:
-        case (list(passed), str(said)) if len(passed) == count and all(isinstance(one, bool) for one in passed):
-            return Verdict(tuple(passed), said, together=together)
-    return Verdict(said="the tests were tampered with", error="forged", together=together)
+MARKS = (True, False, "arguments", "value")
+
+
+def _marks(value: Any, count: int, allowed: tuple[Any, ...]) -> tuple[tuple[Any, ...], str]:
+    """Of tests that came to an end: `count` marks and a text. Whoever wrote the message, no marks where it is anything else."""
+    match value:
+        case (list(passed), str(said)) if len(passed) == count and all(
+            isinstance(one, (bool, str)) and one in allowed for one in passed
+        ):
+            return tuple(passed), said
+    return (), ""
 
 
 def checks_of(columns: Mapping[str, Any], function: str | None) -> Checks | None:

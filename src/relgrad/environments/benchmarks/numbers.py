@@ -1,7 +1,8 @@
 """Numbers in a text: signs, thousands commas, decimals, exponents and fractions; and which of them is GSM8K's answer.
 
-GSM8K (Cobbe et al. 2021, https://github.com/openai/grade-school-math) ends an answer with `#### 72`; a completion's answer is what
-stands after its first mark, compared without commas.
+GSM8K (Cobbe et al. 2021, https://github.com/openai/grade-school-math) ends an answer with `#### 72`; a completion's answer is the
+number right behind a mark, the first there is, compared without commas. The authors search for `#### (-?[0-9.,]+)`
+(grade_school_math/dataset.py); here a currency's sign and white space may stand between. A heading, `#### Step 1`, is no answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d{1,9})\}\{(\d{1,9})\}|(?<![\w./])(-?\d{1,9})\s?/\s?(\d{1,9})(?![\w/]|\.\d)")
 SIGNS = ("-", "−", "+")
-MARK = "####"
+_MARKED = re.compile(r"####\s*(?:([-−+])\s*)?(?:[$€£]\s*)?(?=[-−+]?\.?\d|[-−+]?\\[dt]?frac)([^\n]*)")
+"""A mark with a number right behind it: its sign, where it stands before a currency's, and the rest of the line."""
 
 
 def numbers(text: str) -> list[Decimal]:
@@ -62,11 +64,11 @@ def _value(match: re.Match[str]) -> str:
 
 
 def gsm8k_answer(text: str, only_marked: bool = False) -> Decimal | None:
-    """The number after the first `####`; without a mark the last number of the text, or None where only marked ones count."""
-    _, mark, after = text.partition(MARK)
-    if mark:
-        line = after.strip().splitlines()[0] if after.strip() else ""
-        found = with_fractions(line)
-        return found[0] if found else None
-    found = [] if only_marked else with_fractions(text)
-    return found[-1] if found else None
+    """The number right behind a `####`, the first there is; without a mark the last number of the text, or None where only marked
+    ones count.
+    """
+    if marked := _MARKED.search(text):
+        values = with_fractions((marked[1] or "") + marked[2])
+        return values[0] if values else None
+    values = [] if only_marked or "####" in text else with_fractions(text)
+    return values[-1] if values else None

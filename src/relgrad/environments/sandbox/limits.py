@@ -8,7 +8,11 @@ from relgrad.core.settings import Strict
 
 
 class Limits(Strict):
-    """Limits of one run. All memory together is at most processes * memory_mb + disk_mb."""
+    """Limits of one run.
+
+    Its processes have at most processes * memory_mb of memory, and the content of its files disk_mb. What the kernel itself keeps
+    of files and folders, about 1 kB for each however small, is bounded by processor time alone (docs/sandbox.md).
+    """
 
     seconds: float = Field(20.0, gt=0, description="of waiting, without the time that calls to the parent take")
     cpu_seconds: int = Field(10, ge=1, description="of computing, for each process")

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from relgrad.core.errors import RelgradError
 from relgrad.environments.sandbox.channel import Asked, Breach, Messages, Ready, Report
+from relgrad.environments.sandbox.cores import cores
 from relgrad.environments.sandbox.launch import Guest
 from relgrad.environments.sandbox.limits import Limits, SandboxSettings
 from relgrad.environments.sandbox.machine import INSTALL, Containment, containment
@@ -98,13 +99,13 @@ class Sandbox:
         return run(job, self.settings, self.containment)
 
     def run_all(self, jobs: Sequence[Job], parallel: int | None = None) -> list[Outcome]:
-        """All ends in the jobs' order; `parallel` at a time, as many as there are cores where nothing is said."""
+        """All ends in the jobs' order; `parallel` at a time, as many as this process has cores where nothing is said."""
         return side_by_side(self.run, jobs, parallel)
 
 
 def side_by_side(work: Callable[[T], R], items: Sequence[T], parallel: int | None = None) -> list[R]:
     """What `work` makes of every item, in order, each in a thread. One that fails, or an interrupt, keeps others from beginning."""
-    with ThreadPoolExecutor(parallel or os.cpu_count() or 1, "relgrad-sandbox") as threads:
+    with ThreadPoolExecutor(parallel or cores(), "relgrad-sandbox") as threads:
         waiting = [threads.submit(work, item) for item in items]
         try:
             return [one.result() for one in waiting]

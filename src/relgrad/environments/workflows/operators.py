@@ -54,7 +54,7 @@ class Runner(Protocol):
     """Runs a program that a model wrote."""
 
     async def run(self, program: str) -> str | None:
-        """What it printed; None where it failed, or was not run at all."""
+        """What it printed; None where it failed, or is none that may run. Raises CallFailed where it could not be run."""
         ...
 
 

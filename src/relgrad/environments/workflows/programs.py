@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ async def execute_program(text: str, operators: Operators, sandbox: Sandbox) -> 
     loop = asyncio.get_running_loop()
     failed: list[CallFailed] = []
 
-    def operator(name: str, arguments: list[Any]) -> Any:
+    def operator(name: Any, arguments: Any) -> Any:
         question = _question(operators, name, arguments)
         try:
             answer = asyncio.run_coroutine_threadsafe(question, loop).result()
@@ -84,10 +84,14 @@ async def execute_program(text: str, operators: Operators, sandbox: Sandbox) -> 
     return Outcome(answer, rightness(operators.problem, answer), calls)
 
 
-def _question(operators: Operators, name: str, arguments: Sequence[Any]) -> Any:
+def _question(operators: Operators, name: Any, arguments: Any) -> Any:
     """The coroutine of an operator. Raises Refused for one that is none, and for arguments that it does not take."""
+    if not isinstance(name, str):
+        raise Refused(f"the name of an operator is a text (received {type(name).__name__})")
     if name not in OPERATORS:
         raise Refused(f"no operator {name[:40]!r}; there are {', '.join(OPERATORS)}")
+    if not isinstance(arguments, list):
+        raise Refused(f"the arguments of {name} are a list (received {type(arguments).__name__})")
     method, kinds = OPERATORS[name]
     if len(arguments) != len(kinds):
         raise Refused(f"{name} takes {len(kinds)} arguments (received {len(arguments)})")

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import asyncio
 
+from relgrad.backends.protocol import CallFailed
 from relgrad.environments.sandbox.limits import SandboxSettings
 from relgrad.environments.sandbox.run import Job, Sandbox
 
-ENTRY = "nothing_more"
-AFTER = f"\n\n\ndef {ENTRY}():\n    return None\n"
-"""The sandbox calls a function when a program's text was executed: all that such a program does is in its text."""
+RUNNING = """
+import sys as _sys
+
+__name__ = "__main__"
+_sys.modules["__main__"] = _sys.modules["program"]
+exit = quit = _sys.exit
+
+def _run(text, names=globals()):
+    try:
+        exec(compile(text, "<program>", "exec"), names)
+    except SystemExit as end:
+        if end.code not in (None, 0):
+            raise
+"""
+"""Runs a text as Python runs a file: it is the main module, and may leave with exit code 0."""
 
 
 class Sandboxed:
@@ -19,5 +32,7 @@ class Sandboxed:
         self.sandbox = Sandbox(settings or SandboxSettings(seconds=10.0), "search.programs")
 
     async def run(self, program: str) -> str | None:
-        outcome = await asyncio.to_thread(self.sandbox.run, Job(program + AFTER, entry=ENTRY))
+        outcome = await asyncio.to_thread(self.sandbox.run, Job("", {"text": program}, prelude=RUNNING, entry="_run"))
+        if outcome.unscored:
+            raise CallFailed(f"the sandbox: {outcome.error}: {outcome.message}")
         return None if outcome.error is not None else outcome.printed
