@@ -19,6 +19,7 @@ from relgrad.core import live
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Prompt
 from relgrad.python.sections import Sections
+from relgrad.runs.recipe import parse_recipe
 from relgrad.tasks import Task
 from test_docs import ROOT, attribute, blocks
 
@@ -157,6 +158,19 @@ def test_wrong_settings_have_the_messages_of_a_recipe(more: dict[str, Any], says
         train(tmp_path, **more)
 
 
+@pytest.mark.parametrize("name", ["../esc/x y", "a/b", "a\\b", "..", ".", "", "  ", "/tmp/x"])
+def test_a_name_that_is_a_path_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    out.mkdir()
+    with pytest.raises(RelgradError, match="the run's folder in `out`"):
+        relgrad.train(TINY, ROWS, share, name=name, out=str(out), grpo=GRPO)
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+    recipe = {"policy": TINY, "task": {"kind": "file", "path": "rows.jsonl"}, "rewards": [{"kind": "exact"}]}
+    with pytest.raises(RelgradError, match=r"name: .*the run's folder in `out`"):
+        parse_recipe({"name": name, **recipe})
+    assert parse_recipe({"name": "two words..", **recipe}).name == "two words.."
+
+
 # ---------------------------------------------------------------------- what comes of it
 
 
@@ -189,6 +203,15 @@ def test_any_run_folder_can_be_opened(run: relgrad.Run, tmp_path: Path) -> None:
     assert relgrad.Run(run.folder / "1-grpo").stages == run.stages
     with pytest.raises(RelgradError, match="no run folder"):
         relgrad.Run(tmp_path)
+
+
+def test_a_renamed_run_is_read_with_its_rows(run: relgrad.Run, tmp_path: Path) -> None:
+    score = run.evaluate("validation")["score"]
+    moved = run.folder.rename(tmp_path / "moved")
+    try:
+        assert relgrad.Run(moved).evaluate("validation")["score"] == score
+    finally:
+        moved.rename(run.folder)
 
 
 def test_the_same_script_again_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

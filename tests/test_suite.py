@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from chat_server import Answer, says, serving
 from commands import relgrad
 from relgrad.commands.cli import app
+from relgrad.core.settings import Component
 from relgrad.core.types import Output, Prompt
 from relgrad.evaluation.adapter_norms import adapter_norms
 from relgrad.evaluation.answers import Answers
@@ -24,13 +25,14 @@ from relgrad.evaluation.comparison import compare_all
 from relgrad.evaluation.curves import band, efficiency
 from relgrad.evaluation.lexical import distinct, self_bleu
 from relgrad.evaluation.metric import Completions
-from relgrad.evaluation.pairwise import preference, verdict
+from relgrad.evaluation.pairwise import PairwiseSettings, preference, summary, verdict
 from relgrad.evaluation.passing import best_of, passes_at
 from relgrad.evaluation.perplexity import Perplexity
 from relgrad.evaluation.references import Rouge, TokenMatch, matched, rouge
 from relgrad.evaluation.semantic import SemanticDiversity
 from relgrad.evaluation.significance import cliffs_delta, crossed, d_z, holm, sign_flip
 from relgrad.evaluation.verdicts import verdicts
+from relgrad.runs.pairwise import duels
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
 from test_comparison import contender, evaluation
@@ -38,9 +40,9 @@ from test_comparison import contender, evaluation
 NAN = math.nan
 
 
-def answers(texts: Sequence[str], base: tuple[float, int] = (NAN, 0), **columns: Any) -> Answers:
+def answers(texts: Sequence[str], base: tuple[float, int] = (NAN, 0), number: int = 0, **columns: Any) -> Answers:
     outputs = tuple(Output(text) for text in texts)
-    return Answers(Prompt("p", columns), Completions(outputs, (0.0,) * len(texts), (1,) * len(texts)), *base)
+    return Answers(Prompt("p", columns, number), Completions(outputs, (0.0,) * len(texts), (1,) * len(texts)), *base)
 
 
 # ---------------------------------------------------------------------- metrics
@@ -335,6 +337,30 @@ def test_verdicts_and_preferences() -> None:
         0,
     ]
     assert math.isnan(preference(None, "A"))
+
+
+def test_a_prompt_counts_once_whatever_the_number_of_trainings() -> None:
+    """6 prompts that all prefer the second: p is 2 / 2^6, as of one training."""
+    once, thrice = (summary([[1.0] * trainings] * 6, 0) for trainings in (1, 3))
+    assert once == thrice
+    assert (thrice["prompts"], thrice["p"]) == (6, pytest.approx(2 / 64))
+    mixed = summary([[1.0, math.nan, 0.5], [0.0], [math.nan]], 1)
+    assert (mixed["rate"], mixed["prompts"], mixed["unparsed"], mixed["failed"]) == (0.375, 2, 1, 1)
+    assert mixed["decided"] == pytest.approx(2 / 3)
+
+
+def test_a_judge_asked_about_several_trainings_counts_prompts() -> None:
+    def trained(text: str) -> list[list[Answers]]:
+        return [[answers([text], number=number) for number in range(6)] for _ in range(3)]
+
+    def better(number: int, body: dict[str, Any]) -> Answer:
+        return says("A" if "[Answer A]\nlonger" in body["messages"][0]["content"] else "B", model="judge")
+
+    with serving(better) as server:
+        backend = Component(kind="endpoint", url=server.url, model="judge")
+        row = duels(PairwiseSettings(backend=backend), [trained("short"), trained("longer")])["rows"][1]
+        assert len(server.asked) == 36
+    assert (row["rate"], row["prompts"], row["p"]) == (1.0, 6, pytest.approx(2 / 64))
 
 
 def test_a_judge_is_asked_in_both_orders_and_only_once(kept: tuple[Path, Path, str], tmp_path: Path) -> None:

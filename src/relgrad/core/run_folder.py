@@ -49,6 +49,13 @@ FOR_PEOPLE = ("warnings.jsonl", "films.jsonl")
 COOLED = "cooled.json"
 
 
+def fault_of_name(name: str) -> str | None:
+    """Why a run cannot have this name, which its folder has too; None where it can."""
+    if name.strip() in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        return f"the run's folder in `out` is called so: give a name without / and \\ (received {name!r})"
+    return None
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either the old or the new content, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,20 +50,24 @@ def preference(forward: Verdict | None, backward: Verdict | None) -> float:
     return ({"A": 0.0, "TIE": 0.5, "B": 1.0}[forward] + {"A": 1.0, "TIE": 0.5, "B": 0.0}[backward]) / 2
 
 
-def summary(preferences: Sequence[float], failed: int) -> dict[str, Any]:
+def summary(preferences: Sequence[Sequence[float]], failed: int) -> dict[str, Any]:
     """The rate at which the second is preferred, with its interval over prompts and the p-value of one half, and what was excluded.
 
-    `failed` calls had no answer at all; they are NaN among the preferences too.
+    `preferences` has one prompt's pairs, of one training each, in a row: a prompt counts by their mean. `unparsed`, `failed` and
+    `decided` are of pairs; `failed` ones had no answer at all, and are NaN among the preferences too.
     """
-    judged = [value for value in preferences if not math.isnan(value)]
-    interval = bootstrap_mean(judged)
+    pairs = [value for row in preferences for value in row]
+    judged = [value for value in pairs if not math.isnan(value)]
+    rows = ([value for value in row if not math.isnan(value)] for row in preferences)
+    means = [math.fsum(row) / len(row) for row in rows if row]
+    interval = bootstrap_mean(means)
     return {
         "rate": interval.value,
         "low": interval.low,
         "high": interval.high,
-        "p": sign_flip([value - 0.5 for value in judged]),
-        "prompts": len(judged),
-        "unparsed": len(preferences) - len(judged) - failed,
+        "p": sign_flip([value - 0.5 for value in means]),
+        "prompts": len(means),
+        "unparsed": len(pairs) - len(judged) - failed,
         "failed": failed,
         "decided": sum(value in (0.0, 1.0) for value in judged) / len(judged) if judged else math.nan,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from relgrad.core import registry
 from relgrad.core.errors import RelgradError
+from relgrad.core.run_folder import fault_of_name
 from relgrad.python.run import Run
 from relgrad.python.sections import Sections
 
@@ -18,7 +19,7 @@ def train(policy: Any, task: Any, rewards: Any = (), *, name: str, fresh: bool =
     task      rows: a list of mappings, a datasets.Dataset; {"train": rows, "test": rows, ...} for several parts; a Task; or a
               recipe's `task` section
     rewards   functions as TRL calls them, or as relgrad does (docs/write-your-own.md), and `rewards` sections
-    name      the run's folder in `out`
+    name      the run's folder in `out`; no path
     fresh     delete what an earlier run of this name left, and start over
     sections  everything else that a recipe says: grpo={"steps": 100}, evaluation={...}, stages=[...], seed=0, out="runs" ...
 
@@ -41,6 +42,8 @@ def train(policy: Any, task: Any, rewards: Any = (), *, name: str, fresh: bool =
             f"relgrad.train is called while {registry.executing[-1]} is imported for one of its functions; put the call under "
             '`if __name__ == "__main__":`'
         )
+    if fault := fault_of_name(name):
+        raise RelgradError(f"name: {fault}")
     given = {"policy": policy, "task": task, "rewards": rewards, **sections}
     folder = Path(sections.get("out", "runs")) / name
     try:

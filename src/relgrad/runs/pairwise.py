@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from relgrad.backends.protocol import NOTHING, Backend, CallFailed, Reply, Request
 from relgrad.core import registry
@@ -15,9 +15,17 @@ from relgrad.core.settings import settings_of
 from relgrad.evaluation.answers import Answers
 from relgrad.evaluation.pairwise import PairwiseSettings, preference, question, summary, verdict
 
+Key = tuple[int, str]
+"""The id and the text of a prompt."""
 WHERE = "evaluation.suite.pairwise.backend"
-Pair = tuple[str, str, str]
-"""(prompt, the first contender's completion, the other's)."""
+
+
+class Pair(NamedTuple):
+    """The completions of one prompt by the first contender and another one, of one training each."""
+
+    prompt: Key
+    first: str
+    other: str
 
 
 def backend_of(settings: PairwiseSettings) -> Backend:
@@ -31,8 +39,8 @@ def backend_of(settings: PairwiseSettings) -> Backend:
 def duels(settings: PairwiseSettings, groups: Sequence[Sequence[Sequence[Answers]]]) -> dict[str, Any]:
     """What the judge says of every contender against the first, as plain data; `groups` has the answers of all trainings.
 
-    The first completion of every prompt counts; trainings are paired in their order. Raises RelgradError where the judge cannot be
-    asked at all.
+    The first completion of every prompt counts; trainings are paired in their order, and a prompt counts once, by the
+    mean of its pairs. Raises RelgradError where the judge cannot be asked at all.
     """
     backend = backend_of(settings)
     pairs = [_pairs(groups[0], other, settings.prompts) for other in groups[1:]]
@@ -45,20 +53,21 @@ async def _judged(settings: PairwiseSettings, backend: Backend, pairs: Sequence[
         for own in pairs:
             requests = [
                 Request(question(settings.instruction, *texts), settings.max_tokens, temperature=0.0)
-                for prompt, first, other in own
+                for (_, prompt), first, other in own
                 for texts in ((prompt, first, other), (prompt, other, first))
             ]
             answers = await asyncio.gather(*(_ask(backend, request) for request in requests))
-            preferences, failed = [], 0
-            for forward, backward in zip(answers[::2], answers[1::2], strict=True):
+            preferences: dict[Key, list[float]] = {pair.prompt: [] for pair in own}
+            failed = 0
+            for pair, forward, backward in zip(own, answers[::2], answers[1::2], strict=True):
                 if forward is None or backward is None:
                     failed += 1
-                    preferences.append(math.nan)
+                    preferences[pair.prompt].append(math.nan)
                 else:
-                    preferences.append(preference(verdict(forward.text), verdict(backward.text)))
+                    preferences[pair.prompt].append(preference(verdict(forward.text), verdict(backward.text)))
             for reply in answers:
                 usage = usage if reply is None else usage.plus(reply.usage)
-            rows.append(summary(preferences, failed))
+            rows.append(summary(list(preferences.values()), failed))
     finally:
         await backend.close()
     return {"judge": backend.identity, "rows": [None, *rows], "usage": usage._asdict()}
@@ -78,7 +87,8 @@ def _pairs(first: Sequence[Sequence[Answers]], other: Sequence[Sequence[Answers]
     """The prompts that both were asked, with the first completion of each."""
     pairs = []
     for own, theirs in zip(first, other, strict=False):
-        by_prompt = {(one.prompt.id, one.prompt.text): one for one in theirs}
-        shared = [one for one in own if (one.prompt.id, one.prompt.text) in by_prompt][:count]
-        pairs += [(one.prompt.text, one.texts[0], by_prompt[one.prompt.id, one.prompt.text].texts[0]) for one in shared]
+        mine, others = (
+            {(one.prompt.id, one.prompt.text): one.texts[0] for one in answers} for answers in (own, theirs)
+        )
+        pairs += [Pair(key, mine[key], others[key]) for key in [key for key in mine if key in others][:count]]
     return pairs

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from relgrad.core.registry import short
+from relgrad.core.run_folder import fault_of_name
 from relgrad.core.settings import Component, RewardComponent, Strict
 from relgrad.evaluation.suite import SuiteSettings
 
@@ -72,6 +73,13 @@ class Stage(Strict):
         allow_inf_nan=False,
         description="hours after which a command ends, with a checkpoint, and can go on",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if fault := fault_of_name(name):
+            raise ValueError(fault)
+        return name
 
     @model_validator(mode="after")
     def _evaluation_scores(self) -> Stage:
