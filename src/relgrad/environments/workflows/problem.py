@@ -21,8 +21,12 @@ NAMED = re.compile(r"^\s*[A-Za-z]\s*=")
 """`x =` before a number."""
 CALCULATION = re.compile(r"[^\W_]|[-+−*/^×·!√]")
 """What stands beside a number only in an expression, or in words."""
-PART = re.compile(r"(?:[\d)\]}]\s*|[A-Za-z])(?<!\d[eE])[-+−*/^×·]\s*[({]*[-+−]?[\d.,]++\D*$")
-"""An end of a text whose number is the last part of an expression: `2^10`, `3-2`, `x^{2}`."""
+PART = re.compile(
+    r"(?:(?:[\d)\]}]\s*|[A-Za-z])(?<!\d[eE])[-+−*/^×·]\s*[({]*[-+−]?"  # an operator
+    r"|\d[^\S\n]+)"  # or a space between two numbers
+    r"[\d.,]++\D*$"
+)
+"""An end of a text whose number is the last part of an expression: `2^10`, `3-2`, `x^{2}`, `1 1/2`."""
 MARK = re.compile(rf"(?i)\**{ANSWER}\**")
 
 
