@@ -40,8 +40,6 @@ from relgrad.core.secrets import hide, hide_in
 
 HALVES = "backslashreplace"
 """Half a character, which UTF-8 does not have, is written as the escape that JSON has for it: no text can end a run."""
-RUN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"
-"""What a name of a folder is like: no other folder is meant by it, on any system, and no command takes it for an option."""
 RECORDS = ("metrics.jsonl", "evaluations.jsonl")
 """Lines by step that a run goes on by."""
 FOR_PEOPLE = ("warnings.jsonl", "films.jsonl")

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import field_validator
 
 from relgrad.backends.protocol import Backend, CallFailed
 from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import derived
 from relgrad.core.ranks import ALONE
-from relgrad.core.run_folder import RUN_NAME, RunDir, require_writable
+from relgrad.core.run_folder import RunDir, fault_of_name, require_writable
 from relgrad.core.secrets import without_secrets
 from relgrad.core.settings import Strict, checked, settings_of
 from relgrad.environments.workflows import noisy, sources
@@ -55,10 +55,17 @@ Progress = Callable[[str, int, int], None]
 class SearchRecipe(Strict):
     """One search: where it is kept, what its randomness is derived from, and all the rest."""
 
-    name: str = Field(pattern=RUN_NAME)
+    name: str
     seed: int = 0
     out: Path = Path("runs")
     search: Search
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if fault := fault_of_name(name):
+            raise ValueError(fault)
+        return name
 
     @property
     def folder(self) -> Path:
