@@ -582,7 +582,7 @@ def test_judge_stage_with_just_enough(fill: Path, size: int):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("judge={kind: refil}", r"judges: unknown kind 'refil'\. Known: refill.*Did you mean 'refill'\?"),
+        ("judge={kind: refil}", r"judges: unknown kind 'refil'\. Known: .*refill.*Did you mean 'refill'\?"),
         (
             "judge={kind: refill, head: word}",
             r"judge \(kind 'refill'\):\n  head: Input should be 'positions' or 'sequence'",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +37,11 @@ def test_there_is_time_for_all_sections() -> None:
     assert sum(section.limit_s for section in gpu.SECTIONS) < 480
 
 
+def first_only(arms: Sequence[str]) -> list[Any]:
+    """The first contender; `slow` has the others."""
+    return [pytest.param(arm, marks=pytest.mark.slow if number else ()) for number, arm in enumerate(arms)]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_matmul(dtype: str) -> None:
     assert gpu.matmul(dtype, "cpu")["gemm_gflops"] > 0
@@ -45,7 +52,7 @@ def test_relgrad_decodes_in_bfloat16(folder: str) -> None:
     assert gpu_decode.measured("relgrad", job)["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("arm", gpu_decode.ARMS)
+@pytest.mark.parametrize("arm", first_only(gpu_decode.ARMS))
 def test_decoding(folder: str, arm: str) -> None:
     job = gpu_decode.Decode(folder, models.word_prompts(2, 5), "cpu", "float32", group_size=2, length=6, repeats=1)
     figures = gpu_decode.measured(arm, job)
@@ -57,7 +64,7 @@ def test_decoding(folder: str, arm: str) -> None:
     assert figures["gflop"] == pytest.approx(24 * (2 * weights + 4 * 2 * 2 * 16) / 1e9)
 
 
-@pytest.mark.parametrize("arm", gpu_steps.ARMS)
+@pytest.mark.parametrize("arm", first_only(gpu_steps.ARMS))
 def test_steps(folder: str, arm: str) -> None:
     pytest.importorskip("trl")
     job = Job(
@@ -79,7 +86,7 @@ def test_trl_is_left_as_it_came() -> None:
     assert trl.GRPOConfig is as_shipped
 
 
-@pytest.mark.parametrize("arm", flow_large.ARMS)
+@pytest.mark.parametrize("arm", first_only(flow_large.ARMS))
 def test_flow(arm: str) -> None:
     job = flow_large.Large(
         vocabulary=40, prompt=9, positions=6, rows=5, device="cpu", policy=(("model", "tiny"), ("sampling_steps", 3))

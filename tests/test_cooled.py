@@ -33,7 +33,7 @@ MODULES = [
 TOYS = [
     pytest.param(build, id=f"{module.__name__.split('.')[-1]}-{name}")
     for module in MODULES
-    for name, build in [*module.toys().items()][:3]
+    for name, build in [*module.toys().items()][:7]
 ]
 
 

@@ -119,6 +119,7 @@ def test_too_little_to_audit_and_missing_columns_are_errors(task: Task) -> None:
         judge.require([Prompt("p", {"tweet": "a post"})])
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_the_judge_and_then_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     stages = [

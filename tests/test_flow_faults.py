@@ -124,7 +124,7 @@ OTHERS = [(a, b) for a, b in product(KERNELS, KERNELS) if a != b and (a, b) != (
 @pytest.mark.parametrize(
     ("drawn", "scored"),
     [
-        ("mixture", "mixture"),
+        pytest.param("mixture", "mixture", marks=pytest.mark.slow),
         ("rate", "mixture"),
         *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS),
     ],

@@ -216,6 +216,7 @@ def test_killed_at_any_change_to_its_files(uninterrupted: Path, tmp_path: Path, 
     kill_and_resume(recipe, tmp_path / "out", uninterrupted, 6, lambda: {"last_change": draw.randint(1, changes // 4)})
 
 
+@pytest.mark.slow
 def test_killed_at_any_time(uninterrupted: Path, tmp_path: Path):
     recipe, draw = write_recipe(tmp_path, 1), random.Random(2)
     started = time.monotonic()

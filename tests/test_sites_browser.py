@@ -234,7 +234,9 @@ def test_a_page_that_allows_nothing_is_unscored(run: Any, path: str, why: str) -
     assert why in str(outcome)
 
 
-@pytest.mark.parametrize("path", ["/dialogs", "/silent", pytest.param("/hang", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "path", ["/dialogs", *(pytest.param(page, marks=pytest.mark.slow) for page in ("/silent", "/hang"))]
+)
 def test_a_page_that_does_not_end_costs_one_time_out(run: Any, chromium: Chromium, path: str) -> None:
     chromium.timeout = 6.0
     try:

@@ -430,7 +430,8 @@ def test_masks_tokens_of_several_characters_and_line_ends_can_be_read(browser: A
     assert look.complaints == []
 
 
-@pytest.mark.parametrize("width", [400, pytest.param(1280, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
 def test_sixteen_steps_of_eighty_positions_fit(browser: Any, width: int, tmp_path: Path) -> None:
     sizes = {**NETWORK, "length": 90}
     policy = spread(flow.build(fresh(network=sizes, max_completion_length=80, sampling_steps=16), seed=0))

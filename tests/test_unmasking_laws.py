@@ -241,7 +241,7 @@ def test_steps_of_different_sizes_do_not_mix() -> None:
 def test_tokens_are_those_of_the_recorded_support() -> None:
     logits_PV = logits()
     support_PV = torch.tensor([[True, False, True]] * POSITIONS)
-    logp_P, entropy_P = tokens.terms(logits_PV, CUT, torch.tensor([0, 2, 0, 2]), support_PV, None, True)
+    logp_P, entropy_P = tokens.terms(logits_PV, (CUT, CUT), torch.tensor([0, 2, 0, 2]), support_PV, None, True)
     two_P2 = torch.log_softmax(logits_PV[:, [0, 2]] / 0.9, -1)
     torch.testing.assert_close(logp_P, two_P2[torch.arange(4), torch.tensor([0, 1, 0, 1])])
     torch.testing.assert_close(entropy_P, -(two_P2.exp() * two_P2).sum(-1))

@@ -121,7 +121,7 @@ WRONG = {
     "export nowhere x.pt": "no recipe 'nowhere'",
     "compare nowhere": "nowhere",
     "compare quick --stages.1.grpo.steps=ten": "unable to parse string as an integer (received 'ten')",
-    "compare": "Missing argument",
+    "compare": "nothing to compare; name run folders",
     # data and the rest
     "prepare": "",
     "prepare --text nowhere.txt --out p": "nowhere.txt",

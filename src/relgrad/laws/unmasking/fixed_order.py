@@ -49,9 +49,11 @@ class FixedOrder:
         support_CV: Tensor | None,
         reference_CV: Tensor | None = None,
         entropy: bool = False,
+        reference_truncation: Truncation | None = None,
     ) -> list[Tensor]:
         """Sums over the revealed positions."""
-        values = tokens.terms(logits_CV, self.truncation, outcome.token_M, support_CV, reference_CV, entropy)
+        truncations = self.truncation, reference_truncation or self.truncation
+        values = tokens.terms(logits_CV, truncations, outcome.token_M, support_CV, reference_CV, entropy)
         return [places.sum(value_C) for value_C in values]
 
     def free(self, places: Places, outcome: Outcome) -> Tensor:

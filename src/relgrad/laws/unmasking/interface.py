@@ -140,8 +140,11 @@ class Law(Protocol):
         support_CV: Tensor | None,
         reference_CV: Tensor | None = None,
         entropy: bool = False,
+        reference_truncation: Truncation | None = None,
     ) -> list[Tensor]:
         """[N] each, nats: log-probability, entropy where wanted, KL to the law of the reference's logits where these are given.
+
+        `reference_truncation` is the reference's; None: the law's own.
 
         All arguments are of the positions that `needs` named; `support_CV` is the recorded support, None where none was recorded.
         Differentiable in `logits_CV`. Entropy and KL are conditional ones along the choices that were made (the KL of an order's

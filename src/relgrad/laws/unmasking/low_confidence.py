@@ -11,7 +11,7 @@ moment and has no gradient: where a confidence crosses another one, P jumps (lik
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,12 +64,14 @@ class LowConfidence:
         support_CV: Tensor | None,
         reference_CV: Tensor | None = None,
         entropy: bool = False,
+        reference_truncation: Truncation | None = None,
     ) -> list[Tensor]:
         """The log-probability in closed form, the others from the outcome."""
         logp_N = self._log_prob(logits_CV, places, outcome, support_CV)
         reference_N = None
         if reference_CV is not None:
-            reference_N = self._log_prob(reference_CV, places, outcome, support_CV)
+            law = replace(self, truncation=reference_truncation or self.truncation)
+            reference_N = law._log_prob(reference_CV, places, outcome, support_CV)
         return from_sample(logp_N, reference_N, entropy)
 
     def _log_prob(self, logits_CV: Tensor, places: Places, outcome: Outcome, support_CV: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ is part of the outcome. Exact, and smooth in the weights: small sigma approaches
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -67,18 +67,21 @@ class PlackettLuce:
         support_CV: Tensor | None,
         reference_CV: Tensor | None = None,
         entropy: bool = False,
+        reference_truncation: Truncation | None = None,
     ) -> list[Tensor]:
         """Of the order, position by position given those before it, and of the tokens."""
         revealed_C = outcome.token_M != MASKED
+        law = replace(self, truncation=reference_truncation or self.truncation)
         written = tokens.terms(
             logits_CV[revealed_C],
-            self.truncation,
+            (self.truncation, law.truncation),
             outcome.token_M[revealed_C],
             None if support_CV is None else support_CV[revealed_C],
             None if reference_CV is None else reference_CV[revealed_C],
             entropy,
         )
-        order = self._order_terms(logits_CV, places, outcome, reference_CV, entropy)
+        reference_C = None if reference_CV is None else law.scores(reference_CV)
+        order = self._order_terms(self.scores(logits_CV), places, outcome, reference_C, entropy)
         shown = places.only(revealed_C)
         return [shown.sum(value_C) + value_N for value_C, value_N in zip(written, order, strict=True)]
 
@@ -96,27 +99,27 @@ class PlackettLuce:
         return score_C / self.order_temperature
 
     def _order_terms(
-        self, logits_CV: Tensor, places: Places, outcome: Outcome, reference_CV: Tensor | None, entropy: bool
+        self, score_C: Tensor, places: Places, outcome: Outcome, reference_C: Tensor | None, entropy: bool
     ) -> list[Tensor]:
-        """[N] each: of the positions that were drawn, each among those that were left."""
+        """[N] each: of the positions that were drawn, each among those that were left, by their scores and the reference's."""
         revealed_C = outcome.token_M != MASKED
         turn_C = torch.where(revealed_C, outcome.order_M, len(places.step_M) + places.number_M)
         order_NK = places.table(turn_C, 3 * len(places.step_M)).argsort(-1)
         drawn_NK = torch.arange(order_NK.shape[1], device=order_NK.device) < places.sum(revealed_C.long())[:, None]
 
-        def in_turn(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+        def in_turn(score_C: Tensor) -> tuple[Tensor, Tensor]:
             """([N, K] scores as the positions were drawn, [N, K] the logarithm of the mass that was left before each)."""
-            score_NK = places.table(self.scores(logits_CV), NOWHERE).gather(-1, order_NK)
+            score_NK = places.table(score_C, NOWHERE).gather(-1, order_NK)
             return score_NK, score_NK.flip(-1).logcumsumexp(-1).flip(-1)
 
-        score_NK, rest_NK = in_turn(logits_CV)
+        score_NK, rest_NK = in_turn(score_C)
         values = [torch.where(drawn_NK, score_NK - rest_NK, 0.0)]
-        if entropy or reference_CV is not None:
+        if entropy or reference_C is not None:
             law_NKK = _among_the_rest(score_NK, rest_NK, drawn_NK)
             if entropy:
                 values.append(torch.where(drawn_NK, tokens.entropy_of(law_NKK), 0.0))
-            if reference_CV is not None:
-                other_NKK = _among_the_rest(*in_turn(reference_CV), drawn_NK)
+            if reference_C is not None:
+                other_NKK = _among_the_rest(*in_turn(reference_C), drawn_NK)
                 values.append(torch.where(drawn_NK, categorical_kl(law_NKK, other_NKK), 0.0))
         return [value_NK.sum(-1) for value_NK in values]
 

@@ -18,19 +18,23 @@ def draw(logits_CV: Tensor, truncation: Truncation, uniform_C: Tensor) -> tuple[
 
 def terms(
     logits_CV: Tensor,
-    truncation: Truncation,
+    truncations: tuple[Truncation, Truncation],
     token_C: Tensor,
     support_CV: Tensor | None,
     reference_CV: Tensor | None,
     entropy: bool,
 ) -> list[Tensor]:
-    """[C] each, nats: log q of the token, entropy where wanted, KL to the reference's q where its logits are given."""
+    """[C] each, nats: log q of the token, entropy where wanted, KL to the reference's q where its logits are given.
+
+    `truncations` are those of q and of the reference's q.
+    """
+    truncation, reference_truncation = truncations
     logq_CV = categorical.log_probs(logits_CV, truncation, support_CV)
     values = [at(logq_CV, token_C)]
     if entropy:
         values.append(entropy_of(logq_CV))
     if reference_CV is not None:
-        values.append(categorical_kl(logq_CV, categorical.log_probs(reference_CV, truncation, support_CV)))
+        values.append(categorical_kl(logq_CV, categorical.log_probs(reference_CV, reference_truncation, support_CV)))
     return values
 
 

@@ -139,14 +139,15 @@ class Engine:
         """[N] each, without what is free: log-probability, entropy where wanted, KL where the reference's output is given."""
 
         def work(hidden_CH: Tensor, reference_CH: Tensor | None, rows: slice, part: Places) -> list[Tensor]:
-            logits_CV, reference_CV = self.logits(hidden_CH), None
+            logits_CV, reference_CV, truncation = self.logits(hidden_CH), None, None
             support_CV = None if support is None else support.dense(rows.start, rows.stop, logits_CV.shape[1])
             if wanted.reference is not None and reference_CH is not None:
                 with torch.no_grad(), wanted.reference():
-                    reference_CV = self.logits(reference_CH)
+                    reference_CV, truncation = self.logits(reference_CH), self.law.truncation
             here = Outcome(outcome.token_M[rows].to(self.device), outcome.order_M[rows].to(self.device))
             support_CV = None if support_CV is None else support_CV.to(self.device)
-            return self.law.terms(logits_CV, part.to(self.device), here, support_CV, reference_CV, wanted.entropy)
+            places = part.to(self.device)
+            return self.law.terms(logits_CV, places, here, support_CV, reference_CV, wanted.entropy, truncation)
 
         pieces, parts = list(self._pieces(places)), list[list[Tensor]]()
         for rows, part in pieces:
