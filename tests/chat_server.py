@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,14 @@ def says(text: str, model: str = "m", **more: Any) -> Answer:
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", **more}
     return Answer({"model": model, "choices": [choice], "usage": usage})
+
+
+class Listening(ThreadingHTTPServer):
+    """Says nothing of whoever asked and has gone before the question was whole."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), (OSError, ValueError, TypeError)):
+            super().handle_error(request, client_address)
 
 
 @dataclass
@@ -63,7 +72,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Answer], port: int = 0) -> I
         def log_message(self, *_: object) -> None:
             """Nothing on the terminal."""
 
-    listening = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    listening = Listening(("127.0.0.1", port), Handler)
     listening.daemon_threads = True
     server = ChatServer(f"http://127.0.0.1:{listening.server_port}/v1")
     threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -7,6 +7,7 @@ guest.py         what runs inside: it executes the program and reports
 system_calls.py  which system calls are left
 bubblewrap.py    the walls, as a command line
 machine.py       what this machine can contain, tried out
+cores.py         how many programs may run side by side
 launch.py        a guest's process, from its start to its end
 channel.py       messages from the guest, none of which is trusted
 run.py           one program, or many side by side
