@@ -11,7 +11,7 @@ class Limits(Strict):
     """Limits of one run.
 
     Its processes have at most processes * memory_mb of memory, and the content of its files disk_mb. What the kernel itself keeps
-    of files and folders, about 1 kB for each however small, is bounded by processor time alone (docs/sandbox.md).
+    of files and folders, however small, is bounded by processor time alone (docs/sandbox.md).
     """
 
     seconds: float = Field(20.0, gt=0, description="of waiting, without the time that calls to the parent take")
