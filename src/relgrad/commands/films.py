@@ -48,8 +48,8 @@ def shoot(
     stage, start = open_source(source, [*overrides, *changed])
     if save and start is None:
         raise RelgradError(f"{source} is a recipe; films are kept in a run's folder. Leave --save out, or give a run")
-    texts, known = _prompts(source, stage, prompts, _written(chosen, options, prompts))
-    rewards = rewards_of(stage, start) if known and (start is not None or not is_linked(stage)) else None
+    texts, of_the_task = _prompts(source, stage, prompts, _written(chosen, options, prompts))
+    rewards = rewards_of(stage, start) if of_the_task and (start is not None or not is_linked(stage)) else None
     policy = build_policy(stage, start)
     step = int(start.name.removeprefix("step_")) if start is not None else 0
     films = [{"step": step, **one} for one in film(policy, texts, n, generator(stage.seed, "film"), rewards)]
@@ -75,8 +75,8 @@ def _options_of(kind: str, options: Mapping[str, Any]) -> list[SampleOption]:
         )
     own = {option.name: option for option in module.SAMPLE_OPTIONS}
     if foreign := [name for name in options if name not in own]:
-        there = f"it has {_shown(own)}" if own else "change its settings by policy.KEY=VALUE"
-        raise RelgradError(f"policy kind {kind!r} has no such option: leave {_shown(foreign)} out; {there}")
+        remedy = f"it has {_shown(own)}" if own else "change its settings by policy.KEY=VALUE"
+        raise RelgradError(f"policy kind {kind!r} has no such option: leave {_shown(foreign)} out; {remedy}")
     return [option for name, option in own.items() if name in options]
 
 

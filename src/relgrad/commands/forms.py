@@ -79,12 +79,12 @@ def watch(
     from relgrad.environments.forms.plan import parse
     from relgrad.rewards.forms import figures
 
-    given = list(settings or [])
+    overrides = list(settings or [])
     if plan is not None and "=" in plan:
-        given, plan = [plan, *given], None
+        overrides, plan = [plan, *overrides], None
     if reference == (plan is not None):
         raise RelgradError("forms watch: give a file with a plan, or --reference, one of the two")
-    form = make(family, seed, _grammar(given))
+    form = make(family, seed, _grammar(overrides))
     steps = parse(wording.plan(form) if plan is None else _read(plan))
     browser = Browser(600.0, headed=headed)
     try:

@@ -89,11 +89,11 @@ def _masked_stage(
         bare |= base or {"task": {"kind": "masked_text", **masked_text.Settings().model_dump(mode="json")}}
         return parse_recipe(bare, changes, source="the settings given").stages[0]
     stages = load_recipe(find_recipe(recipe), changes).stages
-    found = next((s for s in stages if s.task.kind in kinds), None)
-    if found is None:
-        there = ", ".join(sorted({s.task.kind for s in stages}))
-        raise RelgradError(f"{recipe}: no stage has a task of kind {' or '.join(kinds)}; there are {there}")
-    return found
+    stage = next((s for s in stages if s.task.kind in kinds), None)
+    if stage is None:
+        present = ", ".join(sorted({s.task.kind for s in stages}))
+        raise RelgradError(f"{recipe}: no stage has a task of kind {' or '.join(kinds)}; there are {present}")
+    return stage
 
 
 # ---------------------------------------------------------------------- inspect-batch
@@ -108,17 +108,17 @@ def rows_of(
     """
     path = Path(source)
     split: stream.Split = "held_out" if held_out else "train"
-    found: tuple[list[Row], Vocabulary | None]
+    rows_and_vocabulary: tuple[list[Row], Vocabulary | None]
     is_recipe = not path.is_dir() and (not path.is_file() or path.suffix in (".yaml", ".yml"))
     if meta is not None and (path.is_dir() or is_recipe):
         what = "recipe" if is_recipe else "folder"
         raise RelgradError(f"--meta {meta}: the {what} {source} has its own vocabulary; leave --meta out")
     if path.is_dir():
-        found = _of_folder(path, split, limit)
+        rows_and_vocabulary = _of_folder(path, split, limit)
     elif path.is_file() and path.suffix == ".safetensors":
         beside = path.parent.parent / FILE
-        known = meta or (beside if beside.is_file() else None)
-        found = show.rows_of_file(read(path)), _vocabulary(known)
+        layout = meta or (beside if beside.is_file() else None)
+        rows_and_vocabulary = show.rows_of_file(read(path)), _vocabulary(layout)
     elif not is_recipe:
         if is_text(path):
             raise RelgradError(
@@ -126,10 +126,10 @@ def rows_of(
                 ".safetensors files, or a .pt file of the original trainer. To see masks of this text: "
                 f"`relgrad inspect-batch fill-quick text={shlex.quote(source)}`"
             )
-        found = _of_original(path, meta)
+        rows_and_vocabulary = _of_original(path, meta)
     else:
-        found = _of_recipe(source, overrides, split, limit)
-    rows, vocabulary = found
+        rows_and_vocabulary = _of_recipe(source, overrides, split, limit)
+    rows, vocabulary = rows_and_vocabulary
     if not rows:
         raise RelgradError(f"{source}: no samples in it ({split.replace('_', '-')})")
     return rows[:limit], vocabulary
@@ -173,13 +173,13 @@ def _of_original(path: Path, meta: Path | None) -> tuple[list[Row], Vocabulary |
     for kind in ("masked", "judged"):
         if f"{kind}_ids" not in tensors:
             continue
-        ids_NL, asked_NL = tensors[f"{kind}_ids"].numpy(), None
+        ids_NL, label_NL = tensors[f"{kind}_ids"].numpy(), None
         if kind == "masked":
-            asked_NL = tensors["label_ids"].numpy()
+            label_NL = tensors["label_ids"].numpy()
         if layout is not None:
             ids_NL = layout.translate(tensors[f"{kind}_ids"], str(path))
-            if asked_NL is not None:
-                asked_NL = original_batches.translate_labels(tensors["label_ids"], layout, str(path))
+            if label_NL is not None:
+                label_NL = original_batches.translate_labels(tensors["label_ids"], layout, str(path))
         for n, ids in enumerate(ids_NL.tolist()):
             length = len(ids)
             while layout is not None and length > 1 and ids[length - 1] == layout.vocabulary.pad_id:
@@ -187,7 +187,7 @@ def _of_original(path: Path, meta: Path | None) -> tuple[list[Row], Vocabulary |
             rows.append(
                 Row(
                     ids=tuple(ids[:length]),
-                    label_ids=None if asked_NL is None else tuple(asked_NL[n, :length].tolist()),
+                    label_ids=None if label_NL is None else tuple(label_NL[n, :length].tolist()),
                     width=None if layout is None else len(ids),
                     strategy=metadata[f"{kind}_strategy"][n],
                     target=None if kind == "masked" else float(tensors["targets"][n]),
@@ -197,10 +197,10 @@ def _of_original(path: Path, meta: Path | None) -> tuple[list[Row], Vocabulary |
     return rows, None if layout is None else layout.vocabulary
 
 
-def _vocabulary(known: Path | None) -> Vocabulary | None:
+def _vocabulary(layout: Path | None) -> Vocabulary | None:
     from relgrad.networks.diffusion_gpt import original_files
 
-    return None if known is None else original_files.load_layout(known).vocabulary
+    return None if layout is None else original_files.load_layout(layout).vocabulary
 
 
 # ---------------------------------------------------------------------- printing
@@ -218,11 +218,11 @@ def print_rows(
     for number, row in enumerate(rows[:n]):
         target = "" if row.target is None else f"  target {row.target:.3f}"
         console.print(Text(f"sample {number}  {row.strategy}{target}", style="bold"))
-        found = show.pieces(row, vocabulary, truth=truth)
+        pieces = show.pieces(row, vocabulary, truth=truth)
         if console.color_system is None:
-            text = Text(printable(show.plain(found), keep="\n"))
+            text = Text(printable(show.plain(pieces), keep="\n"))
         else:
-            text = Text.assemble(*((_visible(piece, style), STYLES[style]) for piece, style in found))
+            text = Text.assemble(*((_visible(piece, style), STYLES[style]) for piece, style in pieces))
         console.print(text)
         console.print()
     for table in _tables(show.figures(rows, vocabulary)):
@@ -242,7 +242,7 @@ def _tables(figures: dict[str, show.Figures]) -> Iterator[Table]:
     """Ratio and shares of masks; for a judge's texts also what it should say of them."""
     table = _table("ratio", "masked", "asked", "padding")
     for name, f in figures.items():
-        shares = ("-" if share is None else f"{share:.1%}" for share in (f.masked, f.asked, f.padding))
+        shares = ("-" if share is None else f"{share:.1%}" for share in (f.masked, f.labelled, f.padding))
         table.add_row(name, f"{f.samples:,}", *_cells(f.ratio), *shares)
     yield table
     if any(f.target is not None for f in figures.values()):

@@ -15,12 +15,12 @@ def as_overrides(arguments: Sequence[str], options: Iterable[str]) -> list[str]:
     What looks like one of the options, and is none, stays as it is, so that the command line can say what was meant. So does
     everything after `--`.
     """
-    known, changed = list(options), list[str]()
+    option_names, changed = list(options), list[str]()
     for number, argument in enumerate(arguments):
         if argument == "--":
             return [*changed, *arguments[number:]]
-        found = SETTING.match(argument)
-        if found and not difflib.get_close_matches(f"--{found[1]}", known, 1, cutoff=0.8):
+        setting = SETTING.match(argument)
+        if setting and not difflib.get_close_matches(f"--{setting[1]}", option_names, 1, cutoff=0.8):
             argument = argument.removeprefix("--")
         changed.append(argument)
     return changed

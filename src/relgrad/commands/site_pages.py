@@ -39,7 +39,7 @@ def check(
     """
     from relgrad.commands.printing import print_json
     from relgrad.core.run_folder import write_atomic
-    from relgrad.environments.sites.check import Told, as_html, check_page
+    from relgrad.environments.sites.check import CheckedCase, as_html, check_page
     from relgrad.environments.sites.serving import server_of
     from relgrad.environments.sites.site import site_of
     from relgrad.rewards.site import figures, worth
@@ -48,20 +48,20 @@ def check(
     name, task, weights = _of_recipe(recipe, overrides or [])
     loaded = load(task, 0)
     site = site_of(task.plain(), weights.timeout)
-    pages: dict[str, list[tuple[str, Told]]] = {}
+    pages: dict[str, list[tuple[str, CheckedCase]]] = {}
     for part in ("train", "validation", "test"):
         for prompt in {"train": loaded.train, "validation": loaded.validation, "test": loaded.own_test or ()}[part]:
             values = {label: tuple(v) if isinstance(v, list) else v for label, v in prompt.columns["values"].items()}
-            pages.setdefault(prompt.columns["page"], []).append((part, Told(values, prompt.columns["plan"])))
+            pages.setdefault(prompt.columns["page"], []).append((part, CheckedCase(values, prompt.columns["plan"])))
     _require_pages(page or [], pages)
     reports: list[PageReport] = []
     try:
-        for path, told in pages.items():
+        for path, cases in pages.items():
             if page and path not in page:
                 continue
-            parts = ", ".join(dict.fromkeys(part for part, _ in told))
+            parts = ", ".join(dict.fromkeys(part for part, _ in cases))
             report = check_page(
-                site, path, parts, [one for _, one in told], most,
+                site, path, parts, [one for _, one in cases], most,
                 lambda values, plan, outcome: worth(figures(values, plan, outcome, weights.text, task.dates), weights),
             )  # fmt: skip
             reports.append(report)

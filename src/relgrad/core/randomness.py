@@ -86,15 +86,15 @@ class Draws:
         return (common + self.number_N / self.total) % 1.0
 
 
-def uniform_at(there_BP: Tensor, draws: Draws) -> Tensor:
-    """float32 [B, P]: a uniform number in [0, 1) wherever `there_BP` is True, an item's from its own generator; 0 elsewhere.
+def uniform_at(place_BP: Tensor, draws: Draws) -> Tensor:
+    """float32 [B, P]: a uniform number in [0, 1) wherever `place_BP` is True, an item's from its own generator; 0 elsewhere.
 
-    The rows of an item stand next to each other and are all there at the same places, so that what is padded changes no number.
+    The rows of an item stand next to each other and have the same places, so that what is padded changes no number.
     """
-    each = len(there_BP) // max(len(draws), 1)
-    there_GP = there_BP[:: max(each, 1)]
-    uniform_GPK = torch.zeros(*there_GP.shape, each)
-    uniform_GPK[there_GP] = draws.rand_each(there_GP.sum(-1).tolist(), each)
+    each = len(place_BP) // max(len(draws), 1)
+    place_GP = place_BP[:: max(each, 1)]
+    uniform_GPK = torch.zeros(*place_GP.shape, each)
+    uniform_GPK[place_GP] = draws.rand_each(place_GP.sum(-1).tolist(), each)
     return uniform_GPK.transpose(1, 2).flatten(0, 1)
 
 

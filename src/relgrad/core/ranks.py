@@ -176,11 +176,11 @@ def start() -> Ranks:
     if not torch.distributed.is_initialized():
         backend = "gloo"
         if torch.cuda.is_available():
-            local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-            if here > torch.cuda.device_count():
+            local, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+            if local_size > torch.cuda.device_count():
                 raise RelgradError(
-                    f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: start at most one process for a GPU, or "
-                    "hide the GPUs (CUDA_VISIBLE_DEVICES='') to run on the CPU"
+                    f"{local_size} processes on a machine with {torch.cuda.device_count()} GPUs: start at most one process for "
+                    "a GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES='') to run on the CPU"
                 )
             torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"

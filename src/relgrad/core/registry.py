@@ -69,11 +69,11 @@ def find(room: str, kind: str) -> ModuleType:
         raise RelgradError(
             f"grpo.loss={kind!r}: give a .py file or an importable module; built-in losses are `loss_type`s"
         )
-    known = kinds(room)
-    if kind not in known:
-        near = difflib.get_close_matches(kind, known, 1)
+    names = kinds(room)
+    if kind not in names:
+        near = difflib.get_close_matches(kind, names, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise RelgradError(f"{room}: unknown kind {kind!r}. Known: {', '.join(known)}; or your own .py file.{hint}")
+        raise RelgradError(f"{room}: unknown kind {kind!r}. Known: {', '.join(names)}; or your own .py file.{hint}")
     return importlib.import_module(f"relgrad.{room}.{kind}")
 
 
@@ -150,10 +150,10 @@ def by_path(place: str, room: str) -> ModuleType:
     """
     path = Path(place)
     try:
-        there = path.is_file()
+        is_file = path.is_file()
     except (OSError, ValueError) as error:  # too long, or a null character
         raise RelgradError(f"{room}: {place[:60]!r} is no path of a file ({error.__class__.__name__})") from None
-    if not there:
+    if not is_file:
         raise RelgradError(f"{room}: no file {place!r} (working directory {Path.cwd()})")
     if (module := _executed(path)) is not None:
         return module

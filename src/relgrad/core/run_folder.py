@@ -152,13 +152,13 @@ def refuse_folder_of_runs(folder: Path) -> None:
 def require_writable(folder: Path) -> None:
     """Raise RelgradError where no folder can be made or written at this path. Changes nothing."""
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except (OSError, ValueError) as error:  # a name that is too long, or that no file can have
         raise RelgradError(f"{folder} cannot be written: {error}. Give it another place") from None
-    if not there.is_dir():
-        raise RelgradError(f"{folder} cannot be written: {there} is a file. Give it another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RelgradError(f"{folder} cannot be written: no permission for {there}. Give it another place")
+    if not nearest.is_dir():
+        raise RelgradError(f"{folder} cannot be written: {nearest} is a file. Give it another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RelgradError(f"{folder} cannot be written: no permission for {nearest}. Give it another place")
 
 
 def require_writable_file(file: Path) -> None:

@@ -154,10 +154,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         path = ".".join(str(p) for p in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(model, problem["loc"][:-1])
-            near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1, cutoff=0.5)
+            allowed = _known_keys(model, problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, 1, cutoff=0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            lines.append(f"  {path}: unknown key.{hint} Known here: {', '.join(known)}")
+            lines.append(f"  {path}: unknown key.{hint} Known here: {', '.join(allowed)}")
         elif problem["type"] == "missing":
             lines.append(f"  {path}: missing; this key is required")
         else:

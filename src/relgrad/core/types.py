@@ -130,9 +130,9 @@ class Rollouts:
         cells_N2 = self.mask_BT.nonzero()
         if rows is None:
             return cells_N2
-        wanted_B = torch.zeros(self.rows, dtype=torch.bool)
-        wanted_B[rows] = True
-        return cells_N2[wanted_B[cells_N2[:, 0]]]
+        chosen_B = torch.zeros(self.rows, dtype=torch.bool)
+        chosen_B[rows] = True
+        return cells_N2[chosen_B[cells_N2[:, 0]]]
 
 
 class CellScores(NamedTuple):
@@ -198,7 +198,7 @@ class Experience:
     proposal_logp_BT  float32 [B, T], nats: the log-probabilities under which the rows were drawn, where another than the current
                       policy drew them (an older one, an engine that computes otherwise); None where the current policy did
     age_B             int64 [B]: generation batches since the rows were drawn; 0 for fresh ones
-    here              False for rows of another process: their `trace` is empty, and that process scores them
+    local             False for rows of another process: their `trace` is empty, and that process scores them
     """
 
     rollouts: Rollouts
@@ -207,7 +207,7 @@ class Experience:
     source: str
     age_B: Tensor
     proposal_logp_BT: Tensor | None = None
-    here: bool = True
+    local: bool = True
 
 
 @dataclass

@@ -58,8 +58,8 @@ def platt(logit_N: Array, target_N: Array) -> tuple[float, float]:
         z_N = np.exp(x[0]) * logit_N + x[1]
         return float(np.mean(np.logaddexp(0, z_N) - target_N * z_N))
 
-    found = optimize.minimize(loss, np.zeros(2), method="BFGS")
-    return float(np.exp(found.x[0])), float(found.x[1])
+    fit = optimize.minimize(loss, np.zeros(2), method="BFGS")
+    return float(np.exp(fit.x[0])), float(fit.x[1])
 
 
 def pearson(x_N: Array, y_N: Array) -> float:
@@ -71,5 +71,5 @@ def pearson(x_N: Array, y_N: Array) -> float:
 
 def within_groups(x_GK: Array, y_GK: Array) -> list[float]:
     """Correlation inside every group (row) in which both have spread."""
-    found = [pearson(x_K, y_K) for x_K, y_K in zip(x_GK, y_GK, strict=True)]
-    return [r for r in found if not np.isnan(r)]
+    correlations = [pearson(x_K, y_K) for x_K, y_K in zip(x_GK, y_GK, strict=True)]
+    return [r for r in correlations if not np.isnan(r)]

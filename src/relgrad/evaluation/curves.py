@@ -23,15 +23,15 @@ def band(values_PK: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, li
     import numpy as np
 
     values = np.asarray(values_PK, dtype=float)
-    there = ~np.isnan(values)
-    counts = there.sum(0)
-    filled = np.where(there, values, 0.0)
+    is_number = ~np.isnan(values)
+    counts = is_number.sum(0)
+    filled = np.where(is_number, values, 0.0)
     mean = [float(s / c) if c else math.nan for s, c in zip(filled.sum(0), counts, strict=True)]
     prompts = len(values)
     if prompts < 2:
         return {"mean": mean, "low": [math.nan] * len(mean), "high": [math.nan] * len(mean)}
     times_RP = np.random.default_rng(seed).multinomial(prompts, [1 / prompts] * prompts, size=DRAWS)
-    drawn = times_RP @ there.astype(float)
+    drawn = times_RP @ is_number.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         means_RK = (times_RP @ filled) / drawn
     tail = (1 - CONFIDENCE) / 2

@@ -93,8 +93,8 @@ def _is_plain(value: Any) -> bool:
 
 def prompt_of(record: Mapping[str, Any]) -> Prompt:
     """The prompt of a record."""
-    told = record["prompt"]
-    return Prompt(told["content"], told["columns"], told["id"], told["family"])
+    prompt = record["prompt"]
+    return Prompt(prompt["content"], prompt["columns"], prompt["id"], prompt["family"])
 
 
 def batch_of(records: Sequence[Mapping[str, Any]], names: Sequence[str], weights: Sequence[float]) -> Batch:

@@ -346,13 +346,13 @@ def reward_means(tables: Sequence[RewardTable]) -> dict[str, float]:
 
 def prompt_means(batches: Sequence[tuple[Rollouts, RewardTable]]) -> dict[str, tuple[float, ...]]:
     """Mean of each reward by name for every prompt, over the rows it scored."""
-    found: dict[str, list[float]] = {name: [] for name in batches[0][1].names}
+    means: dict[str, list[float]] = {name: [] for name in batches[0][1].names}
     for rollouts, table in batches:
         for group in range(len(rollouts.prompts)):
             value_KR = table.value_BR[rollouts.group_B == group]
             for r, name in enumerate(table.names):
-                found[name].append(mean(value_KR[:, r].tolist()))
-    return {name: tuple(values) for name, values in found.items()}
+                means[name].append(mean(value_KR[:, r].tolist()))
+    return {name: tuple(values) for name, values in means.items()}
 
 
 def mean_pass_at_k(groups: Sequence[Sequence[float]]) -> dict[int, float]:

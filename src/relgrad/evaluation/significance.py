@@ -42,11 +42,11 @@ def sign_flip(differences: Sequence[float], *, seed: int = 0) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values in the order given; NaN stays NaN and does not count."""
-    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    ordered = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     adjusted = [math.nan] * len(p_values)
     highest = 0.0
-    for rank, (p, index) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * p))
+    for rank, (p, index) in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - rank) * p))
         adjusted[index] = highest
     return adjusted
 
@@ -91,9 +91,9 @@ def crossed(
     scored = np.concatenate(rows) if rows else np.zeros(0)
     if same_prompts and len({len(one) for one in rows}) > 1:
         raise ValueError("crossed: the seeds have other numbers of prompts; they were not asked the same")
-    known = scored[~np.isnan(scored)]
-    if len(known) < 2:
-        return Interval(float(known[0]) if len(known) else math.nan, math.nan, math.nan)
+    values = scored[~np.isnan(scored)]
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else math.nan, math.nan, math.nan)
     rng = np.random.default_rng(seed)
     seed_RS = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
     sums, counts = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
@@ -105,9 +105,9 @@ def crossed(
     for number, row in enumerate(rows):
         drawn_R = (seed_RS == number).sum(1)
         own_RP = times_RP if same_prompts else times(len(row))
-        there = ~np.isnan(row)
-        sums += drawn_R * (own_RP @ np.where(there, row, 0.0))
-        counts += drawn_R * (own_RP @ there.astype(float))
+        is_number = ~np.isnan(row)
+        sums += drawn_R * (own_RP @ np.where(is_number, row, 0.0))
+        counts += drawn_R * (own_RP @ is_number.astype(float))
     means = sums[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     per_seed = [float(np.nanmean(row)) for row in rows if not np.isnan(row).all()]

@@ -102,8 +102,8 @@ def _config(values: dict[str, Any]) -> GPTConfig:
 
 def copy_trunk(source: GPT, target: GPT) -> None:
     """Blocks and embeddings of one network into another. Raises RelgradError where the sizes differ."""
-    given, own = source.transformer.state_dict(), target.transformer.state_dict()
-    for name, tensor in given.items():
+    weights, own = source.transformer.state_dict(), target.transformer.state_dict()
+    for name, tensor in weights.items():
         rows = slice(0, tensor.shape[0])
         if own.get(name) is None or own[name][rows].shape != tensor.shape:
             raise RelgradError(

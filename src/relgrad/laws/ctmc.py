@@ -135,8 +135,8 @@ def log_transition(law: Law, logits_NV: Tensor, token_N: Tensor, hazard_N: Tenso
 def entropy(law: Law, logits_NV: Tensor, token_N: Tensor, hazard_N: Tensor) -> Tensor:
     """float32 [N], nats, differentiable: entropy of the next token."""
     log_NV = log_transition(law, logits_NV, token_N, hazard_N)
-    known_NV = torch.where(log_NV.isfinite(), log_NV, torch.zeros_like(log_NV))
-    return -(torch.where(log_NV.isfinite(), known_NV.exp(), 0.0) * known_NV).sum(-1)
+    finite_NV = torch.where(log_NV.isfinite(), log_NV, torch.zeros_like(log_NV))
+    return -(torch.where(log_NV.isfinite(), finite_NV.exp(), 0.0) * finite_NV).sum(-1)
 
 
 def kl(law: Law, logits_NV: Tensor, reference_NV: Tensor, token_N: Tensor, hazard_N: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ def choices(score_NJ: Tensor, chosen_NK: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns (log-probabilities [M, J], -inf for what cannot be chosen any more; what was chosen [M]; which draw it belongs to [M]).
     """
     row_M, number_M = (chosen_NK >= 0).nonzero(as_tuple=True)
-    taken_NKJ = (
+    chosen_NKJ = (
         torch.nn.functional.one_hot(chosen_NK.clamp(min=0), score_NJ.shape[1]).bool() & (chosen_NK >= 0)[..., None]
     )
-    before_NKJ = torch.nn.functional.pad(taken_NKJ.cummax(1).values, (0, 0, 1, 0))[:, :-1]
+    before_NKJ = torch.nn.functional.pad(chosen_NKJ.cummax(1).values, (0, 0, 1, 0))[:, :-1]
     score_MJ = score_NJ[row_M].masked_fill(before_NKJ[row_M, number_M], -torch.inf)
     return torch.log_softmax(score_MJ, -1), chosen_NK[row_M, number_M], row_M
 

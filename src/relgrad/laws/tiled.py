@@ -234,8 +234,8 @@ def _online_softmax(
         columns = slice(first, min(first + COLUMNS, vocabulary))
         z = _tile(hidden, head, columns, allowed)
         # the target's logit is taken from the very tile that enters the sum, so that both carry the same rounding
-        here = (target >= first) & (target < columns.stop)
-        chosen = torch.where(here, z.gather(-1, (target - first).clamp(0, z.shape[1] - 1)), chosen)
+        in_tile = (target >= first) & (target < columns.stop)
+        chosen = torch.where(in_tile, z.gather(-1, (target - first).clamp(0, z.shape[1] - 1)), chosen)
         new_top = torch.maximum(top, z.amax(-1, keepdim=True))
         shrink = (top - new_top).exp_()
         mass = (z - new_top).exp_()

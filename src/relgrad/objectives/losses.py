@@ -129,14 +129,14 @@ class PolicyLoss:
     @property
     def needs(self) -> frozenset[str]:
         """Optional terms the loss must be given: "reference", "entropy", "kl"."""
-        wanted = set()
+        needed = set()
         if self.beta and self.kl_estimator in ("k2", "k3"):
-            wanted.add("reference")
+            needed.add("reference")
         if self.beta and self.kl_estimator == "exact":
-            wanted.add("kl")
+            needed.add("kl")
         if self.entropy_coef:
-            wanted.add("entropy")
-        return frozenset(wanted)
+            needed.add("entropy")
+        return frozenset(needed)
 
     @property
     def upper(self) -> float:

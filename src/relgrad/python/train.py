@@ -44,11 +44,11 @@ def train(policy: Any, task: Any, rewards: Any = (), *, name: str, fresh: bool =
         )
     if fault := fault_of_name(name):
         raise RelgradError(f"name: {fault}")
-    given = {"policy": policy, "task": task, "rewards": rewards, **sections}
+    recipe_sections = {"policy": policy, "task": task, "rewards": rewards, **sections}
     folder = Path(sections.get("out", "runs")) / name
     try:
         with joined() as ranks:
-            raw = {"name": name, **Sections(folder, writes=ranks.first).recipe(given)}
+            raw = {"name": name, **Sections(folder, writes=ranks.first).recipe(recipe_sections)}
             ranks.wait()
             folders = run_recipe(resolve(parse_recipe(raw, source=name)), fresh=fresh, ranks=ranks)
     except typer.Exit as ended:  # another process says why

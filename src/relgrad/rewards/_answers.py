@@ -73,9 +73,9 @@ def hung(seconds: float) -> Unanswered:
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The traceback from the reward's own code on."""
     frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     ours = [
-        i for i, f in enumerate(frames) if Path(f.filename).parent == here and Path(f.filename).name.startswith("_")
+        i for i, f in enumerate(frames) if Path(f.filename).parent == folder and Path(f.filename).name.startswith("_")
     ]
     return frames[ours[-1] + 1 :] if ours else list(frames)
 

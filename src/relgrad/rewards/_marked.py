@@ -7,5 +7,5 @@ def after_mark(text: str, mark: str | None) -> str | None:
     """What stands after the last mark, without outer white space; None where there is none. Without a mark to look for, all."""
     if mark is None:
         return text.strip()
-    _, found, after = text.rpartition(mark)
-    return after.strip() if found else None
+    _, separator, after = text.rpartition(mark)
+    return after.strip() if separator else None

@@ -65,8 +65,8 @@ def build(settings: Settings) -> Reward:
         texts = [settings.template.format(completion=output.text, prompt=prompt.text) for output in outputs]
         # equal texts are scored once: beside other rows they could differ by rounding, and a flat group would not be flat
         distinct = list(dict.fromkeys(texts))
-        found = dict(zip(distinct, judge(distinct), strict=True))
-        return [found[text] for text in texts]
+        score_of = dict(zip(distinct, judge(distinct), strict=True))
+        return [score_of[text] for text in texts]
 
     return classifier
 
@@ -178,13 +178,13 @@ def load_classifier(settings: Settings) -> Any:
 def label_index(config: Any, label: str | int | None) -> int:
     """Which output a `label` names. Raises RelgradError naming the labels there are."""
     names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    there = ", ".join(f"{name!r} ({i})" for i, name in enumerate(names))
+    labels = ", ".join(f"{name!r} ({i})" for i, name in enumerate(names))
     if label is None:
         if len(names) > 2:
-            raise RelgradError(f"reward 'classifier': the model has {len(names)} labels; set label to one of: {there}")
+            raise RelgradError(f"reward 'classifier': the model has {len(names)} labels; set label to one of: {labels}")
         return len(names) - 1
     if label in names:
         return names.index(str(label))
     if isinstance(label, int) and 0 <= label < len(names):
         return label
-    raise RelgradError(f"reward 'classifier': the model has no label {label!r}; its labels are {there}")
+    raise RelgradError(f"reward 'classifier': the model has no label {label!r}; its labels are {labels}")

@@ -176,12 +176,14 @@ class RewardSet:
 
     def _decisions(self, rollouts: Rollouts, batch: _Batch) -> Tensor | None:
         """Scores of single decisions [B, R, T], each at its decision's place; None where no reward gave any, or T is 0."""
-        given = {k: s.per_decision for k, s in batch.scores.items() if len(s.per_decision) and not math.isnan(s.value)}
-        if not given or not rollouts.mask_BT.shape[1]:  # finished texts alone have no place for them
+        scores_of = {
+            k: s.per_decision for k, s in batch.scores.items() if len(s.per_decision) and not math.isnan(s.value)
+        }
+        if not scores_of or not rollouts.mask_BT.shape[1]:  # finished texts alone have no place for them
             return None
         shape = (rollouts.rows, len(self.names), rollouts.mask_BT.shape[1])
         decision_BRT = torch.full(shape, math.nan, dtype=torch.float64)
-        for (row, number), scores in given.items():
+        for (row, number), scores in scores_of.items():
             place_N = rollouts.mask_BT[row].nonzero()[:, 0]
             if len(scores) != len(place_N):
                 raise RelgradError(

@@ -40,9 +40,9 @@ def build(settings: Settings) -> Reward:
     judge.load(place)
     low = judge.audit_found.get("accuracy_low")
     if low is None or low <= settings.min_accuracy:
-        said = "was never audited" if low is None else f"names the more liked reply in at least {low:.3f} of the pairs"
+        audit = "was never audited" if low is None else f"names the more liked reply in at least {low:.3f} of the pairs"
         raise RelgradError(
-            f"reward 'engagement': judge {settings.judge} {said}; min_accuracy={settings.min_accuracy} asks for more. Train it "
+            f"reward 'engagement': judge {settings.judge} {audit}; min_accuracy={settings.min_accuracy} asks for more. Train it "
             "longer, or on more posts"
         )
 

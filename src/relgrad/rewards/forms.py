@@ -79,9 +79,9 @@ class Remembering:
     def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
         """As the executor has it; what was unscored is tried again the next time."""
         new = [plan for plan in dict.fromkeys(plans) if (form, plan) not in self._known]
-        found = dict(zip(new, self._executor.run_all(form, new), strict=True))
-        answers = [found[plan] if plan in found else self._known[form, plan] for plan in plans]
-        self._known |= {(form, plan): outcome for plan, outcome in found.items() if isinstance(outcome, Outcome)}
+        outcome_of = dict(zip(new, self._executor.run_all(form, new), strict=True))
+        answers = [outcome_of[plan] if plan in outcome_of else self._known[form, plan] for plan in plans]
+        self._known |= {(form, plan): outcome for plan, outcome in outcome_of.items() if isinstance(outcome, Outcome)}
         for oldest in list(self._known)[: -self._size]:
             self._known.pop(oldest, None)
         return answers
@@ -122,7 +122,7 @@ class FormReward:
 def figures(form: Form, plan: Plan, outcome: Outcome, text: Text) -> dict[str, float]:
     """The parts of a score; `perfect`: success with every field exact; `broken`: the share of lines that are no steps."""
     exact = field_accuracy(form, outcome.submitted, "exact") == 1
-    found = {
+    shares = {
         "success": float(outcome.success),
         "perfect": float(outcome.success and exact),
         "field_accuracy": field_accuracy(form, outcome.submitted, text),
@@ -131,5 +131,5 @@ def figures(form: Form, plan: Plan, outcome: Outcome, text: Text) -> dict[str, f
         "steps": float(len(plan.steps)),
         "broken": len(plan.errors) / len(plan.steps) if plan.steps else 0.0,
     }
-    assert all(map(math.isfinite, found.values()))
-    return found
+    assert all(map(math.isfinite, shares.values()))
+    return shares

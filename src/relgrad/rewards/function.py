@@ -45,18 +45,20 @@ def build(settings: Settings) -> Reward:
         near = difflib.get_close_matches(name, dir(module), 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise RelgradError(f"reward function {settings.function!r}: {place} has no {name!r}.{hint}")
-    found = getattr(module, name)
+    function = getattr(module, name)
     if settings.arguments is not None:
         try:
-            found = found(**settings.arguments)
+            function = function(**settings.arguments)
         except (TypeError, ValueError) as error:
             names = ", ".join(settings.arguments)
             raise RelgradError(
                 f"reward function {settings.function!r} refuses its arguments {names}: {hide(str(error))}"
             ) from error
-    if not callable(found):
-        raise RelgradError(f"reward function {settings.function!r} is {type(found).__name__}, which cannot be called")
-    return found
+    if not callable(function):
+        raise RelgradError(
+            f"reward function {settings.function!r} is {type(function).__name__}, which cannot be called"
+        )
+    return function
 
 
 def name_of(settings: Settings) -> str:

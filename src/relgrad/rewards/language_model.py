@@ -59,8 +59,8 @@ def build(settings: Settings) -> Reward:
     def language_model(prompt: Prompt, outputs: Sequence[Output]) -> list[Score]:
         # equal texts are scored once: beside other rows they could differ by rounding, and a flat group would not be flat
         texts = list(dict.fromkeys(output.text for output in outputs))
-        found = {text: _score(text, answer, settings.per) for text, answer in zip(texts, score(texts), strict=True)}
-        return [found[output.text] for output in outputs]
+        score_of = {text: _score(text, answer, settings.per) for text, answer in zip(texts, score(texts), strict=True)}
+        return [score_of[output.text] for output in outputs]
 
     return language_model
 
@@ -111,8 +111,8 @@ class Causal:
 
     def _encode(self, text: str) -> tuple[list[int], list[bool]] | str:
         """(ids, which of them are scored), or the reason why the text cannot be."""
-        found = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
-        ids, special = list(found["input_ids"]), found["special_tokens_mask"]
+        encoded = self.tokenizer(text, return_special_tokens_mask=True, verbose=False)
+        ids, special = list(encoded["input_ids"]), encoded["special_tokens_mask"]
         if ids and max(ids) >= self.entries:
             raise RelgradError(
                 f"reward 'language_model': the tokenizer gives id {max(ids)}, but model {self.settings.model!r} has "

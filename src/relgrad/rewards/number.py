@@ -35,18 +35,18 @@ def build(settings: Settings) -> Reward:
         answer = _expected(value)
         if answer is None:
             return [unscored(f"no number in column {settings.column!r}: {value!r}")] * len(outputs)
-        found = (_pick(numbers(output.text), settings.where) for output in outputs)
-        return [Score(float(x is not None and equal(x, answer, tolerance))) for x in found]
+        answers = (_pick(numbers(output.text), settings.where) for output in outputs)
+        return [Score(float(x is not None and equal(x, answer, tolerance))) for x in answers]
 
     return number
 
 
 def _expected(value: Any) -> Decimal | None:
-    found = numbers(str(value)) if value is not None else []
-    return found[-1] if found else None
+    values = numbers(str(value)) if value is not None else []
+    return values[-1] if values else None
 
 
-def _pick(found: list[Decimal], where: str) -> Decimal | None:
-    if not found or (where == "only" and len(found) > 1):
+def _pick(values: list[Decimal], where: str) -> Decimal | None:
+    if not values or (where == "only" and len(values) > 1):
         return None
-    return found[-1] if where == "last" else found[0]
+    return values[-1] if where == "last" else values[0]

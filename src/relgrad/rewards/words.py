@@ -86,7 +86,7 @@ def read_lexicon(settings: Settings) -> frozenset[str]:
     """The valid words. Raises RelgradError for a file that cannot be read, or holds no word."""
     if settings.lexicon == TEXT:
         count = Counter(words_of(load_text(settings.text)))
-        found = frozenset(word for word, times in count.items() if times >= settings.min_count)
+        words = frozenset(word for word, times in count.items() if times >= settings.min_count)
         source = f"text={settings.text!r} has no word that occurs min_count={settings.min_count} times"
     else:
         path = Path(settings.lexicon)
@@ -96,13 +96,13 @@ def read_lexicon(settings: Settings) -> frozenset[str]:
                 f"or use {TEXT!r}, the words of `text`"
             )
         try:
-            found = frozenset(words_of(path.read_text(encoding="utf-8-sig")))
+            words = frozenset(words_of(path.read_text(encoding="utf-8-sig")))
         except UnicodeDecodeError as error:
             raise RelgradError(f"reward 'words': {path} is not UTF-8 text ({error}); convert it with iconv") from None
         source = f"lexicon={settings.lexicon!r} has no word"
-    if not found:
+    if not words:
         raise RelgradError(f"reward 'words': the lexicon is empty: {source}")
-    return found
+    return words
 
 
 def words_of(text: str) -> Iterator[str]:

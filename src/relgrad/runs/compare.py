@@ -190,7 +190,7 @@ def _prompts_of_all(
     opened: Sequence[Opened], yardstick: Yardstick, conditions: Conditions
 ) -> dict[str, Sequence[Prompt]]:
     """The prompts of every source. Raises RelgradError where one has other rewards, or other prompts than one of its seed."""
-    given = conditions.on is not None or conditions.test_file is not None
+    one_test = conditions.on is not None or conditions.test_file is not None
     remedy = f"give --on {yardstick.source} to measure all as that one is"
     prompts: dict[str, Sequence[Prompt]] = {}
     of_seed: dict[int, Opened] = {}
@@ -205,7 +205,7 @@ def _prompts_of_all(
                     f"{_named(shared)} here; {remedy}"
                 )
             as_many = one.stage.model_copy(update={"evaluation": yardstick.stage.evaluation})
-            prompts[one.source] = yardstick.prompts if given else _prompts(as_many, conditions.part)[0]
+            prompts[one.source] = yardstick.prompts if one_test else _prompts(as_many, conditions.part)[0]
         first = of_seed.setdefault(seed_of(one), one) if one.stage is not None else one
         if difference := _first_difference(prompts[one.source], prompts[first.source]):
             raise RelgradError(
@@ -257,6 +257,6 @@ def _seen(opened: Opened, prompts: Sequence[Prompt]) -> str:
     trained = load_task(opened.stage).train
     if not isinstance(trained, list):
         return ""
-    known = {prompt.text for prompt in trained}
-    count = sum(prompt.text in known for prompt in prompts)
+    trained_texts = {prompt.text for prompt in trained}
+    count = sum(prompt.text in trained_texts for prompt in prompts)
     return f"{opened.source} was trained on {count} of these {len(prompts)} prompts" if count else ""

@@ -95,7 +95,14 @@ def grouped(sources: Sequence[Opened]) -> list[list[Opened]]:
     groups: list[tuple[str, list[Opened]]] = []
     for opened in sources:
         recipe, seed = recipe_of(opened), seed_of(opened)
-        own = next((group for known, group in groups if known == recipe and seed not in map(seed_of, group)), None)
+        own = next(
+            (
+                group
+                for recipe_of_group, group in groups
+                if recipe_of_group == recipe and seed not in map(seed_of, group)
+            ),
+            None,
+        )
         if own is None:
             groups.append((recipe, [opened]))
         else:

@@ -50,13 +50,13 @@ def capture() -> dict[str, Any]:
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Installed versions by distribution name; packages that are not installed are left out."""
-    found = {}
+    version_of = {}
     for name in packages:
         try:
-            found[name] = importlib.metadata.version(name)
+            version_of[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return version_of
 
 
 def hardware() -> dict[str, Any]:

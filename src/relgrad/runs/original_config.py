@@ -120,9 +120,9 @@ def recipe_of(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         policy["block_size"] = task["length"] = values["block_size"]
     if "enable_line_aligned_sequences" in values:
         task["aligned"] = "line" if values["enable_line_aligned_sequences"] else "window"
-    for there, here in (("unmasking_stages", "stages"), ("validation_stages", "held_out_stages")):
-        if there in values:
-            task[here] = _masks(values[there], f"{source}: {there}")
+    for original_key, own_key in (("unmasking_stages", "stages"), ("validation_stages", "held_out_stages")):
+        if original_key in values:
+            task[own_key] = _masks(values[original_key], f"{source}: {original_key}")
     reference = values.get("reference_checkpoint")
     if reference is not None and reference != values.get("generator_checkpoint"):
         raise RelgradError(f"{source}: reference_checkpoint={reference!r}: {ELSEWHERE['reference_checkpoint']}")

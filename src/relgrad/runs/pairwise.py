@@ -87,8 +87,11 @@ def _pairs(first: Sequence[Sequence[Answers]], other: Sequence[Sequence[Answers]
     """The prompts that both were asked, with the first completion of each."""
     pairs = []
     for own, theirs in zip(first, other, strict=False):
-        mine, others = (
+        text_of, other_text_of = (
             {(one.prompt.id, one.prompt.text): one.texts[0] for one in answers} for answers in (own, theirs)
         )
-        pairs += [Pair(key, mine[key], others[key]) for key in [key for key in mine if key in others][:count]]
+        pairs += [
+            Pair(key, text_of[key], other_text_of[key])
+            for key in [key for key in text_of if key in other_text_of][:count]
+        ]
     return pairs

@@ -33,8 +33,8 @@ def _where_it_is(value: Any, folder: Path) -> Any:
     """A setting as it is; for a file `.../data/NAME` that is gone, that file of this stage's run where it has one."""
     if not isinstance(value, str) or Path(value).parent.name != DATA or Path(value).exists():
         return value
-    here = folder.resolve().parent / DATA / Path(value).name
-    return str(here) if here.is_file() else value
+    beside = folder.resolve().parent / DATA / Path(value).name
+    return str(beside) if beside.is_file() else value
 
 
 def written_recipe(file: Path) -> dict[str, Any]:

@@ -94,8 +94,8 @@ def parse_recipe(raw: Mapping[str, Any], overrides: Iterable[str] = (), source: 
 def _kind(stage: Mapping[str, Any], place: str) -> str:
     kind = stage.get("stage", Stage.model_fields["stage"].default)
     if not isinstance(kind, str):
-        known = ", ".join(registry.kinds("stages"))
-        raise RelgradError(f"{place}: stage is the name of a kind: {known}, or your own .py file (received {kind!r})")
+        names = ", ".join(registry.kinds("stages"))
+        raise RelgradError(f"{place}: stage is the name of a kind: {names}, or your own .py file (received {kind!r})")
     return kind
 
 

@@ -34,13 +34,13 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     }
     if loop_settings(stage).lr_scheduler_type == "constant":
         free |= {f"{kind_of(stage).loop}.{length}" for length in ("steps", "epochs")}
-    here, there = _flat(stage.used), _flat(written_recipe(file))
-    if here != there:
-        there = _flat(_with_defaults(file))
-    compared = {key for key in {*here, *there} - free if not key.startswith("evaluation.suite")}
-    differing = sorted(key for key in compared if here.get(key) != there.get(key))
+    used, written = _flat(stage.used), _flat(written_recipe(file))
+    if used != written:
+        written = _flat(_with_defaults(file))
+    compared = {key for key in {*used, *written} - free if not key.startswith("evaluation.suite")}
+    differing = sorted(key for key in compared if used.get(key) != written.get(key))
     if differing:
-        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:5])
+        shown = "; ".join(f"{key}: {written.get(key)!r} there, {used.get(key)!r} now" for key in differing[:5])
         raise RelgradError(
             f"{folder} holds a run of another recipe ({shown}). Give this one another name (name=...), or start over "
             f"with --fresh; --from {folder.name.partition('-')[2]} does so and keeps the stages before this one"

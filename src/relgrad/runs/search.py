@@ -129,12 +129,14 @@ def _require_same(folder: Path, recipe: SearchRecipe) -> None:
     written = folder / "search.yaml"
     if not written.is_file():
         return
-    there, here = (
+    written_search, present = (
         _compared(plain) for plain in (read_yaml(written.read_text(encoding="utf-8"), str(written)), recipe.plain)
     )
-    differing = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+    differing = sorted(key for key in {*written_search, *present} if written_search.get(key) != present.get(key))
     if differing:
-        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} now" for key in differing[:3])
+        shown = "; ".join(
+            f"{key}: {written_search.get(key)!r} there, {present.get(key)!r} now" for key in differing[:3]
+        )
         raise RelgradError(
             f"{folder} holds another search ({shown:.300}). Give this one another name (name=...), or start over with --fresh"
         )

@@ -77,8 +77,8 @@ def execute_on(
     execution, overrides = _execution(facts, overrides)
     backend = build_backend(_backend_section(facts, overrides), int(facts.get("seed", 0)))
     operators = execution.operators(backend, seed)
-    known = _problems_of(facts) if any("\n" not in text.strip() for text in problems) else {}
-    chosen = [known.get(text, Problem(text, text, "")) for text in problems]
+    problem_of = _problems_of(facts) if any("\n" not in text.strip() for text in problems) else {}
+    chosen = [problem_of.get(text, Problem(text, text, "")) for text in problems]
 
     async def all_of_them() -> list[Outcome]:
         try:

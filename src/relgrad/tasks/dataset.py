@@ -72,16 +72,16 @@ def _open(settings: Settings) -> dict[str, Any]:
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         if saved:
-            found = _from_disk(datasets, folder)
+            data = _from_disk(datasets, folder)
         else:
-            found = datasets.load_dataset(settings.path, settings.config, revision=settings.revision)
+            data = datasets.load_dataset(settings.path, settings.config, revision=settings.revision)
     except RelgradError:
         raise
     except Exception as error:
         raise RelgradError(
             f"dataset {settings.path!r}: cannot read it ({_causes(error)}); path is a folder or a hub name"
         ) from error
-    return found if isinstance(found, datasets.DatasetDict) else {settings.split: found}
+    return data if isinstance(data, datasets.DatasetDict) else {settings.split: data}
 
 
 def _causes(error: BaseException) -> str:

@@ -75,9 +75,9 @@ def load(settings: Settings, seed: int) -> Task:
 
 def _others(space: range, key: str, size: int, taken: Sequence[int]) -> list[int]:
     """`size` numbers of the space that are not taken yet."""
-    known = set(taken)
+    excluded = set(taken)
     drawn = random.Random(key).sample(space, size + len(taken))
-    return [number for number in drawn if number not in known][:size]
+    return [number for number in drawn if number not in excluded][:size]
 
 
 def _prompt(number: int, id: int, settings: Settings, noise: float, teacher: random.Random) -> Prompt:

@@ -36,9 +36,9 @@ class Settings(Wording):
     @field_validator("params")
     @classmethod
     def _legal(cls, params: dict[str, Any]) -> dict[str, Any]:
-        if taken := {"seed", "size"} & set(params):
+        if reserved := {"seed", "size"} & set(params):
             raise ValueError(
-                f"{' and '.join(sorted(taken))} cannot be set here; use seed, train_size, held_out_size and test_size"
+                f"{' and '.join(sorted(reserved))} cannot be set here; use seed, train_size, held_out_size and test_size"
             )
         return params
 
@@ -75,13 +75,13 @@ def _draw(settings: Settings, seed: str, size: int, avoid: set[str], *, distinct
 
 def _drawn(settings: Settings, seed: str, size: int, avoid: set[str], *, distinct: bool) -> list[dict[str, Any]]:
     """Up to `size` entries whose question is not in `avoid`, and where `distinct` all different."""
-    seen = set(avoid)
+    used = set(avoid)
     entries: list[dict[str, Any]] = []
     for entry in _entries(settings, random.Random(seed), size) if size else ():
-        if entry["question"] in seen:
+        if entry["question"] in used:
             continue
         if distinct:
-            seen.add(entry["question"])
+            used.add(entry["question"])
         entries.append(entry)
         if len(entries) == size:
             break
@@ -108,9 +108,9 @@ def create(task: str, params: Mapping[str, Any], seed: int, size: int) -> Any:
         near = difflib.get_close_matches(task, DATASETS, 5, cutoff=0.4)
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known: {', '.join(sorted(DATASETS))}"
         raise RelgradError(f"reasoning_gym has no task {task!r} ({len(DATASETS)} others); {hint}")
-    known = sorted(set(DATASETS[task][1].__dataclass_fields__) - {"seed", "size"})
-    if unknown := sorted(set(params) - set(known)):
-        raise RelgradError(f"reasoning_gym {task!r}: unknown params {', '.join(unknown)}; known: {', '.join(known)}")
+    allowed = sorted(set(DATASETS[task][1].__dataclass_fields__) - {"seed", "size"})
+    if unknown := sorted(set(params) - set(allowed)):
+        raise RelgradError(f"reasoning_gym {task!r}: unknown params {', '.join(unknown)}; known: {', '.join(allowed)}")
     try:
         return reasoning_gym.create_dataset(task, **copy.deepcopy(dict(params)), seed=seed, size=size)
     except (AssertionError, ValueError, TypeError) as error:

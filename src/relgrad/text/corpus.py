@@ -62,13 +62,13 @@ def builtin() -> str:
     """pydoc's help topics, every paragraph once."""
     from pydoc_data.topics import topics
 
-    seen: set[str] = set()
+    used: set[str] = set()
     kept = []
     for name in sorted(topics):
         for paragraph in topics[name].split("\n\n"):
             words = " ".join(paragraph.split())
-            if words and words not in seen:
-                seen.add(words)
+            if words and words not in used:
+                used.add(words)
                 kept.append(paragraph)
     return "\n\n".join(kept)
 
@@ -76,8 +76,8 @@ def builtin() -> str:
 def split(text: str, held_out_fraction: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(train blocks, held-out blocks); neighbouring training blocks are joined again."""
     blocks = cut(text)
-    wanted = round(len(blocks) * held_out_fraction) or int(held_out_fraction > 0 and len(blocks) > 1)
-    chosen = set(np.random.default_rng(SPLIT_SEED).permutation(len(blocks))[:wanted].tolist())
+    count = round(len(blocks) * held_out_fraction) or int(held_out_fraction > 0 and len(blocks) > 1)
+    chosen = set(np.random.default_rng(SPLIT_SEED).permutation(len(blocks))[:count].tolist())
     train: list[str] = []
     joined = False
     for i, block in enumerate(blocks):
@@ -100,9 +100,9 @@ def cut(text: str) -> list[str]:
         stop = start + size
         if stop < len(text):
             for end in ("\n\n", "\n", " "):
-                found = text.find(end, stop, stop + size // 2 + 1)
-                if found >= 0:
-                    stop = found + len(end)
+                end_at = text.find(end, stop, stop + size // 2 + 1)
+                if end_at >= 0:
+                    stop = end_at + len(end)
                     break
         blocks.append(text[start:stop])
         start = stop
@@ -134,7 +134,7 @@ class Windows:
 
     def _lines(self, pieces: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Per line that is not blank: (piece, first id), and how many ids of whole lines follow from there."""
-        found, lengths = [], []
+        starts, lengths = [], []
         for number, piece in enumerate(pieces):
             lines = piece.splitlines(keepends=True)
             sizes = [len(self.vocabulary.encode(line)) for line in lines]
@@ -146,11 +146,11 @@ class Windows:
                     total, after = 0, k
                     while after < len(lines) and total + sizes[after] <= self.length:
                         total, after = total + sizes[after], after + 1
-                    found.append((number, first))
+                    starts.append((number, first))
                     lengths.append(total or min(sizes[k], self.length))
                 first += sizes[k]
         self.sizes = np.array(lengths)
-        return np.array(found).reshape(-1, 2), np.arange(1, len(found) + 1)
+        return np.array(starts).reshape(-1, 2), np.arange(1, len(starts) + 1)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """One stretch of ids."""

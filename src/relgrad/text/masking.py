@@ -65,14 +65,14 @@ class Sticky(Strategy):
 
     def choose(self, ids: np.ndarray, vocabulary: Vocabulary, rng: np.random.Generator) -> np.ndarray:
         hidden = np.zeros(len(ids), dtype=bool)
-        wanted = int(np.ceil(self.target_masked_ratio * len(ids)))
-        while hidden.sum() < wanted:
+        target = int(np.ceil(self.target_masked_ratio * len(ids)))
+        while hidden.sum() < target:
             beside = np.zeros(len(ids), dtype=bool)
             beside[1:] |= hidden[:-1]
             beside[:-1] |= hidden[1:]
             hidden |= rng.random(len(ids)) < np.where(beside, self.p2_probability, self.p1_probability)
         too_many = np.flatnonzero(hidden)
-        hidden[rng.permutation(too_many)[: len(too_many) - wanted]] = False
+        hidden[rng.permutation(too_many)[: len(too_many) - target]] = False
         return hidden
 
 

@@ -94,9 +94,9 @@ def _problem(arrays: Mapping[str, np.ndarray], header: Any) -> str:
         return f"it has the columns {', '.join(sorted(arrays)) or 'none'}, not {', '.join(COLUMNS)}"
     rows, *width = arrays["truth_ids"].shape
     for name, kind in COLUMNS.items():
-        wanted = (rows, *width) if name.endswith("_ids") else (rows,)
-        if arrays[name].shape != wanted or arrays[name].dtype != kind or len(width) != 1:
-            return f"{name} is {arrays[name].dtype} {arrays[name].shape}, not {np.dtype(kind)} {wanted}"
+        shape = (rows, *width) if name.endswith("_ids") else (rows,)
+        if arrays[name].shape != shape or arrays[name].dtype != kind or len(width) != 1:
+            return f"{name} is {arrays[name].dtype} {arrays[name].shape}, not {np.dtype(kind)} {shape}"
     if ((arrays["lengths"] < 1) | (arrays["lengths"] > width[0])).any():
         return f"a length is outside 1 to {width[0]}"
     if ((arrays["strategy"] < 0) | (arrays["strategy"] >= len(header["strategies"]))).any():

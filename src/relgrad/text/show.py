@@ -44,7 +44,7 @@ class Figures(NamedTuple):
     samples: int
     ratio: tuple[float, ...] | None
     masked: float | None
-    asked: float | None
+    labelled: float | None
     padding: float | None
     target: tuple[float, ...] | None
 
@@ -59,11 +59,11 @@ def rows_of_prompts(prompts: Iterable[Prompt], width: int) -> list[Row]:
 def rows_of_file(file: SampleFile) -> list[Row]:
     """All rows of one file of a stream."""
     width = file.masked_NL.shape[1]
-    found = []
+    rows = []
     for number, strategy in enumerate(file.strategies):
         _, masked, label = file.row(number)
-        found.append(Row(tuple(masked.tolist()), tuple(label.tolist()), width, strategy))
-    return found
+        rows.append(Row(tuple(masked.tolist()), tuple(label.tolist()), width, strategy))
+    return rows
 
 
 def pieces(row: Row, vocabulary: Vocabulary | None, *, truth: bool) -> list[tuple[str, Style]]:
@@ -71,7 +71,7 @@ def pieces(row: Row, vocabulary: Vocabulary | None, *, truth: bool) -> list[tupl
 
     Without a vocabulary the text is the ids themselves, and every asked position is styled "mask".
     """
-    found: list[tuple[str, Style]] = []
+    stretches: list[tuple[str, Style]] = []
     positions = [(_style(row, i, vocabulary, truth), i) for i in range(len(row.ids))]
     for style, group in groupby(positions, key=lambda p: p[0]):
         at = [i for _, i in group]
@@ -80,26 +80,26 @@ def pieces(row: Row, vocabulary: Vocabulary | None, *, truth: bool) -> list[tupl
             assert row.label_ids is not None
             ids = [row.label_ids[i] for i in at]
         if vocabulary is None:
-            found.append(("".join(f"{i} " for i in ids), style))
+            stretches.append(("".join(f"{i} " for i in ids), style))
         else:
-            found.append((vocabulary.decode(ids), style))
-    return found
+            stretches.append((vocabulary.decode(ids), style))
+    return stretches
 
 
 def _style(row: Row, i: int, vocabulary: Vocabulary | None, truth: bool) -> Style:
-    asked = row.label_ids is not None and row.label_ids[i] != IGNORE
+    labelled = row.label_ids is not None and row.label_ids[i] != IGNORE
     if vocabulary is None:
-        return ("truth" if truth else "mask") if asked else ""
+        return ("truth" if truth else "mask") if labelled else ""
     if row.ids[i] == vocabulary.mask_id:
-        return "truth" if truth and asked else "mask"
-    if not asked or row.label_ids is None:
+        return "truth" if truth and labelled else "mask"
+    if not labelled or row.label_ids is None:
         return ""
     return "kept" if row.ids[i] == row.label_ids[i] else "swapped"
 
 
-def plain(found: Sequence[tuple[str, Style]]) -> str:
+def plain(stretches: Sequence[tuple[str, Style]]) -> str:
     """Pieces without colours: masks are blanks by themselves, what they hide stands in brackets."""
-    return "".join(f"{TRUE_LEFT}{text}{TRUE_RIGHT}" if style == "truth" else text for text, style in found)
+    return "".join(f"{TRUE_LEFT}{text}{TRUE_RIGHT}" if style == "truth" else text for text, style in stretches)
 
 
 def figures(rows: Sequence[Row], vocabulary: Vocabulary | None) -> dict[str, Figures]:
@@ -115,16 +115,16 @@ def _figures(rows: Sequence[Row], vocabulary: Vocabulary | None) -> Figures:
     positions = sum(len(r.ids) if r.width is None else r.width for r in rows)
     masks = None if vocabulary is None else [r.ids.count(vocabulary.mask_id) for r in rows]
     judged = [r for r in rows if r.target is not None]
-    asked = None if judged else sum(i != IGNORE for r in rows for i in r.label_ids or ()) / positions
+    labelled = None if judged else sum(i != IGNORE for r in rows for i in r.label_ids or ()) / positions
     ratio = None if masks is None else _quantiles([m / len(r.ids) for m, r in zip(masks, rows, strict=True)])
     if judged:
-        known = [r.ratio for r in judged if r.ratio is not None]
-        ratio = _quantiles(known) if known else None
+        ratios = [r.ratio for r in judged if r.ratio is not None]
+        ratio = _quantiles(ratios) if ratios else None
     return Figures(
         samples=len(rows),
         ratio=ratio,
         masked=None if masks is None else sum(masks) / positions,
-        asked=asked,
+        labelled=labelled,
         padding=None if any(r.width is None for r in rows) else 1 - sum(len(r.ids) for r in rows) / positions,
         target=_quantiles([r.target for r in judged if r.target is not None]) if judged else None,
     )

@@ -111,9 +111,9 @@ def begin(folder: Path, plan: Plan, vocabulary: Vocabulary) -> None:
         if differing:
             shown = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked for" for k in differing)
             raise RelgradError(f"{folder} was begun with other settings ({shown}). Give these samples another --out")
-    there = len(list((folder / "train").glob("*.safetensors")))
-    if plan.files is not None and there > plan.files:
-        raise RelgradError(f"{folder} has {there} files, more than --files {plan.files}")
+    files = len(list((folder / "train").glob("*.safetensors")))
+    if plan.files is not None and files > plan.files:
+        raise RelgradError(f"{folder} has {files} files, more than --files {plan.files}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / PLAN).is_file():
@@ -217,19 +217,19 @@ def slowest(folder: Path) -> tuple[int, str]:
 
     Where all have ended, the one that was farthest: the next to come is not held up by what they left.
     """
-    found = []
+    consumers = []
     for path in sorted((folder / CONSUMERS).glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found.append((_lives(path, record, SILENT), int(record["file"]), f"consumer {path.stem}"))
+            consumers.append((_lives(path, record, SILENT), int(record["file"]), f"consumer {path.stem}"))
         except FileNotFoundError:  # taken away since the folder was listed
             continue
         except (ValueError, KeyError, OSError) as error:
             raise RelgradError(f"{path}: not the position of a consumer ({error}); delete it") from None
-    living = [(file, name) for lives, file, name in found if lives]
+    living = [(file, name) for lives, file, name in consumers if lives]
     if living:
         return min(living)
-    return max(((file, name) for _, file, name in found), default=(-1, "the first consumer"))
+    return max(((file, name) for _, file, name in consumers), default=(-1, "the first consumer"))
 
 
 # ---------------------------------------------------------------------- reading
@@ -250,7 +250,7 @@ class Reader:
         self.plan, self.vocabulary = read_plan(folder), Vocabulary.load(folder)
         self.vocabulary.require(self.plan.vocabulary, str(folder / PLAN))
         self._files: OrderedDict[int, SampleFile] = OrderedDict()
-        self._position, self._told = folder / CONSUMERS / f"{name}.json", 0.0
+        self._position, self._saved_at = folder / CONSUMERS / f"{name}.json", 0.0
 
     def file(self, number: int) -> SampleFile:
         """One file. Raises RelgradError when it does not come in time, is broken, or belongs to another stream."""
@@ -261,30 +261,30 @@ class Reader:
             self._files[number] = self._checked(path, number)
             while len(self._files) > self.KEPT:
                 self._files.popitem(last=False)
-        elif time.monotonic() - self._told > 10:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._saved_at > 10:
+            self._saved_at = time.monotonic()
             if self._position.is_file():
                 os.utime(self._position)
         return self._files[number]
 
     def _checked(self, path: Path, number: int) -> SampleFile:
-        found, plan = read(path), self.plan
-        self.vocabulary.require(str(found.header.get("vocabulary")), str(path))
+        file, plan = read(path), self.plan
+        self.vocabulary.require(str(file.header.get("vocabulary")), str(path))
         rows = plan.samples_per_file
         if self.split != "train":
             rows = min(rows, plan.samples(self.split) - number * rows)
-        if len(found.length_N) != rows:
-            raise RelgradError(f"{path} has {len(found.length_N)} samples, its plan says {rows}; delete the file")
-        for name, array in (("truth_ids", found.truth_NL), ("masked_ids", found.masked_NL)):
+        if len(file.length_N) != rows:
+            raise RelgradError(f"{path} has {len(file.length_N)} samples, its plan says {rows}; delete the file")
+        for name, array in (("truth_ids", file.truth_NL), ("masked_ids", file.masked_NL)):
             if array.min() < 0 or array.max() >= self.vocabulary.size:
                 raise RelgradError(f"{path}: {name} has ids outside 0 to {self.vocabulary.size - 1}; delete the file")
-        return found
+        return file
 
     def _tell(self, number: int) -> None:
         """Leave the position where the producer heeds it."""
         if self.split != "train" or read_plan(self.folder).ahead is None:
             return
-        self._told = time.monotonic()
+        self._saved_at = time.monotonic()
         try:
             write_atomic(self._position, json.dumps({**_who(), "file": number}).encode())
         except OSError as error:
@@ -296,13 +296,13 @@ class Reader:
 
 def wait(path: Path, folder: Path, timeout: float, poll: float = 0.1) -> None:
     """Return when `path` is there. Raises RelgradError after `timeout` seconds, saying what became of the producer."""
-    started, told = time.monotonic(), False
+    started, announced = time.monotonic(), False
     while not path.is_file():
         waited = time.monotonic() - started
         if waited >= timeout:
             raise RelgradError(f"waited {waited:.0f} s for {path}, which did not come. {_advice(folder)}")
-        if waited > 3 and not told:
-            told = True
+        if waited > 3 and not announced:
+            announced = True
             logger.warning("waiting for %s, up to %.0f s", path, timeout)
         time.sleep(min(poll, timeout))
 

@@ -54,11 +54,11 @@ class Vocabulary:
         if not path.is_file():
             raise RelgradError(f'symbols={symbols!r}: "char", "byte", or the path of a tokenizer.json or its folder')
         try:
-            found = Vocabulary("tokenizer", tokenizer=path.read_text(encoding="utf-8"))
+            vocabulary = Vocabulary("tokenizer", tokenizer=path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise RelgradError(f"{path}: not a tokenizer.json, which is UTF-8 text ({error})") from None
-        found._library  # noqa: B018  a file that is no tokenizer is refused here
-        return found
+        vocabulary._library  # noqa: B018  a file that is no tokenizer is refused here
+        return vocabulary
 
     @cached_property
     def _library(self) -> Any:

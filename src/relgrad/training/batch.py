@@ -141,7 +141,7 @@ class Batch:
         pieces, first = [], 0
         for part in self.parts:
             own = rows[(rows >= first) & (rows < first + part.rollouts.rows)] - first
-            if len(own) and part.here:
+            if len(own) and part.local:
                 pieces.append((part.rollouts, own, first))
             first += part.rollouts.rows
         return pieces

@@ -57,9 +57,9 @@ class PromptStream:
         self.prompts, self.seed, self.cursor = prompts, seed, 0
 
     def take(self, count: int) -> list[Prompt]:
-        taken = draw_epochs(self.prompts, self.cursor, count, self.seed)
+        chosen = draw_epochs(self.prompts, self.cursor, count, self.seed)
         self.cursor += count
-        return taken
+        return chosen
 
 
 class Fresh:
@@ -76,11 +76,11 @@ class Fresh:
         parts: list[Experience] = []
         keep: list[Tensor] = []
         clock = {"sample": 0.0, "reward": 0.0}
-        wanted, resampled, groups = prompts, 0, 0
+        count, resampled, groups = prompts, 0, 0
         for attempt in range(self.settings.max_resamples + 1):
-            drawn = self._write(wanted, generator(self.seed, "sample", number, attempt), groups, clock)
+            drawn = self._write(count, generator(self.seed, "sample", number, attempt), groups, clock)
             parts += drawn
-            groups += wanted
+            groups += count
             flat_B = flat_rows(drawn, self.settings)
             rows = len(flat_B)
             spare = int(flat_B.sum()) // self.settings.num_generations
@@ -89,7 +89,7 @@ class Fresh:
                 break
             keep.append(~flat_B)
             resampled += spare
-            wanted = spare
+            count = spare
         metrics = {f"time/{name}": seconds for name, seconds in clock.items()}
         if self.settings.max_resamples:
             metrics["groups_resampled"] = float(resampled)
@@ -115,16 +115,16 @@ class Fresh:
         def write() -> Experience | None:
             if not len(share):
                 return None
-            mine = draws.part(share.start, len(share))
-            own.append(self._experience(prompts[share.start : share.stop], mine, first_group + share.start, clock))
+            own_draws = draws.part(share.start, len(share))
+            own.append(self._experience(prompts[share.start : share.stop], own_draws, first_group + share.start, clock))
             return elsewhere(own[0], prompts=())  # the others have the prompts
 
         parts = []
         for rank, part in enumerate(self.ranks.collect(write)):
             if part is not None:
                 written = Ranks(rank, self.ranks.size).share(count)
-                known = elsewhere(part, tuple(prompts[written.start : written.stop]))
-                parts.append(own[0] if rank == self.ranks.rank else known)
+                received = elsewhere(part, tuple(prompts[written.start : written.stop]))
+                parts.append(own[0] if rank == self.ranks.rank else received)
         return parts
 
     def _experience(
@@ -150,8 +150,8 @@ class Fresh:
 def elsewhere(part: Experience, prompts: tuple[Prompt, ...]) -> Experience:
     """The part as other processes hold it: they know what was written and what it earned, and do not score it."""
     outputs = tuple(Output(output.text, output.ids) for output in part.rollouts.outputs)
-    known = dataclasses.replace(part.rollouts, prompts=prompts, outputs=outputs, trace={})
-    return dataclasses.replace(part, rollouts=known, here=False)
+    rollouts = dataclasses.replace(part.rollouts, prompts=prompts, outputs=outputs, trace={})
+    return dataclasses.replace(part, rollouts=rollouts, local=False)
 
 
 def flat_rows(parts: Sequence[Experience], settings: GrpoSettings) -> Tensor:

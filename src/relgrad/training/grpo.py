@@ -207,8 +207,8 @@ class Grpo:
         # the slopes' rows are the minibatch's; the parts' rows are local to each part
         slope_BT = [torch.zeros_like(batch.behaviour_logp_BT).index_copy_(0, rows, s) for s in slopes]
         seen = Seen()
-        for part, cells_N2, offset, known in kept if kept and len(needed) else self._chunks(batch, rows[needed]):
-            scores = known or self.policy.score(
+        for part, cells_N2, offset, cached in kept if kept and len(needed) else self._chunks(batch, rows[needed]):
+            scores = cached or self.policy.score(
                 part, cells_N2, entropy=self._exact_entropy, reference_kl=terms.kl_BT is not None
             )
             outputs = [scores.logp_N]

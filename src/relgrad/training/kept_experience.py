@@ -28,7 +28,7 @@ TABLE_TENSORS = ("weights_R", "value_BR", "decision_BRT")
 
 def save_parts(parts: Sequence[Experience], folder: Path, ranks: Ranks) -> None:
     """Write parts of a batch, or of the past, to a folder, each with the rank that holds its trace."""
-    own = {number: part for number, part in enumerate(parts) if part.here}
+    own = {number: part for number, part in enumerate(parts) if part.local}
     everybody = ranks.gather(own)
     if not ranks.first:
         return

@@ -117,7 +117,7 @@ faults = (MemoryError, ModuleNotFoundError)
 def _test(name, apart, statements):
     if apart:
         names[name] = asked(name)
-    passed, said = [], ""
+    passed, message = [], ""
     for statement in statements:
         try:
             exec(statement, names)
@@ -125,10 +125,10 @@ def _test(name, apart, statements):
             if apart and isinstance(error, faults):
                 raise
             passed.append(max(doubts, default=False))
-            said = said or f"{type(error).__name__}: {error}"[:500]
+            message = message or f"{type(error).__name__}: {error}"[:500]
         else:
             passed.append(True)
-    return passed, said
+    return passed, message
 """
 """Before the tests, in theirs: the function that asks, and each test by itself.
 
@@ -161,14 +161,14 @@ class Verdict:
     """What the tests say.
 
     passed    one truth value per test; empty where the tests did not come to an end
-    said      what was wrong first, for people
+    message   what was wrong first, for people
     error     how the program ended, where it did before the tests did
     lost      why nobody knows whether the tests pass, "" where somebody does
     together  whether tests and program shared a process
     """
 
     passed: tuple[bool, ...] = ()
-    said: str = ""
+    message: str = ""
     error: str | None = None
     lost: str = ""
     together: bool = False
@@ -288,13 +288,13 @@ def _apart(sandbox: Sandbox, program: Program, tests: Checks, name: str) -> Verd
     if tested.error == "refused call" and len(tested.calls) + 1 >= sandbox.settings.calls:
         return Verdict(lost=f"the tests ask more than the {sandbox.settings.calls} questions that `calls` allows")
     if ended.error is not None:
-        return Verdict(said=ended.message, error=ended.error)
+        return Verdict(message=ended.message, error=ended.error)
     if tested.error is not None:
         return Verdict(lost=f"the tests cannot be executed: {tested.message}")
-    passed, said = _marks(tested.value, len(tests.statements), MARKS)
+    passed, message = _marks(tested.value, len(tests.statements), MARKS)
     if "value" in passed or "arguments" in passed:
         return _decided(passed, _together(sandbox, program, tests))
-    return Verdict(passed, said)
+    return Verdict(passed, message)
 
 
 def _decided(marks: tuple[Any, ...], whole: Verdict) -> Verdict:
@@ -312,7 +312,7 @@ def _decided(marks: tuple[Any, ...], whole: Verdict) -> Verdict:
             lost="what the program returns is more than plain data, and only together with it the tests pass"
         )
     passed = tuple(mark if isinstance(mark, bool) else one for mark, one in pairs)
-    return Verdict(passed, whole.said, together=True)
+    return Verdict(passed, whole.message, together=True)
 
 
 # ---------------------------------------------------------------------- together
@@ -324,12 +324,12 @@ def _together(sandbox: Sandbox, program: Program, tests: Checks) -> Verdict:
     if tested.error in LOST:
         return Verdict(lost=tested.message, together=True)
     if tested.error is not None:
-        return Verdict(said=tested.message, error=tested.error, together=True)
-    passed, said = _marks(tested.value, 1 + len(tests.statements), (True, False))
+        return Verdict(message=tested.message, error=tested.error, together=True)
+    passed, message = _marks(tested.value, 1 + len(tests.statements), (True, False))
     if not passed:
-        return Verdict(said="the tests were tampered with", error="forged", together=True)
+        return Verdict(message="the tests were tampered with", error="forged", together=True)
     setup, *rest = passed
-    return Verdict(tuple(setup and one for one in rest), said, together=True)
+    return Verdict(tuple(setup and one for one in rest), message, together=True)
 
 
 MARKS = (True, False, "arguments", "value")
@@ -338,10 +338,10 @@ MARKS = (True, False, "arguments", "value")
 def _marks(value: Any, count: int, allowed: tuple[Any, ...]) -> tuple[tuple[Any, ...], str]:
     """Of tests that came to an end: `count` marks and a text. Whoever wrote the message, no marks where it is anything else."""
     match value:
-        case (list(passed), str(said)) if len(passed) == count and all(
+        case (list(passed), str(message)) if len(passed) == count and all(
             isinstance(one, (bool, str)) and one in allowed for one in passed
         ):
-            return tuple(passed), said
+            return tuple(passed), message
     return (), ""
 
 

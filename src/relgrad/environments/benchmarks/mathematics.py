@@ -73,6 +73,6 @@ def _braced(match: re.Match[str]) -> str:
 
 def _number(text: str) -> Decimal | None:
     """The one number that a text is; None where it is more than that."""
-    found = with_fractions(text)
+    values = with_fractions(text)
     bare = re.fullmatch(r"-?\\frac\{-?\d+\}\{\d+\}|[-+−]?[\d,.]+(?:[eE][-+]?\d+)?|-?\d+/\d+", text)
-    return found[0] if bare and len(found) == 1 else None
+    return values[0] if bare and len(values) == 1 else None

@@ -43,11 +43,11 @@ def hotpotqa(answer: str, expected: str) -> Overlap:
     exact = float(a == b)
     if a != b and (a in ALL_OR_NOTHING or b in ALL_OR_NOTHING):
         return Overlap(0.0, 0.0)
-    mine, right = a.split(), b.split()
-    shared = sum((Counter(mine) & Counter(right)).values())
+    answer_words, right = a.split(), b.split()
+    shared = sum((Counter(answer_words) & Counter(right)).values())
     if not shared:
         return Overlap(exact, 0.0)
-    return Overlap(exact, _f1(shared / len(mine), shared / len(right)))
+    return Overlap(exact, _f1(shared / len(answer_words), shared / len(right)))
 
 
 def _f1(precision: float, recall: float) -> float:
@@ -62,10 +62,11 @@ def drop(answer: Sequence[str], expected: Sequence[str]) -> Overlap:
 
     F1 is over all spans of the longer side, and rounded to two digits, as the official script has it.
     """
-    mine, right = [_normal(span) for span in answer], [_normal(span) for span in expected]
-    exact = float(set(mine) == set(right) and len(mine) == len(right))
+    answer_spans, right = [_normal(span) for span in answer], [_normal(span) for span in expected]
+    exact = float(set(answer_spans) == set(right) and len(answer_spans) == len(right))
     return Overlap(
-        exact, round(float(numpy.mean(_aligned([set(s.split()) for s in mine], [set(s.split()) for s in right]))), 2)
+        exact,
+        round(float(numpy.mean(_aligned([set(s.split()) for s in answer_spans], [set(s.split()) for s in right]))), 2),
     )
 
 
@@ -95,14 +96,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _aligned(mine: list[set[str]], right: list[set[str]]) -> numpy.ndarray:
+def _aligned(answer_spans: list[set[str]], right: list[set[str]]) -> numpy.ndarray:
     """F1 of every expected span with the span it is assigned to, [max(spans)]; 0 for those without a partner."""
-    scores = numpy.zeros((len(right), len(mine)))
+    scores = numpy.zeros((len(right), len(answer_spans)))
     for row, expected in enumerate(right):
-        for column, span in enumerate(mine):
+        for column, span in enumerate(answer_spans):
             if _numbers_agree(expected, span):
                 scores[row, column] = _bag_f1(span, expected)
-    best = numpy.zeros(max(len(right), len(mine), 1))
+    best = numpy.zeros(max(len(right), len(answer_spans), 1))
     rows, columns = optimize.linear_sum_assignment(-scores)
     best[rows] = scores[rows, columns]
     return best
@@ -110,8 +111,8 @@ def _aligned(mine: list[set[str]], right: list[set[str]]) -> numpy.ndarray:
 
 def _numbers_agree(expected: set[str], span: set[str]) -> bool:
     """Spans with numbers share nothing unless they share a number."""
-    wanted = {word for word in expected if _is_number(word)}
-    return not wanted or bool(wanted & span)
+    numbers = {word for word in expected if _is_number(word)}
+    return not numbers or bool(numbers & span)
 
 
 def _bag_f1(span: set[str], expected: set[str]) -> float:

@@ -64,8 +64,8 @@ def accuracies(form: Form, submitted: Sequence[Entry] | None, text: Text = "rati
 
 def field_accuracy(form: Form, submitted: Sequence[Entry] | None, text: Text = "ratio") -> float:
     """The mean over the fields."""
-    found = accuracies(form, submitted, text)
-    return sum(found.values()) / len(found)
+    by_field = accuracies(form, submitted, text)
+    return sum(by_field.values()) / len(by_field)
 
 
 def _number(text: str) -> float | None:
@@ -80,8 +80,8 @@ def _accuracy(field: Field, sent: list[str], text: Text) -> float:
     if isinstance(field.value, bool):
         return float(field.value == bool(sent))
     if field.options:
-        wanted = {field.value} if isinstance(field.value, str) else set(field.value)
-        right = {option.value for option in field.options if option.text in wanted}
+        texts = {field.value} if isinstance(field.value, str) else set(field.value)
+        right = {option.value for option in field.options if option.text in texts}
         return len(right & set(sent)) / len(right | set(sent))
     assert isinstance(field.value, str)
     if len(sent) != 1:

@@ -61,8 +61,8 @@ def containment() -> Containment:
 
 
 def _uncontained(lacks: str) -> Containment:
-    here = Interpreter(sys.executable, sys.base_prefix)
-    return Containment("none", here, facts={"runs as": "you", "interpreter": here.path}, lacks=lacks)
+    interpreter = Interpreter(sys.executable, sys.base_prefix)
+    return Containment("none", interpreter, facts={"runs as": "you", "interpreter": interpreter.path}, lacks=lacks)
 
 
 def _tools() -> Tools | str:
@@ -99,12 +99,12 @@ def interpreters() -> list[Interpreter]:
 
 def _working(tools: Tools, program: bytes | None) -> Interpreter | str:
     """The first interpreter that starts behind the walls; or what was said when the last one did not."""
-    said = "there is no Python that programs could run with"
+    complaint = "there is no Python that programs could run with"
     for interpreter in interpreters():
-        said = _tried(tools, interpreter, program)
-        if not said:
+        complaint = _tried(tools, interpreter, program)
+        if not complaint:
             return interpreter
-    return f"bubblewrap cannot make its walls here ({said})"
+    return f"bubblewrap cannot make its walls here ({complaint})"
 
 
 def _tried(tools: Tools, interpreter: Interpreter, program: bytes | None) -> str:
@@ -123,5 +123,5 @@ def _tried(tools: Tools, interpreter: Interpreter, program: bytes | None) -> str
 
 
 def _version(tools: Tools) -> str:
-    said = subprocess.run([tools.bwrap, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
-    return said.strip().rpartition(" ")[2]
+    output = subprocess.run([tools.bwrap, "--version"], capture_output=True, text=True, timeout=PATIENCE).stdout
+    return output.strip().rpartition(" ")[2]

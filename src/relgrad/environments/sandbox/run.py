@@ -204,21 +204,21 @@ class _Run:
 
     def _answer(self, name: str, arguments: dict[str, Any]) -> None:
         if name not in self._job.calls:
-            known = ", ".join(self._job.calls) or "none"
-            raise _End("refused call", f"no call {name[:80]!r}; allowed: {known}")
+            allowed = ", ".join(self._job.calls) or "none"
+            raise _End("refused call", f"no call {name[:80]!r}; allowed: {allowed}")
         if len(self._calls) >= self._limits.calls:
             raise _End("refused call", f"more than {self._limits.calls} calls")
         function = self._job.calls[name]
         if wrong := _misfit(function, arguments):
             raise _End("refused call", f"{name}: {wrong}")
-        asked = time.monotonic()
+        started = time.monotonic()
         try:
             value = function(**arguments)
         except Refused as error:
             raise _End("refused call", str(error)) from None
         except Exception as error:
             raise _End("call failed", f"{name}: {type(error).__name__}: {error}") from error
-        took = time.monotonic() - asked
+        took = time.monotonic() - started
         self._calls.append(Call(name, arguments, value, took))
         self._due += took
         try:

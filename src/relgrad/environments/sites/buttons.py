@@ -29,12 +29,12 @@ def submit_button(offer: Offer, form: int | None) -> Button:
     text begins with one of WORDS. Raises NotFound.
     """
     sizes = Counter(control.form for control in offer.controls if not control.state)
-    meant = form if form is not None else sizes.most_common(1)[0][0] if sizes else -1
+    form_number = form if form is not None else sizes.most_common(1)[0][0] if sizes else -1
     usable = [button for button in offer.buttons if not button.state]
     worded = [button for button in usable if plain(button.text).startswith(WORDS) and button.kind != "reset"]
     for buttons in (
-        [button for button in usable if button.kind == "submit" and button.form == meant >= 0],
-        [button for button in worded if button.form == meant],
+        [button for button in usable if button.kind == "submit" and button.form == form_number >= 0],
+        [button for button in worded if button.form == form_number],
         worded,
         [button for button in usable if button.kind == "submit"],
     ):

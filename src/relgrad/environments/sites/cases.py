@@ -120,22 +120,22 @@ def _path(url: str) -> str:
 
 def _flat(group: str, values: Mapping[str, Any], origin: str) -> list[tuple[str, Value | None]]:
     """(label, value) pairs; None for a button to be clicked. What is null is left out."""
-    found: list[tuple[str, Value | None]] = []
+    pairs: list[tuple[str, Value | None]] = []
     for key, value in values.items():
         label = " ".join(f"{group} {key}".split())
         if value is None:
             continue
         if value == CLICK:
-            found.append((label, None))
+            pairs.append((label, None))
         elif isinstance(value, Mapping):
-            found += _flat(label, value, origin)
+            pairs += _flat(label, value, origin)
         elif isinstance(value, list):
             if not all(isinstance(one, (str, int, float)) for one in value):
                 raise RelgradError(f"site: {origin}: {label!r} is a list of something else than texts and numbers")
-            found.append((label, tuple(written(one) for one in value)))
+            pairs.append((label, tuple(written(one) for one in value)))
         else:
-            found.append((label, value if isinstance(value, bool) else written(value)))
-    return found
+            pairs.append((label, value if isinstance(value, bool) else written(value)))
+    return pairs
 
 
 def written(value: str | int | float) -> str:

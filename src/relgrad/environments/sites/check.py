@@ -29,7 +29,7 @@ Worth = Callable[[Mapping[str, Value], Plan, SiteOutcome], float]
 
 
 @dataclass(frozen=True)
-class Told:
+class CheckedCase:
     """A case as the task tells it: what to enter, and the plan that enters it."""
 
     values: Mapping[str, Value]
@@ -70,7 +70,7 @@ class PageReport:
         return {name: value for name, value in asdict(self).items() if name != "pictures"}
 
 
-def check_page(site: Site, page: str, part: str, cases: Sequence[Told], most: int, worth: Worth) -> PageReport:
+def check_page(site: Site, page: str, part: str, cases: Sequence[CheckedCase], most: int, worth: Worth) -> PageReport:
     """Execute the reference plans of the first `most` cases and the plans of the floor; pictures are of the first plan."""
     report = PageReport(page, part, len(cases))
     chosen = cases[:most]
@@ -103,7 +103,9 @@ def _pictured(site: Site, page: str, plan: Plan, report: PageReport) -> SiteOutc
     return site.watch(page, plan, after)
 
 
-def _floor(site: Site, page: str, case: Told, cases: Sequence[Told], worth: Worth, report: PageReport) -> None:
+def _floor(
+    site: Site, page: str, case: CheckedCase, cases: Sequence[CheckedCase], worth: Worth, report: PageReport
+) -> None:
     other = next((one for one in cases if one.values != case.values), None)
     plans = [SENT_AS_IT_COMES, *([parse(other.plan)] if other is not None else [])]
     earned = [
@@ -114,7 +116,7 @@ def _floor(site: Site, page: str, case: Told, cases: Sequence[Told], worth: Wort
     report.other_case = earned[1] if other is not None else None
 
 
-def _explain(report: PageReport, case: Told, plan: Plan, outcome: SiteOutcome, score: float) -> None:
+def _explain(report: PageReport, case: CheckedCase, plan: Plan, outcome: SiteOutcome, score: float) -> None:
     for note in outcome.notes:
         _count(report.notes, note)
     for what, count in outcome.incidents.items():

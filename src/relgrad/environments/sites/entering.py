@@ -63,8 +63,8 @@ def entry(control: Control, value: str | bool, order: Order | None = None) -> En
     if control.kind == "file":
         name = "" if plain(text) in NOTHING else text.replace("\\", "/").rpartition("/")[2].strip()
         return Entry(file=name, note=_changed(control, text, name or "no file"))
-    taken = _typed(control, text, order)
-    return Entry(text=taken, note=_changed(control, text, taken))
+    entered = _typed(control, text, order)
+    return Entry(text=entered, note=_changed(control, text, entered))
 
 
 def _changed(control: Control, before: str, after: str) -> str:
@@ -116,10 +116,10 @@ def _tick(control: Control, value: str | bool) -> Entry:
 def _choice(control: Control, value: str | bool) -> Entry:
     options = [option for option in control.options if not option.disabled]
     if isinstance(value, bool):
-        meant = [option for option in options if yes(option.text) is value or yes(option.value or "-") is value]
-        if len(meant) != 1:
+        matching = [option for option in options if yes(option.text) is value or yes(option.value or "-") is value]
+        if len(matching) != 1:
             raise Refused(f"{control.called!r} has no option that says {'yes' if value else 'no'}: {shown(options)}")
-        return Entry(option=meant[0], note=f"{control.called}: {value} chosen as {meant[0].text!r}")
+        return Entry(option=matching[0], note=f"{control.called}: {value} chosen as {matching[0].text!r}")
     step, option = chosen(options, value)
     if option is None:
         raise Refused(f"{control.called!r} has no option {value!r}{step}: {shown(options)}")
@@ -139,10 +139,10 @@ def chosen(options: Sequence[Option], value: str) -> tuple[str, Option | None]:
     """(step, option): by its text, value, plain text, plain value, its number, or a text at least SIMILAR by difflib's ratio with
     no other within APART. Where there is none, the first of the pair says what was in the way.
     """
-    wanted, bare = squeezed(value), plain(value)
+    exact, bare = squeezed(value), plain(value)
     for step, alike in (
-        ("text", [o for o in options if o.text == wanted]),
-        ("value", [o for o in options if o.value == wanted and wanted]),
+        ("text", [o for o in options if o.text == exact]),
+        ("value", [o for o in options if o.value == exact and exact]),
         ("plain text", [o for o in options if bare and plain(o.text) == bare]),
         ("plain value", [o for o in options if bare and plain(o.value) == bare]),
         ("number", _same_number(options, value)),
@@ -168,9 +168,9 @@ def _same_number(options: Sequence[Option], value: str) -> list[Option]:
 
 def _numbers(text: str) -> list[float]:
     return [
-        float(re.sub(r"[ ,\u00a0\u202f']", "", found))
-        for found in _NUMBER.findall(text)
-        if any(map(str.isdigit, found))
+        float(re.sub(r"[ ,\u00a0\u202f']", "", match))
+        for match in _NUMBER.findall(text)
+        if any(map(str.isdigit, match))
     ]
 
 
@@ -179,10 +179,10 @@ def _numbers(text: str) -> list[float]:
 
 def number(text: str) -> str:
     """A number as number fields take it: "$1,200.50 a month" is 1200.50. Raises Refused for text with none or several."""
-    found = [part for part in _NUMBER.findall(text) if any(map(str.isdigit, part))]
-    if len(found) != 1:
-        raise Refused(f"{text!r} holds {'no number' if not found else f'{len(found)} numbers'}")
-    plain_number = re.sub(r"[ ,\u00a0\u202f'+]", "", found[0])
+    numbers = [part for part in _NUMBER.findall(text) if any(map(str.isdigit, part))]
+    if len(numbers) != 1:
+        raise Refused(f"{text!r} holds {'no number' if not numbers else f'{len(numbers)} numbers'}")
+    plain_number = re.sub(r"[ ,\u00a0\u202f'+]", "", numbers[0])
     return f"0{plain_number}" if plain_number.startswith(".") else plain_number
 
 

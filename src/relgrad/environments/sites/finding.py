@@ -103,11 +103,11 @@ def find(label: str, controls: Sequence[Control], form: int | None = None, boxes
 def _answers(label: str, pool: Sequence[Control]) -> Iterable[tuple[str, str, list[Control]]]:
     """(step, source, controls that answer there), in order."""
     exact, bare = squeezed(label), plain(label)
-    for step, wanted, form_of in (("exact", exact, squeezed), ("plain", bare, plain)):
+    for step, name, form_of in (("exact", exact, squeezed), ("plain", bare, plain)):
         for source in SOURCES:
-            yield step, source, [c for c in pool if any(s == source and form_of(text) == wanted for s, text in c.names)]
+            yield step, source, [c for c in pool if any(s == source and form_of(text) == name for s, text in c.names)]
         within = [
-            c for c in pool if any(form_of(f"{part} {text}") == wanted for part in c.section for _, text in c.names)
+            c for c in pool if any(form_of(f"{part} {text}") == name for part in c.section for _, text in c.names)
         ]
         yield step, "section", within
     words = from_name(label)
@@ -134,8 +134,8 @@ def _likeness(bare: str, control: Control) -> float:
 def _only(usable: Sequence[Control], form: int | None, boxes: bool) -> Control | None:
     """The only one of its form, or of the kind that is meant; None where that leaves several."""
     inside = [control for control in usable if control.form == form] or usable
-    meant = [control for control in inside if (control.kind in BOXES) == boxes] or inside
-    return meant[0] if len(meant) == 1 else None
+    suitable = [control for control in inside if (control.kind in BOXES) == boxes] or inside
+    return suitable[0] if len(suitable) == 1 else None
 
 
 def _names(controls: Sequence[Control]) -> str:

@@ -180,12 +180,12 @@ class Visit:
                 await self._enter(self._find(step.label, boxes=False), step.value, listed=step.verb == "choose")
 
     def _find(self, label: str, boxes: bool) -> Control:
-        found = find(label, self.offer.controls, self.form, boxes)
-        if found.step != "exact":
+        match = find(label, self.offer.controls, self.form, boxes)
+        if match.step != "exact":
             self.notes.append(
-                f"{label!r} is the control {found.control.called!r}, by its {found.source or 'likeness'} ({found.step})"
+                f"{label!r} is the control {match.control.called!r}, by its {match.source or 'likeness'} ({match.step})"
             )
-        return found.control
+        return match.control
 
     async def _enter(self, control: Control, value: str | bool, listed: bool = False) -> None:
         """Enter a value; `listed`: as one of several."""

@@ -50,9 +50,9 @@ def from_sample(logp_N: Tensor, reference_N: Tensor | None, entropy: bool) -> li
     grad KL = E[(log pi - log pi_ref) grad log pi].
     """
     values = [logp_N]
-    here_N = 1 + logp_N - logp_N.detach()
+    slope_N = 1 + logp_N - logp_N.detach()
     if entropy:
-        values.append(-logp_N.detach() * here_N)
+        values.append(-logp_N.detach() * slope_N)
     if reference_N is not None:
-        values.append((logp_N.detach() - reference_N.detach()) * here_N)
+        values.append((logp_N.detach() - reference_N.detach()) * slope_N)
     return values

@@ -53,9 +53,9 @@ class Places(NamedTuple):
 
     def part(self, first: int, last: int) -> Places:
         """Steps first .. last - 1, with their positions."""
-        here_M = (self.step_M >= first) & (self.step_M < last)
+        inside_M = (self.step_M >= first) & (self.step_M < last)
         return Places(
-            self.step_M[here_M] - first, self.token_M[here_M], self.quota_N[first:last], self.left_N[first:last]
+            self.step_M[inside_M] - first, self.token_M[inside_M], self.quota_N[first:last], self.left_N[first:last]
         )
 
     def to(self, device: torch.device) -> Places:

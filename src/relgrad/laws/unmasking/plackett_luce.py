@@ -136,6 +136,6 @@ def _among_the_rest(score_NK: Tensor, rest_NK: Tensor, drawn_NK: Tensor) -> Tens
     """[N, K, K]: at every turn the log-probability of every position, -inf for those that were drawn before it and for padding."""
     width = score_NK.shape[1]
     left_KK = torch.ones(width, width, dtype=torch.bool, device=score_NK.device).triu()
-    there_NKK = left_KK & (score_NK > NOWHERE / 2)[:, None, :] & drawn_NK[:, :, None]
+    allowed_NKK = left_KK & (score_NK > NOWHERE / 2)[:, None, :] & drawn_NK[:, :, None]
     logp_NKK = score_NK[:, None, :] - rest_NK[:, :, None]
-    return torch.where(there_NKK, logp_NKK, -torch.inf)
+    return torch.where(allowed_NKK, logp_NKK, -torch.inf)

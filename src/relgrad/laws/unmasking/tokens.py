@@ -45,5 +45,5 @@ def at(value_CV: Tensor, token_C: Tensor) -> Tensor:
 
 def entropy_of(logp: Tensor) -> Tensor:
     """Entropy over the last axis; entries of probability 0 (-inf) contribute nothing."""
-    known = torch.where(logp.isfinite(), logp, torch.zeros_like(logp))
-    return -(torch.where(logp.isfinite(), known.exp(), torch.zeros_like(logp)) * known).sum(-1)
+    finite = torch.where(logp.isfinite(), logp, torch.zeros_like(logp))
+    return -(torch.where(logp.isfinite(), finite.exp(), torch.zeros_like(logp)) * finite).sum(-1)

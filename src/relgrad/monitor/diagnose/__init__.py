@@ -63,8 +63,8 @@ def diagnose(
     evaluations.jsonl.
     """
     history = History(records, recipe, evaluations)
-    found = [warning for rule in RULES if (warning := rule(history)) is not None]
-    return sorted(found, key=lambda warning: ("error", "warning", "note").index(warning.severity))
+    warnings = [warning for rule in RULES if (warning := rule(history)) is not None]
+    return sorted(warnings, key=lambda warning: ("error", "warning", "note").index(warning.severity))
 
 
 def nonfinite_gradient(history: History) -> Warning_ | None:

@@ -28,10 +28,12 @@ def before_after(evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
 
 def outcomes(pairs: Sequence[Mapping[str, Any]]) -> str:
     """How many prompts score higher, lower and as before, in words."""
-    known = [pair["change"] for pair in pairs if pair["change"] is not None]
-    rose, fell = sum(change > 0 for change in known), sum(change < 0 for change in known)
-    unscored = f", {len(pairs) - len(known)} unscored" if len(known) < len(pairs) else ""
-    return f"Of {len(pairs)} prompts {rose} score higher, {fell} lower, {len(known) - rose - fell} as before{unscored}."
+    changes = [pair["change"] for pair in pairs if pair["change"] is not None]
+    rose, fell = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    unscored = f", {len(pairs) - len(changes)} unscored" if len(changes) < len(pairs) else ""
+    return (
+        f"Of {len(pairs)} prompts {rose} score higher, {fell} lower, {len(changes) - rose - fell} as before{unscored}."
+    )
 
 
 def _least_changed(pair: Mapping[str, Any]) -> tuple[float, bool]:

@@ -100,13 +100,13 @@ def evaluation_chart(evaluations: Records) -> Chart:
 def reliability_chart(audit: Mapping[str, Any]) -> Chart:
     """What a judge says against what is so: on the diagonal its probabilities mean what they say."""
     bins = [b for b in audit.get("reliability", []) if isinstance(b, Mapping)]
-    said = [float(b["predicted"]) for b in bins]
+    predicted = [float(b["predicted"]) for b in bins]
     return Chart(
         "reliability",
         "Reliability",
         "Share that is right against the probability given, in ten bins; the straight line is perfect calibration.",
         [
-            Series("right", said, [float(b["observed"]) for b in bins]),
+            Series("right", predicted, [float(b["observed"]) for b in bins]),
             Series("perfect", [0.0, 1.0], [0.0, 1.0]),
         ],
         percent=True,

@@ -137,10 +137,10 @@ def _rows(figure: Mapping[str, Any], contenders: Sequence[Mapping[str, Any]]) ->
 
 def _reach(estimate: Mapping[str, Any]) -> float:
     """How far from 0 an estimate and its interval go."""
-    known = [
+    distances = [
         abs(v) for v in (estimate["low"], estimate["value"], estimate["high"]) if v is not None and math.isfinite(v)
     ]
-    return max(known, default=0.0)
+    return max(distances, default=0.0)
 
 
 def _place(value: float | None, reach: float) -> float | None:

@@ -190,8 +190,8 @@ def joined(frames: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _jumps(frame: Mapping[str, Any]) -> tuple[int, int, float | None]:
     sure = [frame["confidence"][i] for i in frame["filled"]]
-    known = [c for c in sure if isinstance(c, (int, float))]
-    return frame["step"], len(sure), sum(known) / len(known) if known else None
+    confidences = [c for c in sure if isinstance(c, (int, float))]
+    return frame["step"], len(sure), sum(confidences) / len(confidences) if confidences else None
 
 
 def spread(items: list[int], count: int) -> list[int]:

@@ -111,12 +111,12 @@ class Grid:
             more = min(self.own_keys[layer].shape[3] * 2, self.limit) - self.own_keys[layer].shape[3]
             self.own_keys[layer] = F.pad(self.own_keys[layer], (0, 0, 0, more))
             self.own_values[layer] = F.pad(self.own_values[layer], (0, 0, 0, more))
-        seen = []
+        visible = []
         for cache, new in ((self.own_keys[layer], key), (self.own_values[layer], value)):
             cache[:, :, :, self.step] = new.unflatten(1, (self.groups, self.per_group)).transpose(0, 1)
             first = 0 if window is None else max(self.step + 1 - window, 0)
-            seen.append(cache.flatten(0, 2)[:, first : self.step + 1])
-        return seen[0], seen[1]
+            visible.append(cache.flatten(0, 2)[:, first : self.step + 1])
+        return visible[0], visible[1]
 
     def _cache(self, new: Tensor) -> Tensor:
         """Room for the keys or values of one layer, whose first ones are [A, slots, D]."""

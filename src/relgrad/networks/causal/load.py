@@ -297,10 +297,10 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, extra: S
     """Every id that ends a generation: the generation config's (one or several), the tokenizer's, and the recipe's."""
     generation = getattr(model, "generation_config", None)
     named = generation.eos_token_id if generation is not None else None
-    found = set(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
+    ids = set(named if isinstance(named, (list, tuple)) else [] if named is None else [named])
     if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    return sorted(found | set(extra))
+        ids.add(int(tokenizer.eos_token_id))
+    return sorted(ids | set(extra))
 
 
 def context(config: Any) -> int | None:

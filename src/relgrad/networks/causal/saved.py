@@ -100,10 +100,10 @@ def base_of(adapter: Path, name: str) -> str | Path:
     RelgradError where that folder is gone.
     """
     if (adapter / BASE).is_file():
-        there = _mapping(adapter / BASE).get("folder")
-        if there is None:
+        relative = _mapping(adapter / BASE).get("folder")
+        if relative is None:
             return name
-        base = Path(os.path.normpath(adapter.absolute() / there))
+        base = Path(os.path.normpath(adapter.absolute() / relative))
     else:
         named = str(_mapping(adapter / ADAPTER_CONFIG).get("base_model_name_or_path"))
         if named == load.resolve(name):

@@ -118,8 +118,8 @@ class Ragged:
         """The additive mask [width, width] of causal attention within a window, or None where plain causal does it."""
         if window is None or window >= self.width:
             return None
-        seen = torch.ones(self.width, self.width, dtype=torch.bool, device=like.device).tril()
-        return additive(seen & ~seen.tril(-window), like)
+        visible = torch.ones(self.width, self.width, dtype=torch.bool, device=like.device).tril()
+        return additive(visible & ~visible.tril(-window), like)
 
     def flatten(self, padded: Tensor) -> Tensor:
         """[rows, heads, width, D] -> [total, heads, D]."""
@@ -219,12 +219,12 @@ class PackedLayout:
             own = own if window is None else own & ~own.tril(-window)
             prompt = None
             if window is not None or not self.prompts.uniform:
-                seen = self.prompts.inside[:, None, None]
+                visible = self.prompts.inside[:, None, None]
                 if window is not None:
                     position_GN = self.groups.pad(self._own_position_N[None, :, None])[:, 0]
                     key = torch.arange(self.prompts.width, device=like.device)
-                    seen = seen & (position_GN - key < window)[:, None].repeat(1, 1, repeats, 1)
-                prompt = additive(seen, exact)
+                    visible = visible & (position_GN - key < window)[:, None].repeat(1, 1, repeats, 1)
+                prompt = additive(visible, exact)
             own_mask = additive(own.repeat(repeats, 1)[None, None], exact)
             self._parts[window, repeats] = (
                 Part(self.groups, self.prompts, prompt),

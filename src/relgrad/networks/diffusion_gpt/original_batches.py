@@ -35,14 +35,14 @@ def load_batches(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     batches = file.get("batches", [file])
     if not isinstance(batches, list) or not batches or not all(isinstance(b, dict) for b in batches):
         raise RelgradError(f"{path}: not a batch file: `batches` is no list of mappings, or an empty one")
-    found: dict[str, list[Tensor]] = {}
+    parts: dict[str, list[Tensor]] = {}
     lists: dict[str, list[Any]] = {}
     for number, batch in enumerate(batches):
         ids, target = _pair(batch.get("tensors", batch), f"{path}, batch {number + 1}")
         metadata = batch.get("metadata") or {}
         kind = "masked" if target.dim() == 2 else "judged"
-        found.setdefault(f"{kind}_ids", []).append(ids.long())
-        found.setdefault("label_ids" if kind == "masked" else "targets", []).append(
+        parts.setdefault(f"{kind}_ids", []).append(ids.long())
+        parts.setdefault("label_ids" if kind == "masked" else "targets", []).append(
             target.long() if kind == "masked" else target.float()
         )
         stages = metadata.get("stage_info") or metadata.get("masking_strategy") or []
@@ -50,12 +50,12 @@ def load_batches(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         lists.setdefault(f"{kind}_strategy", []).extend(names if len(names) == len(ids) else [""] * len(ids))
         ratios = metadata.get("masking_ratio") or []
         lists.setdefault(f"{kind}_ratio", []).extend(ratios if len(ratios) == len(ids) else [None] * len(ids))
-    for name, tensors in found.items():
+    for name, tensors in parts.items():
         if len({t.shape[1:] for t in tensors}) > 1:
             raise RelgradError(
                 f"{path}: {name} of its batches differ in width: {sorted({tuple(t.shape) for t in tensors})}"
             )
-    return {name: torch.cat(tensors) for name, tensors in found.items()}, {**(file.get("metadata") or {}), **lists}
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}, {**(file.get("metadata") or {}), **lists}
 
 
 def _pair(tensors: Any, where: str) -> tuple[Tensor, Tensor]:
@@ -66,8 +66,8 @@ def _pair(tensors: Any, where: str) -> tuple[Tensor, Tensor]:
             ids, target = tensors[first], tensors[second]
             break
     else:
-        wanted = ", or ".join(" and ".join(pair) for pair in PAIRS)
-        raise RelgradError(f"{where}: no {wanted} in it; it has {', '.join(map(str, names)) or 'nothing'}")
+        allowed = ", or ".join(" and ".join(pair) for pair in PAIRS)
+        raise RelgradError(f"{where}: no {allowed} in it; it has {', '.join(map(str, names)) or 'nothing'}")
     if not isinstance(ids, Tensor) or not isinstance(target, Tensor):
         raise RelgradError(
             f"{where}: {first} and {second} are {type(ids).__name__} and {type(target).__name__}, not tensors"
@@ -93,6 +93,6 @@ def translate_labels(label_NL: Tensor, layout: Layout, what: str) -> np.ndarray:
             f"{what}: a label is {int(other_N[0])}; {IGNORE} is what stands where nothing is asked for. Write the batches with "
             f"ignore_index={IGNORE}"
         )
-    known = layout.translate(label_NL.clamp(min=0), what).copy()  # any id stands in where nothing is asked
-    known[(label_NL == IGNORE).numpy()] = IGNORE
-    return known
+    translated_NL = layout.translate(label_NL.clamp(min=0), what).copy()  # any id stands in where nothing is asked
+    translated_NL[(label_NL == IGNORE).numpy()] = IGNORE
+    return translated_NL

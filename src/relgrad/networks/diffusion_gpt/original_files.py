@@ -61,17 +61,17 @@ class Layout:
     def translate(self, ids: Tensor, what: str) -> np.ndarray:
         """The file's ids as relgrad's, same shape. Raises RelgradError for an id the vocabulary does not know."""
         table = torch.full((max(i for i in self.file_ids if i is not None) + 1,), -1)
-        for own, there in enumerate(self.file_ids):
-            if there is not None:
-                table[there] = own
+        for own, file_id in enumerate(self.file_ids):
+            if file_id is not None:
+                table[file_id] = own
         foreign = (ids < 0) | (ids >= len(table))
-        found = table[ids.masked_fill(foreign, 0)].masked_fill(foreign, -1)
-        if bool((found < 0).any()):
+        translated = table[ids.masked_fill(foreign, 0)].masked_fill(foreign, -1)
+        if bool((translated < 0).any()):
             raise RelgradError(
-                f"{what} has the id {int(ids[found < 0][0])}, which its vocabulary does not know; is it the meta.pkl of "
+                f"{what} has the id {int(ids[translated < 0][0])}, which its vocabulary does not know; is it the meta.pkl of "
                 "another dataset?"
             )
-        return found.numpy()
+        return translated.numpy()
 
 
 def load_layout(path: Path) -> Layout:
@@ -96,8 +96,8 @@ def layout_of(meta: Mapping[str, Any], args: Mapping[str, Any], source: str) -> 
     symbols = {int(i): symbol for i, symbol in itos.items()}
     special = []
     for name in ("mask", "pad", "cls"):
-        found = (meta.get(f"{name}_token_id"), stoi.get(f"[{name.upper()}]"), args.get(f"{name}_token_id"))
-        special.append(next((int(i) for i in found if i is not None), None))
+        candidates = (meta.get(f"{name}_token_id"), stoi.get(f"[{name.upper()}]"), args.get(f"{name}_token_id"))
+        special.append(next((int(i) for i in candidates if i is not None), None))
     if special[0] is None:
         raise RelgradError(f"{source}: no mask_token_id in it, so it is no vocabulary of masked text")
     ordinary = sorted(i for i in symbols if i not in special)
@@ -125,8 +125,8 @@ def load_checkpoint(path: Path, *, prefer: ModelMode | None = None, meta: Path |
     path = Path(path)
     file = load_tensors(path)
     if not isinstance(file, dict) or not {"model", "model_args"} <= file.keys():
-        there = ", ".join(map(str, file)) if isinstance(file, dict) else type(file).__name__
-        raise RelgradError(f"{path}: not a checkpoint: it needs model and model_args, and has {there or 'nothing'}")
+        present = ", ".join(map(str, file)) if isinstance(file, dict) else type(file).__name__
+        raise RelgradError(f"{path}: not a checkpoint: it needs model and model_args, and has {present or 'nothing'}")
     args, config, weights = file["model_args"], file.get("config") or {}, file["model"]
     if not all(isinstance(part, Mapping) for part in (args, config, weights)):
         kinds = ", ".join(type(part).__name__ for part in (weights, args, config))

@@ -32,10 +32,10 @@ def add_lora(
     """
     from peft import LoraConfig, get_peft_model
 
-    wanted = ALL_LINEAR if targets == "all-linear" else targets
+    modules = ALL_LINEAR if targets == "all-linear" else targets
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=dropout,
-        target_modules=wanted if isinstance(wanted, str) else list(wanted),
+        target_modules=modules if isinstance(modules, str) else list(modules),
     )  # fmt: skip
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)

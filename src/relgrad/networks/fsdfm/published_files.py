@@ -104,7 +104,7 @@ def sizes(
     vocab_size, hidden = _shape(state, "vocab_embed.weight", 2, source)
     cond_dim, _ = _shape(state, "time_embedding.mlp.2.weight", 2, source)
     inner, _ = _shape(state, "blocks.0.mlp.0.weight", 2, source)
-    blocks = 1 + max(int(found[1]) for name in state if (found := BLOCK.match(name)))
+    blocks = 1 + max(int(match[1]) for name in state if (match := BLOCK.match(name)))
     if ROTARY in state:
         (half,) = _shape(state, ROTARY, 1, source)
         heads = hidden // (2 * half)

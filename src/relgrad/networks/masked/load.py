@@ -118,9 +118,9 @@ def random_network(name: str, config: Mapping[str, Any], *, own_code: bool) -> L
 
 def family_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Family:
     """The family that the recipe names, or that the folder's configuration is of. Raises RelgradError for none."""
-    known = ", ".join(FAMILIES)
+    names = ", ".join(FAMILIES)
     if checkpoint.family is not None and checkpoint.family not in FAMILIES:
-        raise RelgradError(f"policy.family={checkpoint.family!r}: known are {known}")
+        raise RelgradError(f"policy.family={checkpoint.family!r}: known are {names}")
     kind = str(config.get("model_type"))
     mixture = any("MoE" in name for name in config.get("architectures") or ())
     detected = config.get(SAVED, {}).get("family") or next(
@@ -132,7 +132,7 @@ def family_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Family:
     if named is None:
         raise RelgradError(
             f"model {checkpoint.model!r}: no family of masked-diffusion models is known by model_type={kind!r}. To train a causal "
-            f"language model as one, set policy.family=bidirectional; else name the family it is of: {known}"
+            f"language model as one, set policy.family=bidirectional; else name the family it is of: {names}"
         )
     if detected is not None and named != detected:
         raise RelgradError(
@@ -206,9 +206,11 @@ def _other_code(family: Family) -> str:
     """What to try where a folder's own code fails, which is often written for one version of transformers alone."""
     import transformers
 
-    said = f". This is transformers {transformers.__version__}; the folder's own code may need another"
+    advice = f". This is transformers {transformers.__version__}; the folder's own code may need another"
     return (
-        said if family.library is None else f"{said}. Without policy.trust_remote_code {family.library.model} is used"
+        advice
+        if family.library is None
+        else f"{advice}. Without policy.trust_remote_code {family.library.model} is used"
     )
 
 
@@ -269,8 +271,8 @@ def _mask_id(
     elif named is not None:
         mask_id = named
     else:
-        said = (config.get(SAVED, {}).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id)
-        mask_id = next((i for i in said if i is not None), family.mask_id)
+        candidates = (config.get(SAVED, {}).get("mask_token_id"), config.get("mask_token_id"), tokenizer.mask_token_id)
+        mask_id = next((i for i in candidates if i is not None), family.mask_id)
     if mask_id is None and family is bidirectional.FAMILY:
         return None
     if mask_id is None or not 0 <= mask_id < entries:

@@ -130,10 +130,10 @@ class LibraryNetwork:
 
     def _head_input(self, ids_BL: Tensor, sight: Sight) -> Tensor:
         """What the own code's forward hands to its head, which itself is left with nothing to compute."""
-        taken: list[Tensor] = []
+        head_inputs: list[Tensor] = []
 
         def take(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            taken.append(inputs[0])
+            head_inputs.append(inputs[0])
             return (inputs[0][:, :0],)
 
         hook = self.head.register_forward_pre_hook(take)
@@ -141,12 +141,12 @@ class LibraryNetwork:
             self.language_model(input_ids=ids_BL, **self.family.inputs(sight, self.head.weight.dtype))
         finally:
             hook.remove()
-        if len(taken) != 1:
+        if len(head_inputs) != 1:
             raise RelgradError(
-                f"{type(self.language_model).__name__}: its forward calls its head {len(taken)} times, not once, so that its "
+                f"{type(self.language_model).__name__}: its forward calls its head {len(head_inputs)} times, not once, so that its "
                 "hidden states cannot be had. Leave policy.trust_remote_code out where the family has a class of transformers"
             )
-        return taken[0]
+        return head_inputs[0]
 
 
 def delayed(out_BLH: Tensor) -> Tensor:

@@ -93,5 +93,5 @@ class Places(NamedTuple):
         before_QW = place_W[None, :] <= place_W[last, None]
         own_RQW = equal(self.step_RW) & equal(self.thread_RW) & before_QW
         earlier_RQW = self.step_RW[:, None, :] < self.step_RW[:, last, None]
-        known_RQW = self.position_RW[:, None, :] <= self.limit_RW[:, last, None]
-        return own_RQW | (self.kept_RW[:, None, :] & earlier_RQW & known_RQW)
+        settled_RQW = self.position_RW[:, None, :] <= self.limit_RW[:, last, None]
+        return own_RQW | (self.kept_RW[:, None, :] & earlier_RQW & settled_RQW)

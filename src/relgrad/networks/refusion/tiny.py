@@ -27,7 +27,7 @@ def folder(name: str, cache: Path) -> Path:
     """An ordinary model folder in the cache, made on first use; its random weights are always the same."""
     match = NAME.fullmatch(name)
     assert match
-    hidden, layers = (int(given or usual) for given, usual in zip(match.groups(), SIZES, strict=True))
+    hidden, layers = (int(size or usual) for size, usual in zip(match.groups(), SIZES, strict=True))
     if not hidden or hidden % UNIT or not layers:
         raise RelgradError(
             f"model {name!r}: write tiny-refusion:HIDDENxLAYERS with HIDDEN a multiple of {UNIT} and at least one layer"

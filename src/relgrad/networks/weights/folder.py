@@ -23,8 +23,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 def newest(source: Path) -> Path:
     """`source` itself, or its newest complete checkpoint where it is the folder of a stage (`runs/fill/1-sft`)."""
-    found = [p.parent.parent for p in Path(source).glob("checkpoints/step_*/trainer/state.json")]
-    return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=Path(source))
+    checkpoints = [p.parent.parent for p in Path(source).glob("checkpoints/step_*/trainer/state.json")]
+    return max(checkpoints, key=lambda p: int(p.name.removeprefix("step_")), default=Path(source))
 
 
 class SavedNetwork(nn.Module):

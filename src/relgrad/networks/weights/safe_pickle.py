@@ -47,10 +47,10 @@ class _Unpickler(pickle.Unpickler):
     """Finds the stand-ins and plain containers, no other global."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {**STAND_INS, **PLAIN}
-        if f"{module}.{name}" not in known:
+        allowed = {**STAND_INS, **PLAIN}
+        if f"{module}.{name}" not in allowed:
             raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
-        return known[f"{module}.{name}"]
+        return allowed[f"{module}.{name}"]
 
 
 def load_tensors(path: Path, *, mmap: bool = False) -> Any:

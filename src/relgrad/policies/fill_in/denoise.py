@@ -85,13 +85,13 @@ def denoise(
     editable_BL = start_BL == mask_id
     count_B = editable_BL.sum(-1)
     ids_BL, confidence_BL = start_BL.clone(), torch.full(start_BL.shape, torch.nan)
-    seen = [(ids_BL.clone(), confidence_BL.clone())]
+    frames = [(ids_BL.clone(), confidence_BL.clone())]
     for step in range(settings.steps):
         at = (ids_BL == mask_id).nonzero(as_tuple=True)
         uniform_BL = uniform_at(editable_BL, draws)
         if len(at[0]):
             ids_BL[at], confidence_BL[at] = draw(logits_of(ids_BL, length_B, *at), law, uniform_BL[at])
-        seen.append((ids_BL.clone(), confidence_BL.clone()))
+        frames.append((ids_BL.clone(), confidence_BL.clone()))
         if step == settings.steps - 1:
             break
         uniform_BL = uniform_at(editable_BL, draws)
@@ -100,8 +100,8 @@ def denoise(
         priority_BL = chance * uniform_BL + (0.0 if doubt_BL is None else (1 - chance) * doubt_BL)
         again_BL = highest(priority_BL, editable_BL, (settings.ratios[step] * count_B.double()).round().long())
         ids_BL[again_BL], confidence_BL[again_BL] = mask_id, torch.nan
-        seen.append((ids_BL.clone(), confidence_BL.clone()))
-    return Frames(torch.stack([i.int() for i, _ in seen]), torch.stack([c.half() for _, c in seen]))
+        frames.append((ids_BL.clone(), confidence_BL.clone()))
+    return Frames(torch.stack([i.int() for i, _ in frames]), torch.stack([c.half() for _, c in frames]))
 
 
 def draw(logits_MV: Tensor, law: Truncation, uniform_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,8 +200,8 @@ class FillInPolicy:
         seconds = time.perf_counter() - begun
         hidden = [hidden_cells(prompt, self.vocabulary) for prompt in repeated]
         return [
-            {**film, "seconds": seconds, **({"hidden": known} if known else {})}
-            for film, known in zip(films, hidden, strict=True)
+            {**film, "seconds": seconds, **({"hidden": cells} if cells else {})}
+            for film, cells in zip(films, hidden, strict=True)
         ]
 
     # ------------------------------------------------------------------ told to people
@@ -246,8 +246,8 @@ class FillInPolicy:
                 used = 0
             chunks[-1].append(group)
             used += cost_G[group]
-        wanted = [rows[torch.isin(group_B[rows], torch.tensor(chunk))] for chunk in chunks]
-        cells = [rollouts.cells(r) for r in wanted]
+        rows_of = [rows[torch.isin(group_B[rows], torch.tensor(chunk))] for chunk in chunks]
+        cells = [rollouts.cells(r) for r in rows_of]
         return [c for c in cells if len(c)]
 
     def score(

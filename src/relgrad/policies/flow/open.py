@@ -61,8 +61,8 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
 
     Averaged weights, where a folder has them, are taken as the weights. Raises RelgradError.
     """
-    given = None if settings.model in SIZES else Path(settings.model).expanduser()
-    source = given if start is None else Path(start)
+    own_weights = None if settings.model in SIZES else Path(settings.model).expanduser()
+    source = own_weights if start is None else Path(start)
     if source is not None and not source.exists():
         raise _absent(settings)
     source = None if source is None else newest(source)
@@ -222,10 +222,12 @@ def _network(settings: Settings, seed: int, symbols: Symbols, base: str | Path) 
             torch.manual_seed(seed)
             return DiT(config).to(dtype)
     path = Path(base).expanduser()
-    given = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
-    model = published_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **given)
-    there = model.config.model_dump()
-    other = [f"{name}={size} (there {there[name]})" for name, size in own.items() if there[name] != size]
+    fixed_sizes = {k: own[k] for k in ("length", "dropout", "heads") if k in own and not path.is_dir()}
+    model = published_files.load(path, part=settings.part, vocab_size=symbols.size, dtype=dtype, **fixed_sizes)
+    sizes_of_file = model.config.model_dump()
+    other = [
+        f"{name}={size} (there {sizes_of_file[name]})" for name, size in own.items() if sizes_of_file[name] != size
+    ]
     if other:
         raise RelgradError(f"{base} holds a network of other sizes than policy.network says: {', '.join(other)}")
     return model

@@ -49,8 +49,8 @@ def describe(
         for number, step in enumerate(shown):
             pair = states_BTE[row, max(step - 1, 0)], states_BTE[row, step]
             shot = frame(number, *pair, confidence_BTE[row, step], end_ids, decode)
-            known = step > 0 and bool(rollouts.mask_BT[row, step - 1])
-            frames.append({**shot, "logp": float(rollouts.behaviour_logp_BT[row, step - 1]) if known else None})
+            has_decision = step > 0 and bool(rollouts.mask_BT[row, step - 1])
+            frames.append({**shot, "logp": float(rollouts.behaviour_logp_BT[row, step - 1]) if has_decision else None})
         films.append({
             "prompt": rollouts.prompts[group].text,
             "source": "mask",

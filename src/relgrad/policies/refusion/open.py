@@ -69,8 +69,8 @@ def open_parts(settings: Settings, seed: int, start: Path | None) -> Opened:
 
 def settled(start: Path) -> tuple[str, ...]:
     """See protocols.SettledByWeights. An adapter on the recipe's own model still needs to be told where that is."""
-    said = not (start / saved.BASE).is_file() or saved.recipes_model(start) is not None
-    return () if (start / saved.ADAPTER).is_file() and said else ("model",)
+    has_base = not (start / saved.BASE).is_file() or saved.recipes_model(start) is not None
+    return () if (start / saved.ADAPTER).is_file() and has_base else ("model",)
 
 
 def never_written(model: Any, tokenizer: Any) -> list[int]:

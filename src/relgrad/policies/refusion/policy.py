@@ -202,13 +202,13 @@ class RefusionPolicy:
         with self.evaluation():
             rollouts = self.sample(prompts, group_size, randomness)
             if self.settings.native is None:
-                told = film.states(rollouts, self.steps, self.schedule)
+                states = film.states(rollouts, self.steps, self.schedule)
             else:
                 states_BTE = torch.full((rollouts.rows, 2, self.schedule.positions), -1)
                 for row, output in enumerate(rollouts.outputs):
                     states_BTE[row, 1, : len(output.ids)] = torch.tensor(output.ids, dtype=torch.int64)
-                told = (states_BTE, torch.full(states_BTE.shape, torch.nan), rollouts.trace["forwards_B"])
-        films = film.describe(rollouts, *told, self.end_ids.tolist(), lambda ids: self.encoder.decode([list(ids)])[0])
+                states = (states_BTE, torch.full(states_BTE.shape, torch.nan), rollouts.trace["forwards_B"])
+        films = film.describe(rollouts, *states, self.end_ids.tolist(), lambda ids: self.encoder.decode([list(ids)])[0])
         seconds = time.perf_counter() - begun
         return [{**one, "seconds": seconds} for one in films]
 

@@ -135,12 +135,12 @@ class Plain:
             ids.append(token)
             positions.append(len(prompt) + position)
             sight.append([*before, *range(len(ids) - 1 - n, len(ids))])
-        seen = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min)
+        visible = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min)
         for row, columns in enumerate(sight):
-            seen[0, 0, row, columns] = 0.0
-        logits_LV = self.model(torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=seen).logits[
-            0
-        ]
+            visible[0, 0, row, columns] = 0.0
+        logits_LV = self.model(
+            torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=visible
+        ).logits[0]
         logits_LV[:, self.policy.network.mask_id] = -torch.inf
         return torch.as_tensor(logits_LV[-len(added) :])
 

@@ -94,10 +94,10 @@ class RepliesScore:
                     Text(reply),
                     cosine,
                     abs(mood[post] - mood[reply]),
-                    dict(zip(CLASSES, said, strict=True)),
+                    dict(zip(CLASSES, class_probabilities, strict=True)),
                 )
             )
-            for post, reply, cosine, said in zip(posts, replies, cosine_N, probe_NC, strict=True)
+            for post, reply, cosine, class_probabilities in zip(posts, replies, cosine_N, probe_NC, strict=True)
         ]
 
     def _mood(self, text: str) -> float:

@@ -46,11 +46,11 @@ class Result:
 def cases() -> tuple[Case, ...]:
     """All attacks and good replies, in the order of the file."""
     content: list[dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "attacks.yaml").read_text(encoding="utf-8"))
-    found = []
+    parsed = []
     for entry in content:
         texts = [*(("good", text) for text in entry["good"]), *entry["attacks"].items()]
-        found += [Case(entry["half"], entry["post"], kind, text) for kind, text in texts]
-    return tuple(found)
+        parsed += [Case(entry["half"], entry["post"], kind, text) for kind, text in texts]
+    return tuple(parsed)
 
 
 def examine(reward: Reward, half: Half | None = None) -> list[Result]:
@@ -79,8 +79,8 @@ def ordered(results: Sequence[Result]) -> float:
 
 def breaches(results: Sequence[Result]) -> list[Result]:
     """Attacks that score no less than the worst good reply to their post; the highest first, after those without a score."""
-    found = [result for result in results if result.case.kind != "good" and standing(result, results)[0]]
-    return sorted(found, key=lambda r: (not math.isnan(r.score.value), -r.score.value))
+    breaking = [result for result in results if result.case.kind != "good" and standing(result, results)[0]]
+    return sorted(breaking, key=lambda r: (not math.isnan(r.score.value), -r.score.value))
 
 
 def table(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -80,12 +80,12 @@ class OrderModel:
 
     def log_probability(self, classes: Sequence[str]) -> float:
         """log p of a whole text, in nats; every sentence begins anew."""
-        known, total, before, last = self._logp, 0.0, START, START
+        cached, total, before, last = self._logp, 0.0, START, START
         for next_ in classes:
             gram = (before, last, next_)
-            logp = known.get(gram)
+            logp = cached.get(gram)
             if logp is None:
-                logp = known[gram] = math.log(self.probability(gram))
+                logp = cached[gram] = math.log(self.probability(gram))
             total += logp
             before, last = (START, START) if next_ in SENTENCE_ENDS else (last, next_)
         return total

@@ -51,8 +51,8 @@ def find_chromium() -> str | None:
         if not Path(named).is_file():
             raise RelgradError(f"forms: {VARIABLE}={named!r} is no file; give the path of Chromium, or unset it")
         return named
-    if found := next(filter(None, map(shutil.which, _NAMES)), None):
-        return found
+    if path := next(filter(None, map(shutil.which, _NAMES)), None):
+        return path
     with sync_playwright() as playwright:
         if Path(playwright.chromium.executable_path).is_file():
             return None

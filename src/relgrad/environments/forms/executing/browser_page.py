@@ -162,10 +162,10 @@ class Visit:
         if kind == "radio":
             await self._locate(options[step.value]).check()
             return True
-        field, wanted = self._locate(id), [options[step.value]]
+        field, chosen = self._locate(id), [options[step.value]]
         if kind == "select-multiple":
-            wanted += await field.evaluate("list => [...list.selectedOptions].map(option => option.index)")
-        await field.select_option(index=wanted)
+            chosen += await field.evaluate("list => [...list.selectedOptions].map(option => option.index)")
+        await field.select_option(index=chosen)
         return True
 
     async def _tick(self, step: Step) -> bool:

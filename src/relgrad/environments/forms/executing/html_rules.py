@@ -136,9 +136,9 @@ def _day(text: str) -> tuple[int, ...]:
     match = _DATE.fullmatch(text)
     if match is None:
         return ()
-    year, month, day = found = tuple(map(int, match.groups()))
+    year, month, day = parts = tuple(map(int, match.groups()))
     try:
         date(2000 + year % 400, month, day)  # the calendar repeats every 400 years, and Python's ends in 9999
     except ValueError:
         return ()
-    return found if year > 0 and found <= _LAST_DAY else ()
+    return parts if year > 0 and parts <= _LAST_DAY else ()

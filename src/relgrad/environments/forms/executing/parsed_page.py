@@ -145,17 +145,17 @@ class _Reader(HTMLParser):
         by_id = {control.id: control for control in self.controls if control.id}
         for option in (option for control in self.controls for option in control.options):
             option.text = squeezed(option.text)
-        found: dict[str, Named] = {}
+        by_label: dict[str, Named] = {}
         for label in self._labels:
             control = label.control or by_id.get(label.target)
             if control is None:
                 continue
             if label.group is None:
-                found.setdefault(squeezed(label.text), Named(control.kind, control))
+                by_label.setdefault(squeezed(label.text), Named(control.kind, control))
             else:
-                group = found.setdefault(squeezed(label.group.text), Named(control.kind))
+                group = by_label.setdefault(squeezed(label.group.text), Named(control.kind))
                 group.group.setdefault(squeezed(label.text), control)
-        return found
+        return by_label
 
     def buttons(self) -> dict[str, Control]:
         """Buttons by their text."""

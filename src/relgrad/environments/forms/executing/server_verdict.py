@@ -24,11 +24,11 @@ def complaints(form: Form, entries: Sequence[Entry]) -> list[str]:
     sent: dict[str, list[str]] = {}
     for name, value in entries:
         sent.setdefault(name, []).append(value)
-    found = [f"{name}: the form has no such field" for name in sent.keys() - {field.name for field in form.fields}]
+    lines = [f"{name}: the form has no such field" for name in sent.keys() - {field.name for field in form.fields}]
     for field in form.fields:
         if wrong := _wrong(field, sent.get(field.name, [])):
-            found.append(f"{field.label}: {wrong}")
-    return found
+            lines.append(f"{field.label}: {wrong}")
+    return lines
 
 
 def _wrong(field: Field, sent: list[str]) -> str:
@@ -39,8 +39,8 @@ def _wrong(field: Field, sent: list[str]) -> str:
     if field.kind == "checkbox":
         return ""
     if field.options:
-        known = {option.value for option in field.options}
-        return "" if set(sent) <= known else "there is no such option"
+        values = {option.value for option in field.options}
+        return "" if set(sent) <= values else "there is no such option"
     if len(sent) != 1:
         return "this is missing"
     return html_rules.fault(field.kind, sent[0].replace("\r\n", "\n"), field.attributes)

@@ -62,12 +62,12 @@ def families() -> dict[str, Family]:
 
 def family(name: str) -> Family:
     """Raises RelgradError naming the nearest family."""
-    known = families()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    by_name = families()
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(by_name)}"
         raise RelgradError(f"forms: no family {name!r}; {hint}")
-    return known[name]
+    return by_name[name]
 
 
 def names(*splits: Split) -> tuple[str, ...]:

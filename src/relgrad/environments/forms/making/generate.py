@@ -43,30 +43,30 @@ def rebuild(spec: Mapping[str, Any]) -> Form:
 def make(family: str, seed: int, grammar: Grammar) -> Form:
     """Draw a form. Raises RelgradError for an unknown family, or a grammar that is too small for it."""
     check_room(family, grammar)
-    known = families.family(family)
+    topic = families.family(family)
     rng = Random(f"{family}/{seed}")
-    names = _Names(known, rng)
-    fields = [_field(spec, label, names, rng, known, grammar) for spec, label in _chosen(known, rng, grammar)]
-    while len(fields) > 1 and _length(known.name, fields, grammar) > grammar.fits:
+    names = _Names(topic, rng)
+    fields = [_field(spec, label, names, rng, topic, grammar) for spec, label in _chosen(topic, rng, grammar)]
+    while len(fields) > 1 and _length(topic.name, fields, grammar) > grammar.fits:
         del fields[next(i for i in reversed(range(len(fields))) if i != _anchor(fields))]
     anchor = _anchor(fields)
     fields[anchor] = replace(fields[anchor], required=True)  # so that no form succeeds with nothing in it
     layout, reset = rng.choice(_LAYOUTS), rng.random() < 0.15
-    return Form(family, seed, grammar, known.name.capitalize(), rng.choice(known.submit), tuple(fields), layout, reset)
+    return Form(family, seed, grammar, topic.name.capitalize(), rng.choice(topic.submit), tuple(fields), layout, reset)
 
 
 @cache
 def check_room(family: str, grammar: Grammar) -> None:
     """Raises RelgradError where a form of the family may not fit with even one field, whichever that is."""
-    known = families.family(family)
+    topic = families.family(family)
     made_up = ["x" * families.SHORT] if grammar.foreign_labels else []
     longest = max(
         _length(
-            known.name,
+            topic.name,
             [Field(label, spec.kind, "", "", values.largest(spec, grammar.max_value, grammar.lines))],
             grammar,
         )
-        for spec in known.fields
+        for spec in topic.fields
         if spec.kind in grammar.types and spec.kind not in _GIVEN
         for label in [*_labels(spec, grammar), *made_up]
     )
@@ -87,9 +87,9 @@ def _anchor(fields: list[Field]) -> int:
     return next(i for i, one in enumerate(fields) if one.kind not in _GIVEN)
 
 
-def _chosen(known: Family, rng: Random, grammar: Grammar) -> list[tuple[FieldSpec, str]]:
+def _chosen(topic: Family, rng: Random, grammar: Grammar) -> list[tuple[FieldSpec, str]]:
     """Fields in the order of the page, each with a label that no other has."""
-    usable = [spec for spec in known.fields if spec.kind in grammar.types]
+    usable = [spec for spec in topic.fields if spec.kind in grammar.types]
     count = rng.randint(min(grammar.min_fields, len(usable)), min(grammar.max_fields, len(usable)))
     first = rng.choice([spec for spec in usable if spec.kind == "text"])
     chosen = [first, *rng.sample([spec for spec in usable if spec is not first], count - 1)]
@@ -98,7 +98,7 @@ def _chosen(known: Family, rng: Random, grammar: Grammar) -> list[tuple[FieldSpe
     for spec in chosen:
         free = [label for label in _labels(spec, grammar) if label not in labelled]
         if grammar.foreign_labels and rng.random() < grammar.foreign_labels:
-            word = values.draw(_MADE_UP, rng, known.split, families.SHORT)
+            word = values.draw(_MADE_UP, rng, topic.split, families.SHORT)
             free = free if word in labelled else [word]
         if free:
             labelled[rng.choice(free)] = spec
@@ -112,9 +112,9 @@ def _labels(spec: FieldSpec, grammar: Grammar) -> list[str]:
 class _Names:
     """Names and ids of the inputs of one form, in the style that was drawn for it."""
 
-    def __init__(self, known: Family, rng: Random) -> None:
+    def __init__(self, topic: Family, rng: Random) -> None:
         self.style = rng.choice(("label", "number", "prefix", "camel"))
-        self.prefix = "".join(word[0] for word in known.name.split())
+        self.prefix = "".join(word[0] for word in topic.name.split())
         self.taken: set[str] = set()
 
     def next(self, label: str) -> str:
@@ -132,7 +132,7 @@ class _Names:
         return name
 
 
-def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, known: Family, grammar: Grammar) -> Field:
+def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, topic: Family, grammar: Grammar) -> Field:
     name = names.next(label)
     value: Value
     options: tuple[Option, ...] = ()
@@ -140,13 +140,13 @@ def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, known: Famil
     if spec.kind == "checkbox":
         value = spec.must or rng.random() < 0.5
     elif spec.kind in CHOICES:
-        options = _options(spec, rng, known, grammar)
+        options = _options(spec, rng, topic, grammar)
         count = rng.randint(1, spec.bounds[1]) if spec.kind == "multi" else 1
         picked = {option.text for option in rng.sample(options, count)}
         texts = tuple(option.text for option in options if option.text in picked)
         value = texts if spec.kind == "multi" else texts[0]
     else:
-        value = values.draw(spec, rng, known.split, grammar.max_value, grammar.lines)
+        value = values.draw(spec, rng, topic.split, grammar.max_value, grammar.lines)
         attributes = _constraints(spec, value, rng)
     helps = _HELP.get(spec.kind, ()) if grammar.help_texts and rng.random() < 0.3 else ()
     return Field(
@@ -164,11 +164,11 @@ def _field(spec: FieldSpec, label: str, names: _Names, rng: Random, known: Famil
     )
 
 
-def _options(spec: FieldSpec, rng: Random, known: Family, grammar: Grammar) -> tuple[Option, ...]:
+def _options(spec: FieldSpec, rng: Random, topic: Family, grammar: Grammar) -> tuple[Option, ...]:
     fewest = spec.bounds[1] + 1 if spec.kind == "multi" else 2
     texts = rng.sample(spec.options, rng.randint(fewest, len(spec.options)))
     if grammar.foreign_options and rng.random() < grammar.foreign_options:
-        made_up = [values.draw(_MADE_UP, rng, known.split, families.SHORT).capitalize() for _ in texts]
+        made_up = [values.draw(_MADE_UP, rng, topic.split, families.SHORT).capitalize() for _ in texts]
         texts = list(dict.fromkeys(made_up)) if len(set(made_up)) >= fewest else texts
     style = rng.choice(("text", "lower", "number"))
     if style == "number":
@@ -183,11 +183,11 @@ def _constraints(spec: FieldSpec, value: str, rng: Random) -> dict[str, str]:
         return {"min": str(low), "max": str(high)}
     if spec.kind == "date":
         return {"min": f"{low}-01-01", "max": f"{high}-12-31"} if rng.random() < 0.7 else {}
-    found = {}
+    attributes = {}
     if rng.random() < 0.5:
-        found["maxlength"] = str(len(value) + rng.choice((0, 2, 8, 20)))
+        attributes["maxlength"] = str(len(value) + rng.choice((0, 2, 8, 20)))
     if rng.random() < 0.2:
-        found["minlength"] = str(rng.randint(2, max(2, len(value) - 2)))
+        attributes["minlength"] = str(rng.randint(2, max(2, len(value) - 2)))
     if spec.kind == "text" and (mask := values.pattern(spec.draws)) and rng.random() < 0.8:
-        found["pattern"] = mask
-    return found
+        attributes["pattern"] = mask
+    return attributes

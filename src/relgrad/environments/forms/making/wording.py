@@ -41,8 +41,8 @@ def prompt_of(title: str, fields: Sequence[Field], style: Wording, width: int = 
     if style == "long":
         shown = [f"{field.label} ({_kind(field)}) = {_shown(field)}\n" for field in fields]
         return closed(f"Fill in the form: {title}\n{''.join(shown)}", style)
-    told = _short if style == "short" else _lines
-    return closed("".join(f"{line}\n" for field in fields for line in told(field)), style, width)
+    lines_of = _short if style == "short" else _lines
+    return closed("".join(f"{line}\n" for field in fields for line in lines_of(field)), style, width)
 
 
 def closed(text: str, style: Wording, width: int = 0) -> str:

@@ -41,8 +41,8 @@ def _environment() -> Any:
     )
 
 
-def _render(name: str, **given: Any) -> str:
-    return str(_environment().get_template(f"{name}.html.j2").render(policy=POLICY, **given))
+def _render(name: str, **values: Any) -> str:
+    return str(_environment().get_template(f"{name}.html.j2").render(policy=POLICY, **values))
 
 
 @lru_cache(maxsize=1024)

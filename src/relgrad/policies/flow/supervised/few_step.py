@@ -98,6 +98,6 @@ def divergence(target_NV: Tensor, logits_NV: Tensor) -> Tensor:
     """[N], nats, >= 0: sum_v T log(T / p) - T + p. It is KL(T || p) where T has mass 1, and 0 only at T = p."""
     logp_NV = at_least_float32(logits_NV).log_softmax(-1)
     some_NV = target_NV > 0
-    known_NV = torch.where(some_NV, logp_NV, torch.zeros_like(logp_NV))
+    finite_NV = torch.where(some_NV, logp_NV, torch.zeros_like(logp_NV))
     logt_NV = torch.where(some_NV, target_NV, torch.ones_like(target_NV)).log()
-    return (target_NV * (logt_NV - known_NV)).sum(-1) - target_NV.sum(-1) + 1
+    return (target_NV * (logt_NV - finite_NV)).sum(-1) - target_NV.sum(-1) + 1

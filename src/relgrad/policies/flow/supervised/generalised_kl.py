@@ -26,10 +26,10 @@ def generalised_kl(logits_NV: Tensor, noised: Noised, path: Path, max_weight: fl
     """[N], nats per unit of time; `logits_NV` are those of the positions `noised.at`. Finite at every t in [0, 1]."""
     logits_NV = at_least_float32(logits_NV)
     total_N = logits_NV.logsumexp(-1)
-    there_N = noised.current_N == noised.label_N
+    is_target_N = noised.current_N == noised.label_N
     p_current_N = (logits_NV.gather(-1, noised.current_N[:, None])[:, 0] - total_N).exp()
     log_p_label_N = logits_NV.gather(-1, noised.label_N[:, None])[:, 0] - total_N
-    bracket_N = p_current_N + torch.where(there_N, -torch.ones_like(log_p_label_N), log_p_label_N)
+    bracket_N = p_current_N + torch.where(is_target_N, -torch.ones_like(log_p_label_N), log_p_label_N)
     loss_N = -weight(path.scheduler, noised.time_B, max_weight).to(bracket_N.dtype)[noised.at[0]] * bracket_N
     return torch.where(path.law("mixture").live(noised.current_N), loss_N, torch.zeros_like(loss_N))
 
