@@ -357,9 +357,9 @@ def test_a_shift_that_does_not_fit_is_found_by_the_loss():
     assert not fits.doubtful
     network.shifted = False
     wrong = shift_evidence(network, ids_BL, valid_BL, target_BL)
-    assert (wrong.as_said, wrong.otherwise) == (fits.otherwise, fits.as_said)
+    assert (wrong.as_declared, wrong.otherwise) == (fits.otherwise, fits.as_declared)
     assert wrong.doubtful
-    for part in (f"{wrong.as_said:.3f} nats with policy.shift=false", f"{wrong.otherwise:.3f} with shift=true"):
+    for part in (f"{wrong.as_declared:.3f} nats with policy.shift=false", f"{wrong.otherwise:.3f} with shift=true"):
         assert part in str(wrong)
     with pytest.raises(ValueError, match="no position is masked"):
         shift_evidence(network, target_BL, valid_BL, target_BL)

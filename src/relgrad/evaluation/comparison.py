@@ -24,7 +24,7 @@ SCORE = "score"
 """The name of the weighted sum of all rewards."""
 Kind = Literal["score", "reward", "metric"]
 """What a figure is."""
-Asked = tuple[tuple[int, str], ...]
+PromptIds = tuple[tuple[int, str], ...]
 """The prompts of an evaluation: their ids and texts."""
 
 
@@ -153,7 +153,7 @@ def per_prompt(evaluation: Evaluation, name: str) -> tuple[float, ...]:
     return rewards[name] if name in rewards else evaluation.per_prompt_metrics[name]
 
 
-def asked(evaluation: Evaluation) -> Asked:
+def prompts_of(evaluation: Evaluation) -> PromptIds:
     """The prompts of an evaluation."""
     return tuple((id, sample["prompt"]) for id, sample in zip(evaluation.ids, evaluation.samples, strict=True))
 
@@ -175,9 +175,9 @@ def difference(first: Contender, other: Contender, name: str, mirrored: bool = F
     if min(len(before.trainings), len(after.trainings)) > 1:
         return _over_seeds(before, after, name)
     single = min(before, after, key=lambda one: len(one.trainings)).trainings[0].evaluation
-    prompts = asked(single)
+    prompts = prompts_of(single)
     earlier, later = (
-        [per_prompt(t.evaluation, name) for t in one.trainings if asked(t.evaluation) == prompts]
+        [per_prompt(t.evaluation, name) for t in one.trainings if prompts_of(t.evaluation) == prompts]
         for one in (before, after)
     )
     if not earlier or not later:
@@ -195,7 +195,7 @@ def _over_seeds(before: Contender, after: Contender, name: str) -> Estimate:
     """The difference of two contenders of several seeds each; seed by seed where seeds and prompts are the same."""
     earlier, later = ({t.seed: t.evaluation for t in one.trainings} for one in (before, after))
     count = min(len(earlier), len(later))
-    paired = before.seeds == after.seeds and all(asked(earlier[s]) == asked(later[s]) for s in earlier)
+    paired = before.seeds == after.seeds and all(prompts_of(earlier[s]) == prompts_of(later[s]) for s in earlier)
     if not paired:
         means = [[mean(per_prompt(one, name)) for one in side.values()] for side in (earlier, later)]
         return Estimate(welch_over_seeds(*means), "seeds", count, count)

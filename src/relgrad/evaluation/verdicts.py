@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from relgrad.evaluation.comparison import Comparison, Contender, asked, per_prompt
+from relgrad.evaluation.comparison import Comparison, Contender, per_prompt, prompts_of
 from relgrad.evaluation.held_out import mean
 from relgrad.evaluation.significance import cliffs_delta, crossed, d_z, holm, sign_flip
 from relgrad.evaluation.statistics import Interval
@@ -85,7 +85,7 @@ def _by_prompt(contender: Contender, name: str) -> dict[Any, list[float]]:
     """Every prompt's values over the contender's trainings that were asked it."""
     values: dict[Any, list[float]] = {}
     for training in contender.trainings:
-        for key, value in zip(asked(training.evaluation), per_prompt(training.evaluation, name), strict=True):
+        for key, value in zip(prompts_of(training.evaluation), per_prompt(training.evaluation, name), strict=True):
             values.setdefault(key, []).append(value)
     return values
 
@@ -94,10 +94,14 @@ def _crossed(before: Contender, after: Contender, name: str) -> Interval:
     """Over seeds and prompts where both sides have the same seeds; with other seeds the first side's mean stands for all."""
     earlier, later = ({t.seed: t.evaluation for t in one.trainings} for one in (before, after))
     seeds = sorted(earlier.keys() & later.keys())
-    if not seeds or earlier.keys() != later.keys() or any(asked(earlier[s]) != asked(later[s]) for s in seeds):
+    if (
+        not seeds
+        or earlier.keys() != later.keys()
+        or any(prompts_of(earlier[s]) != prompts_of(later[s]) for s in seeds)
+    ):
         return Interval(math.nan, math.nan, math.nan)
     rows: Sequence[Sequence[float]] = [
         [b - a for a, b in zip(per_prompt(earlier[s], name), per_prompt(later[s], name), strict=True)] for s in seeds
     ]
-    same = all(asked(earlier[s]) == asked(earlier[seeds[0]]) for s in seeds)
+    same = all(prompts_of(earlier[s]) == prompts_of(earlier[seeds[0]]) for s in seeds)
     return crossed(rows, same)

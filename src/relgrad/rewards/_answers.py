@@ -74,10 +74,10 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     """The traceback from the reward's own code on."""
     frames = traceback.extract_tb(error.__traceback__)
     folder = Path(__file__).parent
-    ours = [
+    own_frames = [
         i for i, f in enumerate(frames) if Path(f.filename).parent == folder and Path(f.filename).name.startswith("_")
     ]
-    return frames[ours[-1] + 1 :] if ours else list(frames)
+    return frames[own_frames[-1] + 1 :] if own_frames else list(frames)
 
 
 def _reason(error: BaseException, frames: Sequence[traceback.FrameSummary]) -> str:

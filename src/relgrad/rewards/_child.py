@@ -35,7 +35,7 @@ def serve(connection_number: int, lifeline: int) -> None:
         try:
             caller = _build(order)
         except BaseException as error:
-            connection.send(Mistake(_said(error, f"reward {order.name!r}: cannot be built in its process")))
+            connection.send(Mistake(_described(error, f"reward {order.name!r}: cannot be built in its process")))
             return
         connection.send(Ready(caller.is_async))
         _answer_all(connection, caller, order.seconds)
@@ -72,7 +72,7 @@ def _answer_all(connection: Connection, caller: Caller, seconds: float) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         except Exception as error:
-            reply = Mistake(_said(error, f"reward {caller.name!r}: cannot be called in its process"))
+            reply = Mistake(_described(error, f"reward {caller.name!r}: cannot be called in its process"))
         connection.send(reply)
 
 
@@ -80,7 +80,7 @@ def _one_by_one(caller: Caller, groups: Sequence[Group], step: int, seconds: flo
     return [answer_of(caller.name, call, parts, seconds) for call, parts in bind(caller, groups, step)]
 
 
-def _said(error: BaseException, what: str) -> str:
+def _described(error: BaseException, what: str) -> str:
     """An error as the other process tells it: a RelgradError says all there is to say, others need their traceback."""
     if isinstance(error, RelgradError):
         return hide(str(error))

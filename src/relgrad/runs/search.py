@@ -258,8 +258,8 @@ class _Run:
             "seed": self.seed,
             "reasons": self.reasons,
             "workflows": sum(len(tree.nodes) for tree in self.trees),
-            "best": [_found(tree, best) for tree, best in zip(self.trees, bests, strict=True)],
-            "front": [_found(tree, node) for tree in self.trees for node in tree.front()],
+            "best": [_summary_of(tree, best) for tree, best in zip(self.trees, bests, strict=True)],
+            "front": [_summary_of(tree, node) for tree in self.trees for node in tree.front()],
             "test": tested,
             "exact": self._exact(),
             "spent": {**spent._asdict(), "tokens": spent.tokens, "seconds": self.budget.seconds},
@@ -291,7 +291,7 @@ class _Run:
             write_page(self.files.root)
 
 
-def _found(tree: Tree, node: Any) -> dict[str, Any]:
+def _summary_of(tree: Tree, node: Any) -> dict[str, Any]:
     figures = {"score": node.mean, "error": node.error, "accuracy": node.accuracy, "cost": node.cost}
     return {"scope": tree.name, "node": node.number, "workflow": node.step.text, **figures, "trials": len(node.values)}
 

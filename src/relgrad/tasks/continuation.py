@@ -70,8 +70,8 @@ def _stretches(piece: str, settings: Settings) -> Iterator[tuple[str, str]]:
     """(prompt, what follows), runs of blanks and line ends made one blank; what is left at the end of the piece is dropped."""
     words = BREAK.split(piece.strip())
     while words:
-        prompt, words = _taken(words, settings.prompt_length)
-        rest, words = _taken(words, settings.length)
+        prompt, words = _first_words(words, settings.prompt_length)
+        rest, words = _first_words(words, settings.length)
         if not prompt or not rest:  # a word that is longer than a stretch
             words = words[1:]
         elif words and all(_letters(part) >= settings.letters for part in (prompt, rest)):
@@ -83,7 +83,7 @@ def _letters(text: str) -> float:
     return sum(character.isalpha() or character == " " for character in text) / len(text)
 
 
-def _taken(words: list[str], most: int) -> tuple[str, list[str]]:
+def _first_words(words: list[str], most: int) -> tuple[str, list[str]]:
     """(as many of the words as have `most` characters with a blank between them, those that are left)."""
     size = -1
     for number, word in enumerate(words):

@@ -122,7 +122,7 @@ def _execute(job: dict[str, Any], channel: Channel) -> Any:
     except (_Ended, MemoryError):
         raise
     except BaseException as error:
-        raise _Ended(_kind(error), _said(error)) from None
+        raise _Ended(_kind(error), _described(error)) from None
 
 
 def _awaited(coroutine: Any) -> Any:
@@ -159,7 +159,7 @@ def _kind(error: BaseException) -> str:
     return "syntax" if isinstance(error, SyntaxError) and error.filename == PROGRAM and not reached else "exception"
 
 
-def _said(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """The error in one line, and the line of the program it came from."""
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == PROGRAM]
     text = "".join(traceback.format_exception_only(type(error), error)).strip().splitlines()[-1]

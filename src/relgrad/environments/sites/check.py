@@ -121,9 +121,9 @@ def _explain(report: PageReport, case: CheckedCase, plan: Plan, outcome: SiteOut
         _count(report.notes, note)
     for what, count in outcome.incidents.items():
         report.incidents[what] = report.incidents.get(what, 0) + count
-    missed = {plan.steps[number].label for number in outcome.misses}
+    missed_labels = {plan.steps[number].label for number in outcome.misses}
     for label in case.values:
-        if label not in missed:
+        if label not in missed_labels:
             report.found.setdefault(label, "found")
     if score > 1 - 1e-9:
         return
@@ -135,7 +135,7 @@ def _explain(report: PageReport, case: CheckedCase, plan: Plan, outcome: SiteOut
         _count(report.reasons, outcome.why)
     if outcome.submitted is not None:
         shares = accuracies(case.values, outcome.submitted, outcome.controls)
-        for label in (label for label, share in shares.items() if share < 1 and label not in missed):
+        for label in (label for label, share in shares.items() if share < 1 and label not in missed_labels):
             _count(report.reasons, f"{label!r} was not sent as the case says")
 
 

@@ -41,7 +41,9 @@ def require_template(template: str) -> None:
 def prompt(case: Case, url: str, wording: Wording, template: str | None = None) -> str:
     """The prompt of a case; `template` in place of the wording's own."""
     whole, line = TEMPLATES[wording]
-    fields = [line.format(label=label, value=said(case.values[label])) for label in case.order if label in case.values]
+    fields = [
+        line.format(label=label, value=on_one_line(case.values[label])) for label in case.order if label in case.values
+    ]
     clicks = [line.format(label="click", value=label) for label in case.clicks]
     form = (
         case.page.partition("?")[0]
@@ -56,7 +58,7 @@ def prompt(case: Case, url: str, wording: Wording, template: str | None = None) 
     )
 
 
-def said(value: Value) -> str:
+def on_one_line(value: Value) -> str:
     """A value on one line: yes and no, several texts with semicolons between."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -69,7 +69,7 @@ def resolve(name: str) -> str:
     return name
 
 
-def found(name: str) -> str:
+def reachable(name: str) -> str:
     """`resolve`, after making sure that a hub name can be had: else the hub is asked again and again for a minute.
 
     Raises RelgradError where it is neither in this machine's cache nor on a hub that answers.
@@ -144,7 +144,7 @@ def load_model(
         options["quantization_config"] = quantisation(quantize)
     if config is not None:
         options["config"] = config
-    source = found(name)
+    source = reachable(name)
     held = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
     for file in Path(source).glob("*.bin") if Path(source).is_dir() else ():
         files.require_fetched(file)
@@ -232,7 +232,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """The model's tokenizer, or that of a folder which holds no model."""
     from transformers import AutoTokenizer
 
-    source = name if (Path(name) / "tokenizer_config.json").is_file() else found(name)
+    source = name if (Path(name) / "tokenizer_config.json").is_file() else reachable(name)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library knows no other class for a file that is cut off

@@ -68,7 +68,7 @@ def open_network(checkpoint: Checkpoint, adapt: Callable[[Any], Any] = lambda mo
     `adapt` puts an adapter on the model, where the recipe has one. Raises RelgradError for a family that is not known, a folder
     that needs its own code, a model without a mask, and settings that contradict what the folder was trained with.
     """
-    source = causal.found(resolve(checkpoint.model))
+    source = causal.reachable(resolve(checkpoint.model))
     config = _config(source, checkpoint.model)
     family = family_of(config, checkpoint)
     own_code = checkpoint.trust_remote_code and "auto_map" in config

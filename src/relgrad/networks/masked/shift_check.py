@@ -20,19 +20,19 @@ MARGIN = 0.25
 class Evidence(NamedTuple):
     """Mean masked cross-entropy, in nats: as the network's shift says, and the other way round."""
 
-    as_said: float
+    as_declared: float
     otherwise: float
     shifted: bool
 
     @property
     def doubtful(self) -> bool:
         """Whether the other way round is clearly better."""
-        return self.otherwise < self.as_said - MARGIN
+        return self.otherwise < self.as_declared - MARGIN
 
     def __str__(self) -> str:
         other = str(not self.shifted).lower()
         return (
-            f"masked cross-entropy of the first batch: {self.as_said:.3f} nats with policy.shift={str(self.shifted).lower()}, "
+            f"masked cross-entropy of the first batch: {self.as_declared:.3f} nats with policy.shift={str(self.shifted).lower()}, "
             f"{self.otherwise:.3f} with shift={other}. What comes out at a position seems to speak for "
             f"{'that position' if self.shifted else 'the next one'}: set policy.shift={other}"
         )

@@ -36,7 +36,7 @@ def load(name: str, *, tokenizer: str | None = None, dtype: str = "float32", qua
     source = source_of(name)
     read_tokenizer = causal.load_tokenizer(source_of(tokenizer or name))
     try:
-        plain, _ = Qwen3Config.get_config_dict(causal.found(source))
+        plain, _ = Qwen3Config.get_config_dict(causal.reachable(source))
     except OSError as error:
         raise RelgradError(f"model {name!r}: no configuration ({' '.join(str(error).split())[:200]})") from None
     if not str(plain.get("model_type", "")).startswith("qwen3") or "num_experts" in plain:

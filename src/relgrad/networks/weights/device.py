@@ -23,15 +23,15 @@ def choose(name: str) -> torch.device:
     try:
         device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError:
-        raise RelgradError(f"device={name!r}: torch knows no such device. {_there(gpus)}") from None
+        raise RelgradError(f"device={name!r}: torch knows no such device. {_devices(gpus)}") from None
     if device.type == "cuda":
         number = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if number >= gpus:
-            raise RelgradError(f"device={name!r}: there is no GPU number {number}. {_there(gpus)}")
+            raise RelgradError(f"device={name!r}: there is no GPU number {number}. {_devices(gpus)}")
         return torch.device("cuda", number)
     accelerator = torch.accelerator.current_accelerator()
     if device.type != "cpu" and (accelerator is None or accelerator.type != device.type):
-        raise RelgradError(f"device={name!r}: there is no such device. {_there(gpus)}")
+        raise RelgradError(f"device={name!r}: there is no such device. {_devices(gpus)}")
     return device
 
 
@@ -44,7 +44,7 @@ def mixed(device: torch.device, arithmetic: torch.dtype) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16) if arithmetic == torch.bfloat16 else nullcontext()
 
 
-def _there(gpus: int) -> str:
+def _devices(gpus: int) -> str:
     """What a message says of the devices of this machine."""
     cuda = "no CUDA GPU" if not gpus else "cuda:0" if gpus == 1 else f"cuda:0 to cuda:{gpus - 1}"
     return f"This machine has: cpu, {cuda}. Set device to auto, or to one of these"

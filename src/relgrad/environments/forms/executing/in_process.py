@@ -23,7 +23,7 @@ class InProcess:
     def run(self, form: Form, plan: Plan) -> Outcome:
         """Never fails: whatever the plan is, it has an outcome."""
         page = _Page(_document(form))
-        executed = [not page.gone and page.do(step) for step in plan.steps[:MOST]]
+        executed = [not page.was_sent and page.do(step) for step in plan.steps[:MOST]]
         executed += [False] * (len(plan.steps) - len(executed))
         sent = page.sent
         return Outcome(sent is not None and not server_verdict.complaints(form, sent), sent, tuple(executed))
@@ -48,7 +48,7 @@ class _Page:
         self._reset()
 
     @property
-    def gone(self) -> bool:
+    def was_sent(self) -> bool:
         """Whether the form was sent, and the page left."""
         return self.sent is not None
 

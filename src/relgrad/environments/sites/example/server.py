@@ -142,7 +142,7 @@ def decoded(kind: str, body: bytes) -> dict[str, list[str]]:
     if kind.startswith("application/json"):
         data: dict[str, Any] = json.loads(body)
         return {
-            name: [_said(one) for one in (value if isinstance(value, list) else [value])]
+            name: [_text_of(one) for one in (value if isinstance(value, list) else [value])]
             for name, value in data.items()
         }
     if kind.startswith("multipart/form-data"):
@@ -155,7 +155,7 @@ def decoded(kind: str, body: bytes) -> dict[str, list[str]]:
     return parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
 
 
-def _said(value: Any) -> str:
+def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
