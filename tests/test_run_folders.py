@@ -522,7 +522,13 @@ def test_which_files_a_recipe_names(copied: Path) -> None:
             {"kind": "judge", "judges": ["judged"]},
         ],
         "grpo": {"loss": "my_reward.py"},
+        "evaluation": {
+            "suite": {"passing": {"kind": "words", "lexicon": "pass.txt", "threshold": 0.5}, "encoder": "encoder"}
+        },
     }
+    Path("encoder").mkdir()
+    Path("pass.txt").write_text("word\n")
+    Path("encoder", "config.json").write_text("{}")
     prints = named_files.fingerprints(resolve(parse_recipe(written)).stages[0])
     by_setting: dict[str, set[str]] = {}
     for name, each in prints.items():
@@ -534,7 +540,20 @@ def test_which_files_a_recipe_names(copied: Path) -> None:
         "rewards.0.function": {"own_reward.py"},
         "rewards.2.judges": {str(judge / name) for name in ("config.json", "model.safetensors", "vocabulary.json")},
         "grpo.loss": {"my_reward.py"},
+        "evaluation.suite.encoder": {"encoder/config.json"},
+        "evaluation.suite.passing.lexicon": {"pass.txt"},
     }
+    written = {
+        "name": "n",
+        "policy": {"kind": "autoregressive", "model": "model"},
+        "task": {"kind": "file", "path": "rows.jsonl"},
+        "stages": [{"stage": "polychromic", "polychromic": {"distance": "embedding", "encoder": "encoder"}}],
+    }
+    prints = named_files.fingerprints(resolve(parse_recipe(written)).stages[0])
+    assert prints["encoder/config.json"]["setting"] == "polychromic.encoder"
+    written |= {"task": {"kind": "site", "cases": "*.jsonl", "folder": "encoder"}, "stages": [{"stage": "sft"}]}
+    prints = named_files.fingerprints(resolve(parse_recipe(written)).stages[0])
+    assert {name for name, each in prints.items() if each["setting"] == "task.cases"} == {"rows.jsonl", "test.jsonl"}
 
 
 def test_large_files_are_known_by_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

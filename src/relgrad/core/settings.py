@@ -29,11 +29,13 @@ class NamesFiles:
     besides   values that have another meaning
     or_hub    whether it may also be a name on the hub: then only what looks like a path must exist
     within    of a folder, the files that count, relative to it; empty: all
+    patterns  whether * and ** stand for names; what is inside relgrad, {relgrad}, is left out
     """
 
     besides: tuple[str, ...] = ()
     or_hub: bool = False
     within: tuple[str, ...] = ()
+    patterns: bool = False
 
 
 @dataclass(frozen=True)

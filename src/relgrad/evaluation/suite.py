@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.settings import RewardComponent, Strict
+from relgrad.core.settings import NamesFiles, RewardComponent, Strict
 from relgrad.evaluation.answers import Answers, Embed, EmbedTokens, SuiteMetric
 from relgrad.evaluation.lexical import Distinct, SelfBleu
 from relgrad.evaluation.pairwise import PairwiseSettings
@@ -40,7 +41,9 @@ class SuiteSettings(Strict):
     perplexity: bool = Field(
         False, description="under the untrained policy of the recipe; one more model pass over all texts"
     )
-    encoder: str | None = Field(None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2")
+    encoder: Annotated[str | None, NamesFiles()] = Field(
+        None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2"
+    )
     pairwise: PairwiseSettings | None = Field(None, description="a language model that compares completions in pairs")
     primary: str = Field("score", description="the figure that is tested alone, named before looking")
 

@@ -9,12 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Reward
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards._columns import column, unscored
 from relgrad.rewards._decisions import decisions
@@ -34,10 +35,10 @@ class Settings(Strict):
     skip_edges  leave out words that touch the start or the end of the completion, where a window may have cut them
     """
 
-    lexicon: str = TEXT
-    text: str = BUILTIN
+    lexicon: Annotated[str, NamesFiles((TEXT,))] = TEXT
+    text: Annotated[str, NamesFiles((BUILTIN,))] = BUILTIN
     min_count: int = Field(1, ge=1)
-    symbols: str = "char"
+    symbols: Annotated[str, NamesFiles(("char", "byte"))] = "char"
     skip_edges: bool = False
 
     @model_validator(mode="after")

@@ -3,14 +3,15 @@
     fingerprints.json   {"files": {"data/rows.jsonl": {"setting": "task.path", "named": "data/rows.jsonl", "size": …, "sha256": …}},
                          "accepted": [{"file": "data/rows.jsonl", "change": "has changed (as long as before)"}]}
 
-A setting says by its annotation that it names files (core/settings.py: NamesFiles, NamesCode); kinds that are Python files of the
-user's count too. A folder counts with every file in it; the folder of a stage, with those of its newest checkpoint. Beyond 64 MiB a
-fingerprint is of parts of the file (core/checksums.py). Names on the hub, installed packages and what a Python file imports have
-none.
+A setting says by its annotation that it names files (core/settings.py: NamesFiles, NamesCode), in whatever section of the stage it
+stands; kinds that are Python files of the user's count too. A folder counts with every file in it; the folder of a stage, with
+those of its newest checkpoint. Beyond 64 MiB a fingerprint is of parts of the file (core/checksums.py). Names on the hub, installed
+packages and what a Python file imports have none.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import sysconfig
@@ -29,7 +30,7 @@ from relgrad.core.secrets import is_reference
 from relgrad.core.settings import Component, NamesCode, NamesFiles, written_settings
 from relgrad.networks.weights.folder import newest
 from relgrad.runs.starts import folder_started_from
-from relgrad.stages.kind import kind_of, loop_settings
+from relgrad.stages.kind import kind_of
 from relgrad.stages.settings import RewardedStage, Stage
 from relgrad.training import checkpoint
 
@@ -46,15 +47,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Named:
-    """A file or folder that a setting names. `needed`: whether a run is refused where it is not there."""
+    """A file or folder that a setting names, or the files that a pattern of names stands for.
+
+    needed   whether a run is refused where it is not there
+    within   of a folder, the files that count; empty: all
+    """
 
     setting: str
     path: Path
     needed: bool = True
     within: tuple[str, ...] = ()
+    pattern: bool = False
 
     def files(self) -> dict[str, Path]:
         """What is in it, by the name that messages call it; empty where there is nothing."""
+        if self.pattern:
+            return {
+                name: Path(name) for name in sorted(glob.glob(str(self.path), recursive=True)) if Path(name).is_file()
+            }
         if self.path.is_file():
             return {str(self.path): self.path}
         if self.within:
@@ -77,7 +87,12 @@ def named_files(stage: Stage) -> list[Named]:
     if isinstance(stage, RewardedStage):
         sections += [(f"rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.rewards)]
     sections += [(f"evaluation.rewards.{n}", reward, "rewards") for n, reward in enumerate(stage.evaluation.rewards)]
-    named = [*_code("stage", stage.stage), *_start(stage), *_marked(loop_settings(stage), kind_of(stage).loop)]
+    if stage.evaluation.suite is not None and stage.evaluation.suite.passing is not None:
+        sections.append(("evaluation.suite.passing", stage.evaluation.suite.passing, "rewards"))
+    named = [*_code("stage", stage.stage), *_start(stage)]
+    for where, section in values.items():
+        if isinstance(section, BaseModel):
+            named += _marked(section, where)
     for where, component, room in sections:
         settings = written_settings(component, registry.find(room, component.kind).Settings, where)
         named += [*_code(f"{where}.kind", component.kind), *_marked(settings, where)]
@@ -106,6 +121,10 @@ def _marked(settings: BaseModel, where: str) -> Iterator[Named]:
 
 def _file(setting: str, value: str | Path, mark: NamesFiles) -> Iterator[Named]:
     if str(value) in mark.besides or str(value).startswith(LINK) or is_reference(value):
+        return
+    if mark.patterns:
+        if not str(value).startswith("{relgrad}"):
+            yield Named(setting, Path(value), needed=False, pattern=True)
         return
     path = Path(value).expanduser()
     like_a_path = str(value).startswith((".", "/", "~")) or path.suffix.lower() in SUFFIXES

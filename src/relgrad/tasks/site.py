@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 import relgrad
 from relgrad.core.errors import RelgradError
+from relgrad.core.settings import NamesFiles
 from relgrad.core.types import Prompt
 from relgrad.environments.sites.cases import CLICK, Case, read_cases
 from relgrad.environments.sites.serving import server_of
@@ -29,7 +30,7 @@ Part = Literal["train", "validation", "test"]
 class Settings(SiteSettings):
     """A site, its cases, how they are told, and which are held out."""
 
-    cases: tuple[str, ...] = Field(
+    cases: Annotated[tuple[str, ...], NamesFiles(patterns=True)] = Field(
         min_length=1, description="files of cases, .json or .jsonl; * and ** stand for names; {relgrad}: its folder"
     )
     pages: dict[str, str] = Field(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Policy
 from relgrad.core.randomness import Draws, generator
 from relgrad.core.ranks import ALONE, Ranks
-from relgrad.core.settings import Strict
+from relgrad.core.settings import NamesFiles, Strict
 from relgrad.core.types import Example, Rollouts
 from relgrad.objectives.diversity import leave_one_out, mean_distance
 from relgrad.training.optimizer import require_finite
@@ -37,7 +37,9 @@ class PolychromicSettings(Strict):
     num_generations: int = Field(4, ge=2, description="K, completions per prompt")
     distance: Literal["ngram", "embedding"] = "ngram"
     n: int = Field(2, ge=1, description="words of an n-gram")
-    encoder: str | None = Field(None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2")
+    encoder: Annotated[str | None, NamesFiles()] = Field(
+        None, description="folder of the encoder of embeddings; null: all-MiniLM-L6-v2"
+    )
     micro_batch_tokens: int = Field(8192, ge=1, description="memory budget of one scoring chunk, in tokens")
 
 
