@@ -21,8 +21,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import relgrad
 from relgrad.core import registry
 
@@ -150,11 +148,11 @@ def reached(name: str) -> dict[str, tuple[str, ...]]:
     ways: dict[str, tuple[str, ...]] = {name: (name,)}
     waiting = [name]
     while waiting:
-        here = waiting.pop(0)
-        for there in sorted(own(here)):
-            if there not in ways:
-                ways[there] = (*ways[here], there)
-                waiting.append(there)
+        importer = waiting.pop(0)
+        for imported in sorted(own(importer)):
+            if imported not in ways:
+                ways[imported] = (*ways[importer], imported)
+                waiting.append(imported)
     return ways
 
 
@@ -177,22 +175,26 @@ def test_every_folder_is_a_room() -> None:
     assert {room_of(name) for name in MODULES} == MAY_REACH.keys()
 
 
-@pytest.mark.parametrize("name", list(MODULES))
-def test_a_room_reaches_only_what_stands_below_it(name: str) -> None:
-    beyond = [" -> ".join(way) for there, way in reached(name).items() if not inside(there, *MAY_REACH[room_of(name)])]
+def test_a_room_reaches_only_what_stands_below_it() -> None:
+    beyond = [
+        " -> ".join(way)
+        for name in MODULES
+        for imported, way in reached(name).items()
+        if not inside(imported, *MAY_REACH[room_of(name)])
+    ]
     assert beyond == []
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room_of(name) in SIBLINGS and "." in name])
-def test_a_kind_knows_no_other_kind_of_its_room(name: str) -> None:
-    room, kind = name.split(".")[:2]
+def test_a_kind_knows_no_other_kind_of_its_room() -> None:
     others = [
-        there
-        for there in own(name)
-        if room_of(there) == room
-        and there.split(".")[:2] != [room, kind]
-        and there not in SHARED[room]
-        and not there.split(".")[-1].startswith("_")
+        f"{name} -> {imported}"
+        for name in MODULES
+        if room_of(name) in SIBLINGS and "." in name
+        for imported in own(name)
+        if room_of(imported) == room_of(name)
+        and imported.split(".")[:2] != name.split(".")[:2]
+        and imported not in SHARED[room_of(name)]
+        and not imported.split(".")[-1].startswith("_")
     ]
     assert others == []
 
@@ -204,19 +206,24 @@ def test_no_files_import_each_other_around_a_circle() -> None:
 # ---------------------------------------------------------------------- the pure floor
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if inside(name, *FLOOR)])
-def test_the_floor_imports_no_library_but_torch_numpy_and_scipy(name: str) -> None:
-    libraries = {library for library in foreign(name) if library not in sys.stdlib_module_names}
-    assert libraries <= FLOOR_LIBRARIES | (CORE_ALSO if inside(name, "core") else set())
+def test_the_floor_imports_no_library_but_torch_numpy_and_scipy() -> None:
+    for name in (name for name in MODULES if inside(name, *FLOOR)):
+        libraries = {library for library in foreign(name) if library not in sys.stdlib_module_names}
+        assert libraries <= FLOOR_LIBRARIES | (CORE_ALSO if inside(name, "core") else set()), name
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if inside(name, "objectives", "laws", *PURE_FIGURES)])
-def test_pure_functions_do_no_io_and_draw_no_global_randomness(name: str) -> None:
-    assert foreign(name).isdisjoint({"os", "pathlib", "io", "json", "random", "subprocess", "socket", "shutil"})
+def test_pure_functions_do_no_io_and_draw_no_global_randomness() -> None:
+    for name in (name for name in MODULES if inside(name, "objectives", "laws", *PURE_FIGURES)):
+        libraries = {"os", "pathlib", "io", "json", "random", "subprocess", "socket", "shutil"}
+        assert foreign(name).isdisjoint(libraries), name
+        require_pure(name)
+
+
+def require_pure(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id not in {"open", "print", "input"}, f"line {node.lineno}"
+            assert node.func.id not in {"open", "print", "input"}, f"{name}, line {node.lineno}"
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -225,32 +232,49 @@ def test_pure_functions_do_no_io_and_draw_no_global_randomness(name: str) -> Non
             drawn = node.func.value.id == "torch" and node.func.attr in {
                 "rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal",
             }  # fmt: skip
-            assert not drawn or any(k.arg == "generator" for k in node.keywords), f"line {node.lineno}: no generator"
+            assert not drawn or any(k.arg == "generator" for k in node.keywords), (
+                f"{name}, line {node.lineno}: no generator"
+            )
 
 
 # ---------------------------------------------------------------------- asked for by name
 
 
-RECEIVERS = ("policy", "reward", "rewards", "loop", "function", "judge", "trained", "learner", "model")
+RECEIVERS = {
+    "policy",
+    "reward",
+    "rewards",
+    "loop",
+    "function",
+    "judge",
+    "trained",
+    "learner",
+    "source",
+    "backend",
+    "task",
+}
+LIBRARY_MODELS = ("networks", "policies", "judges", "rewards", "baselines")
+"""Rooms in which a `model` is a library's, which may have an attribute or not; elsewhere it is a policy or a judge."""
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in MODULES if inside(n, "core", "training", "evaluation", "stages", "runs", "commands", "rewards")]
-)
-def test_capabilities_are_protocols_not_names(name: str) -> None:
-    """No `getattr` or `hasattr` with a literal name on a policy, a reward or a loop: they declare what they can do."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    asked = []
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
-            continue
-        literal = isinstance(node.args[1], ast.Constant)
-        on = ast.unparse(node.args[0]).split(".")[-1]
-        if node.func.id in ("getattr", "hasattr") and literal and on in RECEIVERS:
-            asked.append(f"line {node.lineno}: {ast.unparse(node)}")
-    if name == "rewards._calling":  # a reward is somebody's own function: whether it is one is asked of Python itself
-        asked = [line for line in asked if "__call__" not in line]
-    assert asked == []
+def test_capabilities_are_protocols_not_names() -> None:
+    """No `getattr` or `hasattr` with a literal name on a policy, a reward or a loop: they declare what they can do.
+
+    Whether a reward, which is somebody's own function, can be called is asked of Python itself.
+    """
+    assert list(by_name("__call__")) == []
+
+
+def by_name(but: str) -> Iterator[str]:
+    for name, path in MODULES.items():
+        receivers = RECEIVERS if inside(name, *LIBRARY_MODELS) else RECEIVERS | {"model"}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) > 1):
+                continue
+            attribute, on = node.args[1], ast.unparse(node.args[0]).split(".")[-1]
+            literal = isinstance(attribute, ast.Constant) and attribute.value != but
+            if node.func.id in ("getattr", "hasattr") and literal and on in receivers:
+                yield f"{name}, line {node.lineno}: {ast.unparse(node)}"
 
 
 # ---------------------------------------------------------------------- in a fresh interpreter
@@ -285,14 +309,14 @@ def test_the_command_line_starts_without_torch() -> None:
     assert loaded_by("import relgrad.commands.cli").isdisjoint(HEAVY - {"rich"})
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if inside(n, "monitor", "core.run_folder", "core.errors")])
-def test_what_people_see_is_written_without_torch(name: str) -> None:
-    assert all("torch" not in foreign(there) for there in reached(name))
+def test_what_people_see_is_written_without_torch() -> None:
+    for name in (n for n in MODULES if inside(n, "monitor", "core.run_folder", "core.errors")):
+        assert all("torch" not in foreign(imported) for imported in reached(name)), name
 
 
 def test_reports_load_no_torch() -> None:
-    for module in ("monitor.report", "monitor.diagnose", "monitor.console", "monitor.animate", "core.run_folder"):
-        assert loaded_by(f"import relgrad.{module}").isdisjoint({"torch", "transformers"}), module
+    modules = ("monitor.report", "monitor.diagnose", "monitor.console", "monitor.animate", "core.run_folder")
+    assert loaded_by("; ".join(f"import relgrad.{m}" for m in modules)).isdisjoint({"torch", "transformers"})
 
 
 def test_trackers_load_no_library_before_they_are_asked_for() -> None:
