@@ -36,6 +36,8 @@ BACKEND = ("backends.protocol", "backends.scripted")
 """What a back end is, and the error rates of the one whose best workflow is known."""
 WORKFLOWS = ("environments.workflows", "environments.sandbox", "environments.benchmarks.numbers")
 """Workflows, what runs them, and what compares their answers as numbers."""
+SERVERS = ("backends.completions", "backends.pace", "backends.reading")
+"""Servers that write completions of training."""
 LOOPS = (*FLOOR, "training", "evaluation")
 
 MAY_REACH: dict[str, tuple[str, ...]] = {
@@ -57,7 +59,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "training": LOOPS,
     "evaluation": (*FLOOR, "evaluation"),
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
-    "stages": (*LOOPS, *JUDGES, "environments", "rewards", "tasks", "stages"),
+    "stages": (*LOOPS, *JUDGES, *SERVERS, "environments", "rewards", "tasks", "stages"),
     "runs": (*LOOPS, *JUDGES, "environments", "backends", "search", "rewards", "tasks", "stages", "monitor", "runs"),
     "commands": ("",),
     "python": ("",),

@@ -65,7 +65,7 @@ from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
 from relgrad.training.polychromic import PolychromicSettings
-from relgrad.training.settings import ReplaySettings
+from relgrad.training.settings import RemoteSettings, ReplaySettings
 from relgrad.training.sft import Sft, SftSettings
 
 ROOT = Path(__file__).parents[1]
@@ -373,6 +373,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),
         "grpo.replay": settings_rows(ReplaySettings),
+        "grpo.remote": settings_rows(RemoteSettings),
         "policies.autoregressive.lora": settings_rows(Lora),
         "policies.fill_in.denoise": settings_rows(Denoise),
         "policies.flow.lora": settings_rows(flow_settings.Lora),

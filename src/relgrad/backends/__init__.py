@@ -2,6 +2,7 @@
 
 protocol.py  what a back end is: requests, replies, usage, failures
 endpoint.py  any OpenAI-compatible server
+completions.py  the completions of training that a server writes, with token ids and adapters (vLLM)
 local.py     a causal model of transformers in this process, through relgrad's own engine
 replay.py    replies kept in a file, and given again
 scripted.py  a stochastic solver whose error rates are known

@@ -9,3 +9,11 @@ class RelgradError(Exception):
 
 class Stopped(Exception):
     """A run that ended between two steps because a limit was reached: nothing failed, and the same command goes on."""
+
+
+class ServerFailed(RelgradError):
+    """A server that takes part in a run does not do its part. Whatever was trained is as it was: the same command can go on."""
+
+
+class UnknownModel(ServerFailed):
+    """The server has no model, or adapter, of the name."""

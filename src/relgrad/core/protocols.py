@@ -10,14 +10,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from relgrad.core.options import SampleOption
 from relgrad.core.randomness import Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts, SupervisedLoss
+from relgrad.core.types import CellScores, Example, Output, Prompt, RewardTable, Rollouts, SupervisedLoss, Written
 
 
 class Policy(Protocol):
@@ -257,6 +257,39 @@ class MergesAdapter(Protocol):
 
     def merge(self, folder: Path) -> None:
         """Write ordinary weights that the model's own library reads. Raises RelgradError where there is no adapter to merge."""
+        ...
+
+
+class ServedLaw(NamedTuple):
+    """How completions of a policy are drawn, as a server is asked for it: `end_ids` are the tokens that end one."""
+
+    temperature: float
+    max_tokens: int
+    end_ids: tuple[int, ...]
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A policy for which a server that holds the same model and its adapter can write completions, token by token."""
+
+    def served_law(self) -> ServedLaw:
+        """What completions are asked for. Raises RelgradError for a policy that no server can speak for."""
+        ...
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt, what stands before it included. Raises RelgradError as `sample` does."""
+        ...
+
+    def text_ids(self, text: str) -> list[int]:
+        """The tokens of a plain text, without special ones."""
+        ...
+
+    def rollouts_of(self, prompts: Sequence[Prompt], written: Sequence[Sequence[Written]]) -> Rollouts:
+        """What was written for each prompt, equally many for all, as `sample` would give it; marked as foreign."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter of this moment, and nothing else, as peft reads it."""
         ...
 
 

@@ -135,6 +135,27 @@ class Rollouts:
         return cells_N2[chosen_B[cells_N2[:, 0]]]
 
 
+class CompletionRequest(NamedTuple):
+    """Completions of one prompt that another program is to write: `count` of them, drawn from `seed`."""
+
+    prompt_ids: list[int]
+    count: int
+    seed: int
+
+
+class Written(NamedTuple):
+    """One completion that another program wrote.
+
+    ids    of its tokens; where it ended itself, its end is the last of them
+    logp   of each token under the law that drew it, in nats, as that program says
+    ended  whether it ended itself; else the length limit cut it off
+    """
+
+    ids: tuple[int, ...]
+    logp: tuple[float, ...]
+    ended: bool
+
+
 class CellScores(NamedTuple):
     """What a policy says of N cells: differentiable, float32, nats.
 

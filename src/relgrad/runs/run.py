@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from relgrad.core.allocator import keep_freed_memory
-from relgrad.core.errors import RelgradError, Stopped
+from relgrad.core.errors import RelgradError, ServerFailed, Stopped
 from relgrad.core.memory import OutOfMemory
 from relgrad.core.protocols import Noted
 from relgrad.core.ranks import ALONE, Ranks
@@ -151,6 +151,8 @@ class StageRun:
                 f"{self.title}: {error}. {self._kept()}; the same command goes on from it, also with other micro_batch_tokens and "
                 "gradient_checkpointing. Other settings make another run, which a new `name` starts"
             ) from error
+        except ServerFailed as error:
+            raise RelgradError(f"{self.title}: {error}. {self._kept()}; the same command goes on from it") from error
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
@@ -180,7 +182,8 @@ class StageRun:
         console = Console(self.title, self.total, first_step=first, figures=parts.figures, transcript=self.log.write)
         try:
             with trackers, console:
-                for note in (*set_aside, *(parts.policy.notes if isinstance(parts.policy, Noted) else ())):
+                own = parts.policy.notes if isinstance(parts.policy, Noted) else ()
+                for note in (*set_aside, *own, *parts.notes):
                     console.note(note)
                 if first:
                     console.note(f"resumed after step {first}")
@@ -199,7 +202,7 @@ class StageRun:
         try:
             if not (first and course.conclude(first)):
                 train(loop, partial(self._after, course))
-        except OutOfMemory:
+        except (OutOfMemory, ServerFailed):
             with suppress(RelgradError):  # there may be too little memory for this too; the message says what there is
                 course.keep()
             raise

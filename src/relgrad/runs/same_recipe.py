@@ -14,6 +14,11 @@ from relgrad.stages.kind import kind_of, loop_settings
 from relgrad.stages.settings import Stage
 from relgrad.training import checkpoint
 
+WHERE_A_SERVER_IS = (
+    "url", "model", "key", "adapters", "adapters_there", "tolerance", "deadline", "timeout", "retries", "concurrency",
+)  # fmt: skip
+"""Of `grpo.remote`: a run that goes on may do so with another server, which is examined anew."""
+
 
 def require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
@@ -31,6 +36,7 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
         "max_hours",
         f"{kind_of(stage).loop}.micro_batch_tokens",
         "policy.gradient_checkpointing",
+        *(f"grpo.remote.{place}" for place in WHERE_A_SERVER_IS),
     }
     if loop_settings(stage).lr_scheduler_type == "constant":
         free |= {f"{kind_of(stage).loop}.{length}" for length in ("steps", "epochs")}

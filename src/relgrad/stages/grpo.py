@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -10,6 +11,8 @@ from relgrad.core import registry
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import Estimates, ForEstimator, Loss, Policy, ShowsFigures
 from relgrad.core.randomness import draw_epochs, generator
+from relgrad.core.ranks import Ranks
+from relgrad.core.secrets import resolved
 from relgrad.core.types import StepRecord
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.rewards.combine import RewardSet
@@ -17,6 +20,8 @@ from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
 from relgrad.stages.settings import RewardedStage
 from relgrad.tasks import Task
 from relgrad.training.grpo import Grpo, GrpoSettings
+from relgrad.training.remote import Remote
+from relgrad.training.settings import RemoteSettings
 
 
 class Settings(RewardedStage):
@@ -47,7 +52,13 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     loss = policy_loss(stage.grpo)
     policy: Policy = build_policy(stage, materials.start, reference=divergence)
     require_fit(policy, loss, stage.grpo.loss)
-    loop = Grpo(policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks)
+    writer, notes = None, ()
+    if stage.grpo.remote is not None:
+        writer = remote_writer(stage, stage.grpo.remote, policy, materials.ranks)
+        notes = (writer.probe(materials.task.train),)
+    loop = Grpo(
+        policy, materials.task.train, rewards, loss, stage.grpo, seed=stage.seed, ranks=materials.ranks, writer=writer
+    )
 
     def after_step(record: StepRecord) -> None:
         refit(stage, rewards, policy, materials.task, loop, record)
@@ -63,7 +74,24 @@ def build(stage: Settings, materials: Materials) -> StageParts:
         figures=policy.figures if isinstance(policy, ShowsFigures) else None,
         after_step=after_step,
         samples=lambda: samples_of(loop),
+        notes=notes,
     )
+
+
+def remote_writer(stage: Settings, settings: RemoteSettings, policy: Policy, ranks: Ranks) -> Remote:
+    """Who writes in the policy's place: the server of the section `remote`, not asked yet. Raises RelgradError."""
+    from relgrad.backends.completions import Completions
+
+    server = Completions(
+        settings.url,
+        key=resolved(settings.key, "grpo.remote.key"),
+        deadline=settings.deadline,
+        timeout=settings.timeout,
+        retries=settings.retries,
+        concurrency=settings.concurrency,
+    )
+    adapters = Path(settings.adapters or stage.out / stage.name / "adapters")
+    return Remote(policy, server, settings, f"{stage.name}-{stage.called}", adapters, ranks)
 
 
 def require_fit(policy: Policy, loss: Loss, named: str | None) -> None:

@@ -79,6 +79,7 @@ class StageParts:
     figures     what the console shows of a step's metrics; None: what it always shows
     after_step  called with every step's record before it is logged; may add figures to it
     samples     the completions of the last step, as samples/*.jsonl has them; empty where it drew none
+    notes       what the parts have to say at the start, beside the policy's own notes
     finish      called after the last step, before the last checkpoint
     """
 
@@ -92,6 +93,7 @@ class StageParts:
     figures: Sequence[str] | None = None
     after_step: Callable[[StepRecord], None] = nothing_after_step
     samples: Callable[[], list[dict[str, Any]]] = no_samples
+    notes: Sequence[str] = ()
     finish: Callable[[RunDir, Display], None] = nothing_at_the_end
 
     @property

@@ -1,7 +1,7 @@
 """Sources of experience: where a generation batch comes from. The learner (grpo.py) does not know which one it has.
 
-`Fresh` is the default: the policy writes, the rewards judge, and groups without spread may be written again. replay.py mixes the
-past in. A source of your own offers the same methods; Grpo takes it as `source`.
+`Fresh` is the default: the policy writes, or a server in its place (remote.py), the rewards judge, and groups without spread may
+be written again. replay.py mixes the past in. A source of your own offers the same methods; Grpo takes it as `source`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from relgrad.core.protocols import Policy, Rewards
-from relgrad.core.randomness import Draws, draw_epochs, generator
+from relgrad.core.randomness import Draws, Randomness, draw_epochs, generator
 from relgrad.core.ranks import Ranks
 from relgrad.core.tables import merge_tables, stack
-from relgrad.core.types import Experience, Output, Prompt
+from relgrad.core.types import Experience, Output, Prompt, Rollouts
 from relgrad.training.credit import give_credit
 from relgrad.training.settings import GrpoSettings
 
@@ -62,13 +62,51 @@ class PromptStream:
         return chosen
 
 
+class Writer(Protocol):
+    """Who writes completions. `name` is the `source` of their experience."""
+
+    @property
+    def name(self) -> str: ...
+
+    def prepare(self) -> None:
+        """Called by all processes before every generation batch."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
+        """See protocols.Policy.sample."""
+        ...
+
+
+class ByItself:
+    """A policy writes itself."""
+
+    name = "policy"
+
+    def __init__(self, policy: Policy) -> None:
+        self.sample = policy.sample
+
+    def prepare(self) -> None:
+        """Nothing: the policy is ready."""
+
+
 class Fresh:
-    """Sampling from the current policy and rewarding it; every process writes for its share of the prompts."""
+    """What the current policy writes, rewarded; every process has the completions of its share of the prompts written.
+
+    `writer` writes in the policy's place (remote.py).
+    """
 
     def __init__(
-        self, policy: Policy, stream: PromptStream, rewards: Rewards, settings: GrpoSettings, seed: int, ranks: Ranks
+        self,
+        policy: Policy,
+        stream: PromptStream,
+        rewards: Rewards,
+        settings: GrpoSettings,
+        seed: int,
+        ranks: Ranks,
+        writer: Writer | None = None,
     ) -> None:
-        self.policy, self.stream, self.rewards = policy, stream, rewards
+        self.writer: Writer = writer or ByItself(policy)
+        self.stream, self.rewards = stream, rewards
         self.settings, self.seed, self.ranks = settings, seed, ranks
 
     def draw(self, number: int, prompts: int) -> Collected:
@@ -77,6 +115,7 @@ class Fresh:
         keep: list[Tensor] = []
         clock = {"sample": 0.0, "reward": 0.0}
         count, resampled, groups = prompts, 0, 0
+        self.writer.prepare()
         for attempt in range(self.settings.max_resamples + 1):
             drawn = self._write(count, generator(self.seed, "sample", number, attempt), groups, clock)
             parts += drawn
@@ -132,7 +171,7 @@ class Fresh:
     ) -> Experience:
         """Groups of these prompts, sampled and rewarded."""
         started = time.perf_counter()
-        rollouts = self.policy.sample(prompts, self.settings.num_generations, draws)
+        rollouts = self.writer.sample(prompts, self.settings.num_generations, draws)
         sampled = time.perf_counter()
         table = self.rewards(rollouts)
         clock["sample"] += sampled - started
@@ -141,7 +180,7 @@ class Fresh:
             rollouts=rollouts,
             rewards=table,
             group_B=rollouts.group_B + first_group,
-            source="policy",
+            source=self.writer.name,
             age_B=torch.zeros(rollouts.rows, dtype=torch.int64),
             proposal_logp_BT=rollouts.behaviour_logp_BT if rollouts.foreign else None,
         )

@@ -39,9 +39,10 @@ from relgrad.objectives.losses import mean_per_row, truncated_importance_weights
 from relgrad.training import memory
 from relgrad.training.batch import Batch, mismatch_metrics
 from relgrad.training.credit import give_credit
-from relgrad.training.experience import Collected, Fresh, PromptStream, Source
+from relgrad.training.experience import Collected, Fresh, PromptStream, Source, Writer
 from relgrad.training.optimizer import Optimizer, require_finite
 from relgrad.training.parity import Seen, require_engines_agree, require_parity
+from relgrad.training.remote import require_server_agrees
 from relgrad.training.replay import Replay
 from relgrad.training.settings import GrpoSettings
 from relgrad.training.targets import example_of
@@ -56,7 +57,7 @@ class Grpo:
     """The loop's state: `step` optimizer steps done, the batch in use, the source it came from. `update()` does one step.
 
     `source` makes a source of one's own from the default one; None: fresh experience, with the past mixed in where the settings
-    ask for it.
+    ask for it. `writer` writes completions in the policy's place.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Grpo:
         seed: int = 0,
         ranks: Ranks = ALONE,
         source: Callable[[Fresh], Source] | None = None,
+        writer: Writer | None = None,
     ) -> None:
         settings = settings.counted(len(prompts))
         self.policy, self.loss = policy, loss
@@ -83,7 +85,7 @@ class Grpo:
         self._exact_entropy = "entropy" in loss.needs or not costly
         self.optimizer = Optimizer(dict(policy.parameters()), settings, settings.total)
         self.stream = PromptStream(prompts, seed)
-        fresh = Fresh(policy, self.stream, rewards, settings, seed, ranks)
+        fresh = Fresh(policy, self.stream, rewards, settings, seed, ranks, writer)
         self.source: Source = fresh
         if source is not None:
             self.source = source(fresh)
@@ -317,6 +319,8 @@ class Grpo:
             own_BT, proposal_BT, proposed_BT, cap=self.settings.importance_sampling_cap
         )
         batch.metrics |= mismatch_metrics(own_BT, proposal_BT, proposed_BT)
+        if self.settings.remote is not None:
+            require_server_agrees(batch, own_BT, self.settings.remote, self.step)
         if not self._parity_seen:
             require_engines_agree(self.policy, batch, own_BT, self.step)
         batch.behaviour_logp_BT = torch.where(proposal_BT.isnan(), batch.behaviour_logp_BT, own_BT)

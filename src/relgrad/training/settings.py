@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from relgrad.core.registry import is_own
+from relgrad.core.secrets import is_reference
 from relgrad.core.settings import NamesCode, Strict
 from relgrad.objectives.advantages import Scale
 from relgrad.objectives.losses import KlEstimator, LossType
@@ -27,13 +28,52 @@ class ReplaySettings(Strict):
     capacity: int = Field(1024, ge=1, description="groups or solutions kept")
 
 
+class RemoteSettings(Strict):
+    """A server that writes the completions of training: OpenAI's completions API with token ids, as vLLM has it; see remote.py."""
+
+    url: str = Field(description="up to and with the version: http://127.0.0.1:8000/v1")
+    model: str = Field(description="the server's name for the model under the adapter")
+    key: str | None = Field(None, description="sent as a bearer token; write env:NAME")
+    sync_every: int = Field(1, ge=1, description="optimizer steps after which the server is given the adapter anew")
+    tolerance: float = Field(
+        0.1, gt=0, description="nats per token by which the server's log-probs may differ from the policy's on average"
+    )
+    adapters: str | None = Field(None, description="folder for adapters that the server reads; null: in the run folder")
+    adapters_there: str | None = Field(
+        None, description="the same folder's path on the server, where it is another one"
+    )
+    deadline: float = Field(
+        60.0, gt=0, description="seconds for the server to answer at the start and to load an adapter"
+    )
+    timeout: float = Field(600.0, gt=0, description="seconds for the completions of one prompt")
+    retries: int = Field(
+        8, ge=0, description="attempts after the first, with waits that double from half a second to 30 s"
+    )
+    concurrency: int = Field(64, ge=1, description="prompts that are asked about at once")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("url begins with http:// or https://, for example http://127.0.0.1:8000/v1")
+        return url.rstrip("/")
+
+    @field_validator("key")
+    @classmethod
+    def _is_named(cls, key: str | None) -> str | None:
+        if key is not None and not is_reference(key):
+            raise ValueError("a key is named, not written out: env:NAME, for the environment variable NAME")
+        return key
+
+
 class SamplingSettings(Strict):
-    """What one generation batch is: `num_prompts` prompts x `num_generations` completions."""
+    """What one generation batch is: `num_prompts` prompts x `num_generations` completions, and who writes them."""
 
     num_prompts: int = Field(8, ge=1, description="prompts per generation batch")
     num_generations: int = Field(8, description="completions per prompt (the group)")
     max_resamples: int = Field(0, ge=0, description="rounds in which groups without spread are replaced (DAPO)")
     replay: ReplaySettings | None = None
+    remote: RemoteSettings | None = Field(None, description="a server that writes the completions; null: the policy")
 
     @model_validator(mode="after")
     def _a_group_compares(self) -> SamplingSettings:

@@ -8,6 +8,7 @@ engine.py               what an engine is: draw completions, score them, plan th
 shared_engine.py        the one that computes a prompt once for its group
 transformers_engine.py  the one for every other architecture
 choose.py               which of them runs a model
+served.py               completions that a server wrote
 packed.py               rollouts as one flat row of tokens
 toy.py                  tiny instances for the contract tests
 """

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.protocols import ServedLaw
 from relgrad.core.randomness import Draws, Randomness
-from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss
+from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss, Written
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import ROUNDING
 from relgrad.networks.causal import load as causal
@@ -34,6 +35,7 @@ from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.autoregressive.engine import Engine, Reference, arithmetic
+from relgrad.policies.autoregressive.served import generated_elsewhere, require_servable
 from relgrad.policies.autoregressive.settings import Settings
 
 
@@ -111,6 +113,30 @@ class AutoregressivePolicy:
                 uniform_GKT.flatten(0, 1).to(self.device),
             )
         return self._rollouts(tuple(prompts), encoded, group_size, generated.ordinary())
+
+    def served_law(self) -> ServedLaw:
+        """See protocols.Served."""
+        require_servable(self.model, self.settings)
+        return ServedLaw(self.settings.temperature, self.settings.max_completion_length, tuple(self.eos_ids))
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """See protocols.Served."""
+        ids: list[int] = self.encode(prompt).tolist()
+        return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """See protocols.Served."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def rollouts_of(self, prompts: Sequence[Prompt], written: Sequence[Sequence[Written]]) -> Rollouts:
+        """See protocols.Served."""
+        encoded, rows = [self.encode(p) for p in prompts], [row for group in written for row in group]
+        rollouts = self._rollouts(tuple(prompts), encoded, len(written[0]), generated_elsewhere(rows))
+        return replace(rollouts, foreign=True)
+
+    def save_adapter(self, folder: Path) -> None:
+        """See protocols.Served."""
+        self.model.save_pretrained(folder, safe_serialization=True)
 
     def _rollouts(
         self, prompts: tuple[Prompt, ...], encoded: list[Tensor], group_size: int, generated: Generated
