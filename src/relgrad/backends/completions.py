@@ -94,7 +94,7 @@ class Completions:
             body = {
                 "model": model,
                 "prompt": prompt.prompt_ids,
-                "n": prompt.count,
+                "n": prompt.completions,
                 "seed": prompt.seed,
                 "max_tokens": law.max_tokens,
                 "temperature": law.temperature,
@@ -106,7 +106,7 @@ class Completions:
             }
 
             def read(answer: Any) -> list[Written]:
-                return [_written(choice, law) for choice in _choices(answer, prompt.count)]
+                return [_written(choice, law) for choice in _choices(answer, prompt.completions)]
 
             return self._ask("POST", "/completions", body, self.timeout, read)
 

@@ -136,10 +136,10 @@ class Rollouts:
 
 
 class CompletionRequest(NamedTuple):
-    """Completions of one prompt that another program is to write: `count` of them, drawn from `seed`."""
+    """Completions of one prompt that another program is to write: so many `completions`, drawn from `seed`."""
 
     prompt_ids: list[int]
-    count: int
+    completions: int
     seed: int
 
 
