@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from commands import lines as json_lines
 from commands import relgrad
@@ -28,7 +29,11 @@ from relgrad.environments.sites.submission import entries, submitting
 from relgrad.environments.sites.telling import reference
 from relgrad.environments.sites.verdict import Rule, answer_json, complaint, final
 from relgrad.environments.sites.wire import Exchange
-from relgrad.tasks.site import Settings, all_cases, load, part_of
+from relgrad.runs.named_files import named_files
+from relgrad.runs.recipe import load_recipe
+from relgrad.tasks import sites as several
+from relgrad.tasks._site_cases import all_cases
+from relgrad.tasks.site import Settings, load, part_of
 
 # ---------------------------------------------------------------------- plans in sentences
 
@@ -352,6 +357,55 @@ def test_pages_are_held_out_for_ever_and_cases_say_that_their_pages_are_not(tmp_
         load(settings(tmp_path, test_pages=["/99.html"]), 0)
     with pytest.raises(RelgradError, match="the hash puts none into"):
         load(settings(tmp_path, test_fraction=0.001), 0)
+
+
+def three_sites(folder: Path, **more: Any) -> Any:
+    sites = {}
+    for name in ("shop", "clinic", "club"):
+        (folder / name).mkdir()
+        sites[name] = settings(folder / name).model_dump(include={"folder", "cases"}, mode="json")
+    return several.Settings.model_validate({"sites": sites, **more})
+
+
+def test_whole_sites_are_held_out_and_prompts_say_of_which_site_they_are(tmp_path: Path) -> None:
+    task = several.load(three_sites(tmp_path, validation_sites=["club"], test_sites=["clinic"]), 0)
+    for name, prompts in (("shop", task.train), ("club", task.validation), ("clinic", task.own_test or ())):
+        assert len(prompts) == 80
+        assert {prompt.family.partition("/")[0] for prompt in prompts} == {name}
+        assert {prompt.columns["site"]["folder"] for prompt in prompts} == {str(tmp_path / name)}
+    assert task.facts["Sites"] == "train: shop (80 cases); validation: club (80 cases); test: clinic (80 cases)"
+    assert len({prompt.id for prompt in (*task.train, *task.validation, *task.test)}) == 240
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"test_sites": ["bank"]}, r"no site is called 'bank'; sites are shop, clinic, club"),
+        ({"test_sites": ["shop"], "validation_sites": ["shop"]}, "both to validate and to test by"),
+        ({"test_sites": ["shop", "club"], "validation_sites": ["clinic"]}, "none is in train; name fewer sites"),
+        ({"test_fraction": 1e-6}, "none is in (validation|test); name some as"),
+    ],
+)
+def test_sites_that_cannot_be_split_are_refused(tmp_path: Path, more: dict[str, Any], why: str) -> None:
+    with pytest.raises((RelgradError, ValidationError), match=why):
+        several.load(three_sites(tmp_path, **more), 0)
+
+
+def test_files_of_cases_are_files_of_the_run(tmp_path: Path) -> None:
+    settings(tmp_path)
+    site = {
+        "folder": str(tmp_path),
+        "cases": [str(tmp_path / "*.json"), "{relgrad}/environments/sites/example/cases.jsonl"],
+    }
+    for task, where in (
+        ({"kind": "site", **site}, "task"),
+        ({"kind": "sites", "sites": {"a": site, "b": site}}, "task.sites.a"),
+    ):
+        recipe = {"policy": {"kind": "autoregressive", "model": "tiny"}, "task": task, "rewards": [{"kind": "site"}]}
+        (tmp_path / "own.yaml").write_text(json.dumps({"name": "own", **recipe, "grpo": {"steps": 1}}))
+        (stage,) = load_recipe(tmp_path / "own.yaml").stages
+        named = {each.setting: each.path for each in named_files(stage) if each.setting.startswith(where)}
+        assert named == {f"{where}.folder": tmp_path, f"{where}.cases": tmp_path / "cases.json"}
 
 
 def test_prompts_are_told_in_several_wordings_or_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from commands import lines, relgrad, relgrad_process
 from relgrad.core.errors import RelgradError
@@ -26,6 +27,7 @@ from relgrad.environments.sites.site import Site
 from relgrad.environments.sites.spec import SiteSettings
 from relgrad.environments.sites.telling import reference, steps
 from relgrad.environments.sites.verdict import Rule
+from relgrad.runs.build import find_recipe
 from site_pages import KIND_SENT, KIND_VALUES, SENDING, STILL_PLAN, served
 
 PATIENT = 300.0
@@ -431,6 +433,39 @@ def test_the_check_says_what_a_page_allows_and_why_not_all(chromium: Chromium, t
     page = (tmp_path / "out" / "check.html").read_text()
     assert page.count("data:image/png;base64,") == 4
     assert "http://" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.slow
+def test_pages_of_several_sites_are_checked_by_their_sites_names(chromium: Chromium, tmp_path: Path) -> None:
+    sites = {}
+    for name, size in (("shop", "Large"), ("clinic", "Huge")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "order.html").write_text(CHECKED)
+        case = {"page": "/order.html", "values": {"Town": "Bonn", "Size": size}}
+        (tmp_path / name / "cases.json").write_text(json.dumps([case]))
+        sites[name] = {"folder": str(tmp_path / name), "cases": str(tmp_path / name / "cases.json")}
+    task = {"kind": "sites", "sites": sites, "test_sites": ["clinic"], "validation_fraction": 0}
+    recipe = {"name": "own", "policy": {"kind": "autoregressive", "model": "tiny:32x1"}, "task": task}
+    rewards = [{"kind": "site", "timeout": PATIENT}]
+    (tmp_path / "own.yaml").write_text(json.dumps({**recipe, "rewards": rewards, "grpo": {"steps": 1}}))
+    relgrad("forms", "check", tmp_path / "own.yaml", "--out", tmp_path / "out")
+    shop, clinic = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert (shop["page"], shop["part"], shop["mean"]) == ("shop/order.html", "train", 1.0)
+    assert (clinic["page"], clinic["part"]) == ("clinic/order.html", "test")
+    assert clinic["mean"] < 1
+
+
+@pytest.mark.slow
+def test_flow_trains_on_a_site(chromium: Chromium, tmp_path: Path) -> None:
+    network = {"hidden": 16, "blocks": 1, "heads": 2, "cond_dim": 8, "length": 1024}
+    policy = {"kind": "flow", "network": network, "max_completion_length": 400, "sampling_steps": 2}
+    own = {"name": "own", "policy": policy, "sft": {"steps": 1, "batch_size": 2, "completion_column": "plan"}}
+    recipe = yaml.safe_load(find_recipe("site-quick").read_text()) | own
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    less = ("sft.steps=2", "grpo.steps=1", "grpo.num_prompts=1", "grpo.num_generations=2", "evaluation.num_prompts=1")
+    relgrad_process("run", tmp_path / "own.yaml", f"out={tmp_path}", *less)
+    (step,) = lines(tmp_path / "own" / "2-grpo" / "metrics.jsonl")
+    assert 0 <= step["reward"] <= 1
 
 
 @pytest.mark.slow

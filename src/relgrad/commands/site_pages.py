@@ -11,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from relgrad.environments.sites.check import PageReport
-    from relgrad.tasks.site import Settings as SiteTask
 
 Recipe = Annotated[
     str, typer.Argument(help="A recipe whose task is a site: a YAML file, or the name of a built-in one.")
@@ -41,35 +40,39 @@ def check(
     from relgrad.core.run_folder import write_atomic
     from relgrad.environments.sites.check import CheckedCase, as_html, check_page
     from relgrad.environments.sites.serving import server_of
-    from relgrad.environments.sites.site import site_of
+    from relgrad.environments.sites.site import Site, site_of
     from relgrad.rewards.site import figures, worth
-    from relgrad.tasks.site import load
 
-    name, task, weights = _of_recipe(recipe, overrides or [])
-    loaded = load(task, 0)
-    site = site_of(task.plain(), weights.timeout)
-    pages: dict[str, list[tuple[str, CheckedCase]]] = {}
-    for part in ("train", "validation", "test"):
-        for prompt in {"train": loaded.train, "validation": loaded.validation, "test": loaded.own_test or ()}[part]:
+    name, task, kind, weights = _of_recipe(recipe, overrides or [])
+    loaded = kind.load(task, 0)
+    pages: dict[str, tuple[Site, str, list[tuple[str, CheckedCase]]]] = {}
+    for part, prompts in (("train", loaded.train), ("validation", loaded.validation), ("test", loaded.own_test or ())):
+        for prompt in prompts:
             values = {label: tuple(v) if isinstance(v, list) else v for label, v in prompt.columns["values"].items()}
-            pages.setdefault(prompt.columns["page"], []).append((part, CheckedCase(values, prompt.columns["plan"])))
+            path = prompt.columns["page"]
+            shown = prompt.family.partition("/")[0] + path
+            site = site_of(prompt.columns["site"], weights.timeout)
+            pages.setdefault(shown, (site, path, []))[2].append((part, CheckedCase(values, prompt.columns["plan"])))
     _require_pages(page or [], pages)
     reports: list[PageReport] = []
     try:
-        for path, cases in pages.items():
-            if page and path not in page:
+        for shown, (site, path, cases) in pages.items():
+            if page and shown not in page:
                 continue
             parts = ", ".join(dict.fromkeys(part for part, _ in cases))
+            dates = site.settings.dates
             report = check_page(
                 site, path, parts, [one for _, one in cases], most,
-                lambda values, plan, outcome: worth(figures(values, plan, outcome, weights.text, task.dates), weights),
+                lambda values, plan, outcome, dates=dates: worth(figures(values, plan, outcome, weights.text, dates), weights),
             )  # fmt: skip
+            report.page = shown
             reports.append(report)
             if as_json:
                 print_json(report.plain())
     finally:
-        site.chromium.close()
-        server_of(task.key).close()
+        for site, _, _ in pages.values():
+            site.chromium.close()
+            server_of(site.settings.key).close()
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "check.json", json.dumps([report.plain() for report in reports], indent=1))
     write_atomic(out / "check.html", as_html(name, reports))
@@ -90,38 +93,41 @@ def export(
     Example: [bold]relgrad forms export site-quick task.plans=sentences[/bold]
     """
     from relgrad.core.run_folder import write_atomic
-    from relgrad.tasks.site import all_cases, part_of, row
 
-    _, task, _ = _of_recipe(recipe, overrides or [])
+    _, task, kind, _ = _of_recipe(recipe, overrides or [])
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
-    for case in all_cases(task):
-        rows[part_of(case, task)].append(row(case, task))
+    for part, row in kind.rows(task):
+        rows[part].append(row)
     out.mkdir(parents=True, exist_ok=True)
     for part, lines in rows.items():
         write_atomic(out / f"{part}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         print(f"{out / f'{part}.jsonl'}: {len(lines)}")
 
 
-def _of_recipe(recipe: str, overrides: Sequence[str]) -> tuple[str, SiteTask, Any]:
-    """Name, task, and the weights of the last stage with a site's reward. Raises RelgradError where no task is a site."""
+def _of_recipe(recipe: str, overrides: Sequence[str]) -> tuple[str, Any, Any, Any]:
+    """Name, task's settings, its kind, and the weights of the last stage with a site's reward.
+
+    Raises RelgradError where no task is a site.
+    """
+    from relgrad.core import registry
     from relgrad.core.errors import RelgradError
     from relgrad.core.settings import settings_of
     from relgrad.rewards.site import Settings as Weights
     from relgrad.runs.build import find_recipe
     from relgrad.runs.recipe import load_recipe
     from relgrad.stages.settings import RewardedStage
-    from relgrad.tasks.site import Settings
 
     loaded = load_recipe(find_recipe(recipe), overrides)
-    tasks = [stage.task for stage in loaded.stages if stage.task.kind == "site"]
+    tasks = [stage.task for stage in loaded.stages if stage.task.kind in ("site", "sites")]
     if not tasks:
         kinds = ", ".join(sorted({stage.task.kind for stage in loaded.stages}))
         raise RelgradError(
-            f"forms: the task of {recipe!r} is {kinds}; `check` and `export` need one with a task of kind site"
+            f"forms: the task of {recipe!r} is {kinds}; `check` and `export` need one with a task of kind site or sites"
         )
+    kind = registry.find("tasks", tasks[-1].kind)
     rewards = [reward for stage in loaded.stages if isinstance(stage, RewardedStage) for reward in stage.rewards]
     weights = [settings_of(reward, Weights, "rewards") for reward in rewards if reward.kind == "site"]
-    return loaded.name, settings_of(tasks[-1], Settings, "task"), weights[-1] if weights else Weights()
+    return loaded.name, settings_of(tasks[-1], kind.Settings, "task"), kind, weights[-1] if weights else Weights()
 
 
 def _require_pages(names: Sequence[str], pages: dict[str, Any]) -> None:

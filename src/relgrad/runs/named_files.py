@@ -109,6 +109,10 @@ def _marked(settings: BaseModel, where: str) -> Iterator[Named]:
     """What the annotated settings of a section name, and of the sections in it."""
     for name, field in type(settings).model_fields.items():
         content, setting = dict(settings)[name], f"{where}.{name}"
+        if isinstance(content, dict):
+            for key, value in content.items():
+                if isinstance(value, BaseModel):
+                    yield from _marked(value, f"{setting}.{key}")
         for value in content if isinstance(content, tuple) else (content,):
             if isinstance(value, BaseModel):
                 yield from _marked(value, setting)

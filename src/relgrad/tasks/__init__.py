@@ -11,6 +11,7 @@ digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 forms.py          web forms to fill in
 site.py           pages of a site that somebody else wrote, to fill in
+sites.py          pages of several sites, of which whole ones are held out
 replies.py        posts to reply to
 python.py         a task of the script that started the run
 continuation.py   a text to go on with
@@ -18,7 +19,8 @@ masked_text.py    a text with holes, made in process
 masked_stream.py  the same from a folder of files
 masked_batches.py the same from the batch files of the diffusion-GPT trainer
 
-Files whose name begins with _ are what they share: files and their rows, samples of masked text, mixes of masks.
+Files whose name begins with _ are what they share: files and their rows, cases of a site, samples of masked
+text, mixes of masks.
 """
 
 from __future__ import annotations
