@@ -405,7 +405,7 @@ def test_files_of_cases_are_files_of_the_run(tmp_path: Path) -> None:
         (tmp_path / "own.yaml").write_text(json.dumps({"name": "own", **recipe, "grpo": {"steps": 1}}))
         (stage,) = load_recipe(tmp_path / "own.yaml").stages
         named = {each.setting: each.path for each in named_files(stage) if each.setting.startswith(where)}
-        assert named == {f"{where}.folder": tmp_path, f"{where}.cases": tmp_path / "cases.json"}
+        assert named == {f"{where}.folder": tmp_path, f"{where}.cases": tmp_path / "*.json"}
 
 
 def test_prompts_are_told_in_several_wordings_or_read(tmp_path: Path) -> None:

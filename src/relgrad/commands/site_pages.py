@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,6 @@ def check(
     from relgrad.environments.sites.check import CheckedCase, as_html, check_page
     from relgrad.environments.sites.serving import server_of
     from relgrad.environments.sites.site import Site, site_of
-    from relgrad.rewards.site import figures, worth
 
     name, task, kind, weights = _of_recipe(recipe, overrides or [])
     loaded = kind.load(task, 0)
@@ -60,11 +60,8 @@ def check(
             if page and shown not in page:
                 continue
             parts = ", ".join(dict.fromkeys(part for part, _ in cases))
-            dates = site.settings.dates
-            report = check_page(
-                site, path, parts, [one for _, one in cases], most,
-                lambda values, plan, outcome, dates=dates: worth(figures(values, plan, outcome, weights.text, dates), weights),
-            )  # fmt: skip
+            worth_here = partial(_worth, weights, site.settings.dates)
+            report = check_page(site, path, parts, [one for _, one in cases], most, worth_here)
             report.page = shown
             reports.append(report)
             if as_json:
@@ -128,6 +125,13 @@ def _of_recipe(recipe: str, overrides: Sequence[str]) -> tuple[str, Any, Any, An
     rewards = [reward for stage in loaded.stages if isinstance(stage, RewardedStage) for reward in stage.rewards]
     weights = [settings_of(reward, Weights, "rewards") for reward in rewards if reward.kind == "site"]
     return loaded.name, settings_of(tasks[-1], kind.Settings, "task"), kind, weights[-1] if weights else Weights()
+
+
+def _worth(weights: Any, dates: Any, values: Any, plan: Any, outcome: Any) -> float:
+    """What the reward gives a plan for what was to be entered."""
+    from relgrad.rewards.site import figures, worth
+
+    return worth(figures(values, plan, outcome, weights.text, dates), weights)
 
 
 def _require_pages(names: Sequence[str], pages: dict[str, Any]) -> None:

@@ -68,16 +68,16 @@ def prompt_of(case: Case, number: int, settings: ToldSite, site: str = "") -> Pr
 
     site   the site's name, before the page in the family, where a task has several
     """
-    told, plan = _told(case, settings)
+    text, plan = _prompt_and_plan(case, settings)
     own = {"plan": plan, "site": settings.plain(), "page": case.page, "values": _plain(case)}
-    return Prompt(told, {**case.columns, **own}, number, site + case.page.partition("?")[0])
+    return Prompt(text, {**case.columns, **own}, number, site + case.page.partition("?")[0])
 
 
 def row(case: Case, settings: ToldSite) -> dict[str, Any]:
     """A case as OpenBrowser's JSONL has it. Raises RelgradError where a column that is to be read is missing."""
-    told, plan = _told(case, settings)
+    text, plan = _prompt_and_plan(case, settings)
     return {
-        "condition": told,
+        "condition": text,
         "target": plan.split("\n"),
         "url": shown_url(case, settings),
         "ground_truth_fields": {label: CLICK if label in case.clicks else _plain(case)[label] for label in case.order},
@@ -90,20 +90,20 @@ def _plain(case: Case) -> dict[str, Any]:
     return {label: list(value) if isinstance(value, tuple) else value for label, value in case.values.items()}
 
 
-def _told(case: Case, settings: ToldSite) -> tuple[str, str]:
+def _prompt_and_plan(case: Case, settings: ToldSite) -> tuple[str, str]:
     """(prompt, reference plan). Raises RelgradError where a column that is to be read is missing."""
     url = shown_url(case, settings)
-    told = prompt(case, url, settings.wording, settings.template)
+    text = prompt(case, url, settings.wording, settings.template)
     plan = reference(case, url, settings.plans)
     if "condition" in case.columns and settings.prompt_column is None and settings.template is None:
-        told = case.columns["condition"]
+        text = case.columns["condition"]
     if "target" in case.columns and settings.plan_column is None:
         plan = _text(case.columns["target"])
     if settings.prompt_column is not None:
-        told = _column(case, settings.prompt_column)
+        text = _column(case, settings.prompt_column)
     if settings.plan_column is not None:
         plan = _column(case, settings.plan_column)
-    return told, plan
+    return text, plan
 
 
 def shown_url(case: Case, settings: SiteSettings) -> str:
