@@ -147,7 +147,7 @@ def test_what_is_no_task_is_refused(task: Any, says: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"rewards": [3]}, "rewards: received 3; give functions, or sections"),
+        ({"rewards": [3]}, r"rewards: received 3 \(int\); give functions, or sections"),
         ({"grpo": {**GRPO, "epsilom": 0.1}}, "epsilom"),
         ({"grpo": {**GRPO, "num_generations": 1}}, "a group needs at least 2 completions"),
         ({"steps": 4}, "steps"),
@@ -302,3 +302,37 @@ def test_the_scripts_of_the_page_run(title: str, small_model: Path, tmp_path: Pa
     (tmp_path / title).write_text(text)
     ended = forked.run("python", title, cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": [3]}, r"rewards: received 3 \(int\); give functions, or sections"),
+        ({"rewards": 3}, r"rewards: received 3 \(int\); give a function, a section such as"),
+        ({"rewards": None}, r"rewards: received None \(NoneType\); give a function"),
+        ({"rewards": "exact"}, r"rewards: received 'exact' \(str\); give a function"),
+        ({"policy": None}, r"policy: received None \(NoneType\); give the name or folder of a language model"),
+        ({"policy": 3}, r"policy: received 3 \(int\)"),
+        ({"name": None}, r"name: received None; say how the run's folder is called"),
+        ({"name": 3}, "name: received 3"),
+        ({"out": 3}, "out: received 3"),
+        ({"task": None}, "task: train is NoneType; give a list of rows"),
+        ({"stages": 3}, "stages"),
+        ({"evaluation": 3}, "evaluation"),
+        ({"grpo": 3}, "grpo"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_named(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {"policy": TINY, "task": ROWS, "rewards": share, "name": "r", **changes}
+    with pytest.raises(RelgradError, match=message):
+        relgrad.train(values.pop("policy"), values.pop("task"), values.pop("rewards"), **values)
+
+
+def test_a_missing_name_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RelgradError, match="name='first'"):
+        relgrad.train(TINY, ROWS, share)
+    assert not list(tmp_path.iterdir())

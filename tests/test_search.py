@@ -331,6 +331,9 @@ def test_a_search_whose_budget_is_spent_pays_nothing_when_it_is_run_again(tmp_pa
     again, _ = searched(tmp_path, budget={"tokens": 3_000}, test_repeats=0)
     assert without_time(again) == without_time(result)
     assert ((folder / "calls.jsonl").read_bytes(), stories(folder)) == before
+    spent = result["spent"]["tokens"]
+    with pytest.raises(RelgradError, match=rf"search\.budget\.tokens=500, and this search has spent {spent} already"):
+        searched(tmp_path, budget={"tokens": 500}, test_repeats=0)
     more, _ = searched(tmp_path, budget={"tokens": 4_000}, test_repeats=0)
     assert 3_000 < more["spent"]["tokens"] <= 4_000
     assert more["reasons"] == ["budget: tokens, 4000"]

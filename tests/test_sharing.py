@@ -12,8 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from commands import relgrad
+from relgrad import Run
 from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
+from relgrad.monitor.model_card import is_on_a_hub
 from relgrad.runs import sharing
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
@@ -53,7 +55,12 @@ def test_a_merged_model_is_ordinary_weights_that_score_as_the_adapter_does(runs:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path / "merged"
-    relgrad("merge", runs / "small", folder)
+    ended = CliRunner().invoke(app, ["merge", str(runs / "small"), str(folder)], env={"COLUMNS": "300"})
+    assert ended.stdout.split() == [str(folder)]
+    steps = [line.removesuffix(" ...") for line in ended.stderr.splitlines() if line.endswith(" ...")]
+    assert steps[0] == "loading the policy"
+    assert "folding the adapter into the weights" in steps
+    assert steps[-1] == "loading what was written, and scoring the completions by it"
     assert not (folder / "adapter_config.json").exists()
     merged = AutoModelForCausalLM.from_pretrained(folder)
     adapted = AutoPeftModelForCausalLM.from_pretrained(runs / "small/1-grpo/checkpoints/step_000003")
@@ -79,7 +86,6 @@ def test_what_is_packed_is_the_checkpoint_with_a_card(runs: Path, tmp_path: Path
         "tags": ["relgrad", "grpo", "autoregressive"],
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "base_model": "tiny:32x1",
     }
     stage = runs / "small/1-grpo"
     before, *_, after = [json.loads(line) for line in (stage / "evaluations.jsonl").read_text().splitlines()]
@@ -89,6 +95,30 @@ def test_what_is_packed_is_the_checkpoint_with_a_card(runs: Path, tmp_path: Path
     assert "AutoPeftModelForCausalLM.from_pretrained" in card
     assert yaml.safe_load(card.split("```yaml")[1].split("```")[0])["grpo"]["learning_rate"] == 1e-2
     assert "- torch " in card
+
+
+@pytest.mark.parametrize(
+    ("model", "on_a_hub"),
+    [
+        ("Qwen/Qwen3-0.6B", True), ("tiny", False), ("smollm2-135m-instruct", False), ("models/mine.gguf", False),
+        ("./models/mine", False), ("/models/mine", False), ("here/model", False), (None, False),
+    ],
+)  # fmt: skip
+def test_the_card_names_no_base_that_nobody_else_has(
+    model: str | None, on_a_hub: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    assert is_on_a_hub(model) == on_a_hub
+
+
+def test_an_evaluation_from_python_shows_how_far_it_is(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    record = Run(runs / "small").evaluate(**{"evaluation.num_prompts": 2})
+    assert record["n"] == 2
+    assert "evaluating" in capsys.readouterr().err
 
 
 def test_the_folder_is_beside_the_stages_unless_it_is_named(runs: Path) -> None:

@@ -33,7 +33,7 @@ from relgrad.runs.named_files import named_files
 from relgrad.runs.recipe import load_recipe
 from relgrad.tasks import sites as several
 from relgrad.tasks._site_cases import all_cases
-from relgrad.tasks.site import Settings, load, part_of
+from relgrad.tasks.site import Settings, load, part_of, parted
 
 # ---------------------------------------------------------------------- plans in sentences
 
@@ -357,6 +357,7 @@ def test_pages_are_held_out_for_ever_and_cases_say_that_their_pages_are_not(tmp_
         load(settings(tmp_path, test_pages=["/99.html"]), 0)
     with pytest.raises(RelgradError, match="the hash puts none into"):
         load(settings(tmp_path, test_fraction=0.001), 0)
+    assert not parted(settings(tmp_path, test_fraction=0.001))["test"], "a check of pages holds nothing out"
 
 
 def three_sites(folder: Path, **more: Any) -> Any:

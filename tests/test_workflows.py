@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from chat_server import says, serving
 from commands import relgrad
 from relgrad.backends import scripted
 from relgrad.backends.protocol import CallFailed, Reply, Request, Usage
+from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
 from relgrad.environments.workflows import aflow, file, noisy, sandboxed, sources
 from relgrad.environments.workflows.compiled import python
@@ -488,7 +490,10 @@ def test_a_workflow_is_executed_with_the_settings_of_its_file_or_others(
         file.write(path, parse("program()"), {"backend": backend, **settings})
         assert "answer   391\n" in relgrad("workflow", "run", path, "-p", "A text.")
         others = ("temperature=0.5", "max_tokens=9", "programs=arithmetic")
-        assert "answer   \n" in relgrad("workflow", "run", path, "-p", "A text.", *others)
+        ended = CliRunner().invoke(app, ["workflow", "run", str(path), "-p", "A text.", *others])
+        assert ended.exit_code == 2
+        assert "answer   none: the workflow's last call wrote none" in ended.stdout
+        assert "1 of 1 problems have no answer" in ended.stderr
         with pytest.raises(RelgradError, match="temperature"):
             list(workflows.execute_on(str(path), ["A text."], ["temperature=-1"], 0))
     assert [(body["temperature"], body["max_tokens"]) for body, _ in server.asked] == [(0.25, 77), (0.5, 9)]

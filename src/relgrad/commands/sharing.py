@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from relgrad.commands.bar import tell
 from relgrad.commands.endings import say
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run or a stage, or RUN:LABEL.")]
@@ -26,7 +27,7 @@ def merge(
     """
     from relgrad.runs.sharing import merge as write
 
-    say("checked", write(source, folder, overrides or []), style="green")
+    say("checked", write(source, folder, overrides or [], tell), style="green")
     print(folder)
 
 
@@ -49,5 +50,7 @@ def push(
 
     require_name(name)
     place = folder or Path(source.partition(":")[0]) / "share" / name.replace("/", "--")
-    say("checked", pack(source, place, overrides or []), style="green")
+    say("checked", pack(source, place, overrides or [], tell), style="green")
+    if not dry_run:
+        tell(f"uploading {place}")
     print(place if dry_run else upload(place, name, private=private))

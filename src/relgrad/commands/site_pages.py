@@ -37,6 +37,7 @@ def check(
 
     Example: [bold]relgrad forms check site-quick[/bold]
     """
+    from relgrad.commands.bar import tell
     from relgrad.commands.printing import print_json
     from relgrad.core.run_folder import write_atomic
     from relgrad.environments.sites.check import CheckedCase, as_html, check_page
@@ -44,9 +45,8 @@ def check(
     from relgrad.environments.sites.site import Site, site_of
 
     name, task, kind, weights = _of_recipe(recipe, overrides or [])
-    loaded = kind.load(task, 0)
     pages: dict[str, tuple[Site, str, list[tuple[str, CheckedCase]]]] = {}
-    for part, prompts in (("train", loaded.train), ("validation", loaded.validation), ("test", loaded.own_test or ())):
+    for part, prompts in kind.parted(task).items():
         for prompt in prompts:
             values = {label: tuple(v) if isinstance(v, list) else v for label, v in prompt.columns["values"].items()}
             path = prompt.columns["page"]
@@ -56,9 +56,11 @@ def check(
     _require_pages(page or [], pages)
     reports: list[PageReport] = []
     try:
-        for shown, (site, path, cases) in pages.items():
-            if page and shown not in page:
-                continue
+        for site, _, _ in pages.values():
+            server_of(site.settings.key).require()
+        chosen = {shown: parts for shown, parts in pages.items() if not page or shown in page}
+        for number, (shown, (site, path, cases)) in enumerate(chosen.items()):
+            tell(f"page {number + 1} of {len(chosen)}: {shown}")
             parts = ", ".join(dict.fromkeys(part for part, _ in cases))
             worth_here = partial(_worth, weights, site.settings.dates)
             report = check_page(site, path, parts, [one for _, one in cases], most, worth_here)

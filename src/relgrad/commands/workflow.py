@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from relgrad.environments.workflows.execute import Outcome
 
 app = typer.Typer(
     no_args_is_help=True, help="Workflows: look at one, bring one in from AFlow, execute one on a problem."
@@ -42,12 +45,20 @@ def run(
 ) -> None:
     """Execute a workflow on problems, with the back end and the settings that its search had, or others.
 
+    Ends with an error where a problem has no answer.
+
     Example: [bold]relgrad workflow run best.json --problem "What is 17 times 23?"[/bold]
     """
+    from relgrad.commands.bar import with_bar
     from relgrad.commands.printing import print_json
+    from relgrad.core.errors import RelgradError
     from relgrad.runs.workflows import execute_on
 
-    for text, outcome in execute_on(source, problem, settings or [], seed):
+    outcomes = with_bar(
+        "loading the back end",
+        lambda progress: list(execute_on(source, problem, settings or [], seed, progress)),
+    )
+    for text, outcome in outcomes:
         usage = outcome.usage
         if as_json:
             print_json({"problem": text, **outcome.record(), "usage": list(usage)})
@@ -55,8 +66,16 @@ def run(
         print(f"problem  {text}")
         for call in outcome.calls:
             print(f"  {call.operator:9} {' '.join(call.text.split())[:100]}")
-        print(f"answer   {outcome.answer if not outcome.failure else f'none: {outcome.failure}'}")
+        reason = without_answer(outcome)
+        print(f"answer   {f'none: {reason}' if reason else outcome.answer}")
         print(f"cost     {usage.calls} calls, {usage.tokens} tokens, {usage.money:g} money")
+    if reasons := [reason for _, outcome in outcomes if (reason := without_answer(outcome))]:
+        raise RelgradError(f"{len(reasons)} of {len(outcomes)} problems have no answer; of the first: {reasons[0]}")
+
+
+def without_answer(outcome: Outcome) -> str:
+    """Why a workflow gave no answer; "" where it gave one."""
+    return outcome.failure or ("" if outcome.answer.strip() else "the workflow's last call wrote none")
 
 
 @app.command()

@@ -187,9 +187,40 @@ def _shown(path: Sequence[Any], value: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at a path, within lists, optional sections and unions too: of a union those of the member tried."""
+    members = [model]
     for part in path:
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return sorted(field.alias or name for name, field in model.model_fields.items())
+        inner = [kind for member in members for kind in _sections_under(member, str(part))]
+        chosen = [member for member in members if str(part) == member.__name__ or _is_tagged(member, part)]
+        if inner:
+            members = inner
+        elif (
+            chosen
+        ):  # after a union's key pydantic names its member: the class, or the value that tells it from the others
+            members = chosen
+    return sorted({field.alias or name for member in members for name, field in member.model_fields.items()})
+
+
+def _sections_under(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+    """The models that a key of a model may hold, alone or in a list."""
+    fields = [field for name, field in model.model_fields.items() if key in (name, field.alias)]
+    return [kind for field in fields for kind in _models_in(field.annotation)]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    models = []
+    for kind in _alternatives(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            models.append(kind)
+        elif _is_list(kind) or get_origin(kind) in (dict, Mapping):
+            models += [model for inner in get_args(kind) for model in _models_in(inner)]
+    return models
+
+
+def _is_tagged(model: type[BaseModel], tag: Any) -> bool:
+    """Whether a field of the model can have no other values than a few, of which the tag is one."""
+    return any(
+        get_origin(kind) is Literal and tag in get_args(kind)
+        for field in model.model_fields.values()
+        for kind in _alternatives(field.annotation)
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +15,7 @@ from relgrad.monitor.report.result import run_facts, scored_by
 from relgrad.monitor.report.words import mapping
 
 FILE = "README.md"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?<!\.gguf)")
 LOADING = """```python
 from {library} import {name}
 
@@ -28,7 +31,7 @@ def model_card(stage: StageFiles, kind: str) -> str:
     header: dict[str, Any] = {"tags": ["relgrad", stage.kind, kind]}
     if causal:
         header |= {"library_name": "peft" if adapted else "transformers", "pipeline_tag": "text-generation"}
-        header |= {"base_model": policy.get("model")} if isinstance(policy.get("model"), str) else {}
+        header |= {"base_model": policy.get("model")} if is_on_a_hub(policy.get("model")) else {}
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {stage.recipe.get('name', stage.name)}",
@@ -40,6 +43,11 @@ def model_card(stage: StageFiles, kind: str) -> str:
         "## Made with\n\n" + "\n".join(f"- {name} {version}" for name, version in versions(stage.environment)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def is_on_a_hub(model: Any) -> bool:
+    """Whether a policy's `model` is a name that the hub's header can give: no folder, file, or name of relgrad's own."""
+    return isinstance(model, str) and REPOSITORY.fullmatch(model) is not None and not Path(model).exists()
 
 
 def results(stage: StageFiles) -> Iterator[str]:

@@ -48,11 +48,18 @@ class Run:
         Where the task has no test part of its own, they are its validation prompts, and the record's `name` says so. `settings`
         change the recipe: evaluate(**{"evaluation.num_prompts": 500}). Raises RelgradError for another part.
         """
+        from relgrad.commands.bar import Progress, with_bar
         from relgrad.runs.use import evaluate_run
 
         if part not in ("validation", "test"):
             raise RelgradError(f"part={part!r}: it is test or validation")
-        return evaluate_run(str(self.folder), _overrides(settings), part=part)
+
+        def work(progress: Progress) -> dict[str, Any]:
+            return evaluate_run(
+                str(self.folder), _overrides(settings), lambda done, total: progress("evaluating", done, total), part
+            )
+
+        return with_bar("loading the policy", work)
 
     def sample(self, prompts: str | Sequence[str] = (), n: int = 4, **settings: Any) -> list[dict[str, Any]]:
         """`n` completions per prompt, each with `prompt`, `completion`, `stop`, `logp` (nats).

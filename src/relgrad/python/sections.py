@@ -41,13 +41,24 @@ class Sections:
             recipe["stages"] = [self.recipe(stage) for stage in recipe["stages"]]
         return recipe
 
-    def policy(self, policy: str | Mapping[str, Any]) -> dict[str, Any]:
+    def policy(self, policy: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         """A recipe's section as it is; the name, or folder, of an autoregressive model as such a section."""
-        return {"kind": "autoregressive", "model": policy} if isinstance(policy, str) else dict(policy)
+        if isinstance(policy, (str, Path)):
+            return {"kind": "autoregressive", "model": str(policy)}
+        if not isinstance(policy, Mapping):
+            raise RelgradError(
+                f"policy: received {_shown(policy)}; give the name or folder of a language model ('Qwen/Qwen3-0.6B'), or a section "
+                "such as {'kind': 'autoregressive', 'model': 'tiny'}"
+            )
+        return dict(policy)
 
     def rewards(self, rewards: Any) -> list[dict[str, Any]]:
         """One section per reward: a section as it is, or one for a function. A single reward needs no list."""
         alone = callable(rewards) or isinstance(rewards, Mapping)
+        if not alone and (isinstance(rewards, (str, bytes)) or not isinstance(rewards, Iterable)):
+            raise RelgradError(
+                f"rewards: received {_shown(rewards)}; give a function, a section such as {{'kind': 'exact'}}, or a list of them"
+            )
         return [self._reward(reward) for reward in ([rewards] if alone else rewards)]
 
     def _reward(self, reward: Any) -> dict[str, Any]:
@@ -56,7 +67,7 @@ class Sections:
             return {**reward, **self._reward(function)} if callable(function) else dict(reward)
         if not callable(reward):
             raise RelgradError(
-                f"rewards: received {reward!r}; give functions, or sections such as {{'kind': 'exact', 'weight': 0.5}}"
+                f"rewards: received {_shown(reward)}; give functions, or sections such as {{'kind': 'exact', 'weight': 0.5}}"
             )
         place = live.importable(reward)
         if place is not None:
@@ -123,6 +134,11 @@ def _lines(rows: Iterable[Mapping[str, Any]], part: str) -> str:
                 f"({error}); make it text, numbers or lists of them, or build a relgrad.tasks.Task"
             ) from None
     return "".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it."""
+    return f"{value!r:.60} ({type(value).__name__})"
 
 
 def _is_plain(value: Any) -> bool:

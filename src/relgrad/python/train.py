@@ -12,7 +12,9 @@ from relgrad.python.run import Run
 from relgrad.python.sections import Sections
 
 
-def train(policy: Any, task: Any, rewards: Any = (), *, name: str, fresh: bool = False, **sections: Any) -> Run:
+def train(
+    policy: Any, task: Any, rewards: Any = (), *, name: str | None = None, fresh: bool = False, **sections: Any
+) -> Run:
     """Train a policy on a task by rewards, and return the finished run. The same script started again goes on where it was.
 
     policy    the name or folder of an autoregressive language model ("Qwen/Qwen3-0.6B"), or a recipe's `policy` section
@@ -42,8 +44,14 @@ def train(policy: Any, task: Any, rewards: Any = (), *, name: str, fresh: bool =
             f"relgrad.train is called while {registry.executing[-1]} is imported for one of its functions; put the call under "
             '`if __name__ == "__main__":`'
         )
+    if not isinstance(name, str):
+        raise RelgradError(f"name: received {name!r}; say how the run's folder is called, for example name='first'")
     if fault := fault_of_name(name):
         raise RelgradError(f"name: {fault}")
+    if not isinstance(sections.get("out", "runs"), (str, Path)):
+        raise RelgradError(
+            f"out: received {sections['out']!r}; it is the folder that runs are in, for example out='runs'"
+        )
     recipe_sections = {"policy": policy, "task": task, "rewards": rewards, **sections}
     folder = Path(sections.get("out", "runs")) / name
     try:

@@ -36,6 +36,11 @@ class Settings(Strict):
     sandbox: CodeLimits = CodeLimits()
 
 
+def columns_of(settings: Settings) -> tuple[str, ...]:
+    """See combine.NeedsColumns."""
+    return ("tests",)
+
+
 def build(settings: Settings) -> Reward:
     """Raises RelgradError where generated code cannot be contained and the settings do not allow it anyway.
 

@@ -45,6 +45,15 @@ class NamesRewards(Protocol):
         ...
 
 
+@runtime_checkable
+class NeedsColumns(Protocol):
+    """A module whose rewards can do nothing without certain columns of the task: that is said before a policy is loaded."""
+
+    def columns_of(self, settings: Any) -> tuple[str, ...]:
+        """The names of these columns, for a reward with these settings."""
+        ...
+
+
 @dataclass(frozen=True)
 class NamedReward:
     """A reward, the name it is logged under and its weight in the sum; weight 0 makes it a monitor."""

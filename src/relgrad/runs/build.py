@@ -12,7 +12,8 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir, stages_in
 from relgrad.core.secrets import require_references
 from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
-from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, RewardSet
+from relgrad.rewards._columns import missing_column
+from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, NeedsColumns, RewardSet
 from relgrad.runs.named_stages import LINK, is_called, label_of, labels_of, links, number_of, rewards_in, stage_folders
 from relgrad.runs.recipe import Recipe
 from relgrad.runs.starts import starts_of
@@ -194,6 +195,21 @@ def load_task(stage: Stage) -> Task:
             f"task {stage.task.kind!r} has no training prompts; look at its path, split and limit settings"
         )
     return task
+
+
+def require_columns(stage: Stage, task: Task) -> None:
+    """Raise RelgradError where the task's first prompt lacks a column that a reward of the stage cannot do without."""
+    rewards = [*(stage.rewards if isinstance(stage, RewardedStage) else ()), *stage.evaluation.rewards]
+    for component in rewards:
+        module = registry.find("rewards", component.kind)
+        if not isinstance(module, NeedsColumns):
+            continue
+        for name in module.columns_of(settings_of(component, module.Settings, "rewards")):
+            if name not in task.train[0].columns:
+                raise RelgradError(
+                    f"reward {component.kind!r} reads the column {name!r}: {missing_column(name, task.train[0])}. The task is "
+                    f"{stage.task.kind!r}: give its rows this column"
+                )
 
 
 def with_epochs_counted(stage: Stage) -> Stage:

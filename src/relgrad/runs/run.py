@@ -18,7 +18,7 @@ from relgrad.core.types import StepRecord
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
 from relgrad.runs import about, hand_off, named_files
-from relgrad.runs.build import linked_rewards, load_task, require_rewards, resolve, with_epochs_counted
+from relgrad.runs.build import linked_rewards, load_task, require_columns, require_rewards, resolve, with_epochs_counted
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
 from relgrad.runs.evaluations import finished
@@ -223,6 +223,7 @@ class StageRun:
         start = None if self.start is None else checkpoint_to_start_from(self.start)
         named_files.require_undamaged(self.stage)
         task = load_task(self.stage)
+        require_columns(self.stage, task)
         rewards = partial(linked_rewards, run=self.run_dir.root.parent)
         parts = kind_of(self.stage).build(self.stage, Materials(task, start, rewards, self.ranks))
         if start is not None:

@@ -108,6 +108,7 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
         run = _Run(recipe, parts, RunDir(folder), progress)
+        _require_enough(run)
         run.files.write_text("search.yaml", write_yaml(recipe.plain))
         try:
             result = asyncio.run(run.whole())
@@ -116,6 +117,22 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
             run.journal.close()
             run.keep()
     return result
+
+
+def _require_enough(run: _Run) -> None:
+    """Raise RelgradError where a limit is narrower than what earlier sessions have spent: nothing true could be said of it."""
+    paid, limits = run.journal.paid, run.settings.budget
+    for name, limit, used in (
+        ("calls", limits.calls, paid.calls),
+        ("tokens", limits.tokens, paid.tokens),
+        ("money", limits.money, paid.money),
+    ):
+        if limit is not None and used > limit:
+            run.journal.close()
+            raise RelgradError(
+                f"search.budget.{name}={limit:g}, and this search has spent {used:g} already ({run.files.root}): give at least as "
+                "much, another name, or start over with --fresh"
+            )
 
 
 def _require_no_training(folder: Path) -> None:

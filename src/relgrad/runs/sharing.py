@@ -37,23 +37,34 @@ MERGED = 1e-3
 NOT_SHARED = ("trainer", SUMS, FILE)
 """Of a checkpoint, what only goes on with training, and what is written anew."""
 
+Tell = Callable[[str], None]
+"""Is told what is being done now."""
 
-def merge(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
+
+def quietly(what: str) -> None:
+    """Tells nobody."""
+
+
+def merge(source: str, folder: Path, overrides: Sequence[str] = (), tell: Tell = quietly) -> str:
     """Write a run's adapted model as ordinary weights, which need neither relgrad nor peft; says how they were checked.
 
     Raises RelgradError for a policy without an adapter, a folder that holds something, and a merged model that scores otherwise.
     """
     stage, start = open_source(source, overrides)
+    tell("loading the policy")
     policy = build_policy(stage, start)
     if not isinstance(policy, MergesAdapter):
         raise RelgradError(
             f"{source}: a policy of kind {stage.policy.kind} has no adapter to merge; its checkpoint is whole"
         )
+    tell("writing a few completions to check by")
     samples = _fresh_samples(policy, stage)
     plain = stage.policy.model_copy(update={"lora": None, "adapter": None, "quantize": None})
 
     def write(place: Path) -> None:
+        tell("folding the adapter into the weights")
         policy.merge(place)
+        tell("loading what was written, and scoring the completions by it")
 
     return _written(
         folder,
@@ -62,7 +73,7 @@ def merge(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
     )
 
 
-def pack(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
+def pack(source: str, folder: Path, overrides: Sequence[str] = (), tell: Tell = quietly) -> str:
     """Write the folder that others get: weights or adapter, tokenizer, recipe and a model card; says how it was checked.
 
     Raises RelgradError for a recipe that was not run, and as `merge` does.
@@ -70,13 +81,17 @@ def pack(source: str, folder: Path, overrides: Sequence[str] = ()) -> str:
     stage, start = open_source(source, overrides)
     if start is None:
         raise RelgradError(f"{source}: an untrained recipe has nothing to share; give the folder of a run")
-    samples = _fresh_samples(build_policy(stage, start), stage)
+    tell("loading the policy")
+    policy = build_policy(stage, start)
+    tell("writing a few completions to check by")
+    samples = _fresh_samples(policy, stage)
     card = model_card(read_files(start.parents[1]), stage.policy.kind)
 
     def write(place: Path) -> None:
         shutil.copytree(start, place, ignore=shutil.ignore_patterns(*NOT_SHARED))
         shutil.copy(start.parents[1] / "recipe.yaml", place / "recipe.yaml")
         write_atomic(place / FILE, card)
+        tell("loading what was written, and scoring the completions by it")
 
     return _written(folder, write, lambda place: _require_same_scores(stage, place, samples, 0.0))
 

@@ -66,12 +66,16 @@ def build_backend(section: Component, seed: int, where: str = "backend") -> Back
 
 
 def execute_on(
-    source: str, problems: Sequence[str], overrides: Sequence[str], seed: int
+    source: str,
+    problems: Sequence[str],
+    overrides: Sequence[str],
+    seed: int,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Iterator[tuple[str, Outcome]]:
     """Each problem's text and what came of it; of a text that is no id of the file's problems, nobody knows the answer.
 
-    `overrides` are settings of the back end, of Execution, and of the sandbox. Raises RelgradError, also where the back end cannot
-    be used at all.
+    `overrides` are settings of the back end, of Execution, and of the sandbox; `progress` is told what is done, and how much of it.
+    Raises RelgradError, also where the back end cannot be used at all.
     """
     execute_one, facts, overrides = _executor(source, overrides)
     execution, overrides = _execution(facts, overrides)
@@ -81,8 +85,12 @@ def execute_on(
     chosen = [problem_of.get(text, Problem(text, text, "")) for text in problems]
 
     async def all_of_them() -> list[Outcome]:
+        outcomes: list[Outcome] = []
         try:
-            return [await execute_one(operators(problem)) for problem in chosen]
+            for number, problem in enumerate(chosen):
+                progress(f"problem {number + 1} of {len(chosen)}", number, len(chosen))
+                outcomes.append(await execute_one(operators(problem)))
+            return outcomes
         except CallFailed as failure:
             raise RelgradError(str(failure)) from None
         finally:

@@ -77,6 +77,14 @@ class Journal:
         else:
             self.lost = self.lost.plus(Usage(*line["usage"]))
 
+    @property
+    def paid(self) -> Usage:
+        """What the calls of earlier sessions have cost, at the worst where that is not known."""
+        total = self.lost
+        for end in self._ended.values():
+            total = total.plus(end.usage)
+        return total
+
     def get(self, key: str) -> Reply | CallFailed | None:
         """How a call ended, where it did."""
         return self._ended.get(key)

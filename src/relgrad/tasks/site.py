@@ -52,15 +52,20 @@ def load(settings: Settings, seed: int) -> Task:
     What is held out depends on pages and cases alone, never on `seed`. The server is started here, so that one that does not start
     ends a run before it begins. Raises RelgradError for that, and for cases that are none.
     """
-    cases = all_cases(settings)
-    parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
-    for number, case in enumerate(cases):
-        parts[part_of(case, settings)].append(prompt_of(case, number, settings))
-    _require(parts, settings, {case.page for case in cases})
+    parts = parted(settings)
+    _require(parts, settings, {prompt.columns["page"] for prompts in parts.values() for prompt in prompts})
     server_of(settings.key).require()
     return Task(
         "site", parts["train"], parts["validation"], parts["test"] or None, facts={"Held out": _facts(parts, settings)}
     )
+
+
+def parted(settings: Settings) -> dict[Part, list[Prompt]]:
+    """The prompts of every part, of which some may be empty. Raises RelgradError for cases that are none."""
+    parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
+    for number, case in enumerate(all_cases(settings)):
+        parts[part_of(case, settings)].append(prompt_of(case, number, settings))
+    return parts
 
 
 def part_of(case: Case, settings: Settings) -> Part:

@@ -56,15 +56,10 @@ def load(settings: Settings, seed: int) -> Task:
     All servers are started here, so that one that does not start ends a run before it begins. Raises RelgradError for that, for
     cases that are none, and where a part has no site.
     """
-    parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
+    parts = parted(settings)
     members: dict[Part, list[str]] = {"train": [], "validation": [], "test": []}
-    number = 0
-    for name, site in settings.sites.items():
-        part = part_of(name, settings)
-        members[part].append(name)
-        for case in all_cases(site):
-            parts[part].append(prompt_of(case, number, site, name))
-            number += 1
+    for name in settings.sites:
+        members[part_of(name, settings)].append(name)
     _require(members, settings)
     for site in settings.sites.values():
         server_of(site.key).require()
@@ -72,6 +67,17 @@ def load(settings: Settings, seed: int) -> Task:
         f"{part}: {', '.join(names) or 'none'} ({len(parts[part])} cases)" for part, names in members.items()
     )
     return Task("sites", parts["train"], parts["validation"], parts["test"] or None, facts={"Sites": held_out})
+
+
+def parted(settings: Settings) -> dict[Part, list[Prompt]]:
+    """The prompts of every part, of which some may be empty. Raises RelgradError for cases that are none."""
+    parts: dict[Part, list[Prompt]] = {"train": [], "validation": [], "test": []}
+    number = 0
+    for name, site in settings.sites.items():
+        for case in all_cases(site):
+            parts[part_of(name, settings)].append(prompt_of(case, number, site, name))
+            number += 1
+    return parts
 
 
 def part_of(name: str, settings: Settings) -> Part:
