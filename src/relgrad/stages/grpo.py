@@ -52,7 +52,8 @@ def build(stage: Settings, materials: Materials) -> StageParts:
     loss = policy_loss(stage.grpo)
     policy: Policy = build_policy(stage, materials.start, reference=divergence)
     require_fit(policy, loss, stage.grpo.loss)
-    writer, notes = None, ()
+    writer: Remote | None = None
+    notes: tuple[str, ...] = ()
     if stage.grpo.remote is not None:
         writer = remote_writer(stage, stage.grpo.remote, policy, materials.ranks)
         notes = (writer.probe(materials.task.train),)
