@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,15 +18,23 @@ Settings = Annotated[
 
 def merge(
     source: Run,
-    folder: Annotated[Path, typer.Argument(help="The folder to write, which holds nothing yet.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder to write, which holds nothing yet; with --format gguf the file.")
+    ],
     overrides: Settings = None,
+    form: Annotated[
+        Literal["safetensors", "gguf"],
+        typer.Option("--format", help="A folder of safetensors; or one GGUF file, of Llama's architecture alone."),
+    ] = "safetensors",
 ) -> None:
     """Fold a run's adapter into its model and write ordinary weights, checked against the run's own samples.
 
     Example: [bold]relgrad merge runs/demo merged-model[/bold]
     """
-    from relgrad.runs.sharing import merge as write
+    from relgrad.runs.sharing import merge as write_folder
+    from relgrad.runs.sharing import write_gguf
 
+    write = write_gguf if form == "gguf" else write_folder
     say("checked", write(source, folder, overrides or [], tell), style="green")
     print(folder)
 

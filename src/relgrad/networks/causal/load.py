@@ -95,15 +95,26 @@ def convert_gguf(file: Path) -> Path:
     """A GGUF file as an ordinary float32 model folder in the cache, made once (a GGUF-loaded model cannot be saved)."""
     if importlib.util.find_spec("gguf") is None:
         raise RelgradError(f"{file.name} is a GGUF file; reading it needs: pip install 'relgrad[gguf]'")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    quiet()
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_dir() / "gguf" / f"{file.stem}-{key}"
     if (folder / "config.json").is_file():
         return folder
     files.require_fetched(file)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    unpack_gguf(file, unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def unpack_gguf(file: Path, folder: Path) -> None:
+    """Write what a GGUF file holds as an ordinary float32 model folder. Raises RelgradError for a broken file."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet()
     try:
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -115,14 +126,8 @@ def convert_gguf(file: Path) -> Path:
     model = type(loaded)(config).to(torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    try:
-        unfinished.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(unfinished)
-    return folder
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def load_model(

@@ -25,6 +25,7 @@ from relgrad.core.randomness import Draws, Randomness
 from relgrad.core.types import CellScores, Example, Output, Prompt, Rollouts, Stop, SupervisedLoss, Written
 from relgrad.laws.categorical import Truncation
 from relgrad.laws.precision import ROUNDING
+from relgrad.networks.causal import gguf_file
 from relgrad.networks.causal import load as causal
 from relgrad.networks.causal.adapted import bare, is_adapted, load
 from relgrad.networks.causal.decode import Generated
@@ -258,14 +259,25 @@ class AutoregressivePolicy:
         """See protocols.MergesAdapter. Takes the memory of a second model while it works."""
         if not is_adapted(self.model):
             raise RelgradError("the model has no adapter to merge: its checkpoint holds ordinary weights already")
+        self._merged().save_pretrained(folder, safe_serialization=True)
+        self.tokenizer.save_pretrained(folder)
+
+    def _merged(self) -> Any:
+        """A second model with the adapter folded into its weights. Raises RelgradError for weights of too few bits."""
         if self.settings.quantize is not None:
             raise RelgradError(
                 f"policy.quantize={self.settings.quantize}: weights of so few bits cannot take an adapter in; open the run with "
                 "policy.quantize=null policy.dtype=bfloat16"
             )
-        merged = copy.deepcopy(self.model).merge_and_unload()
-        merged.save_pretrained(folder, safe_serialization=True)
-        self.tokenizer.save_pretrained(folder)
+        return copy.deepcopy(self.model).merge_and_unload()
+
+    def write_gguf(self, file: Path, name: str) -> str:
+        """See protocols.WritesGguf. Takes the memory of a second model while it works."""
+        model = self._merged() if is_adapted(self.model) else self.model
+        gguf_file.require_llama(model)
+        gguf_file.write(model, self.tokenizer, file, name)
+        count = gguf_file.require_same(file, model, self.tokenizer)
+        return f"{count} tensors and the tokenizer read back as they are"
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote into this policy's weights. Raises RelgradError for another model's folder."""
