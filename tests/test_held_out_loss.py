@@ -96,7 +96,7 @@ def test_a_stage_logs_it_with_its_evaluations_and_at_its_end(tmp_path: Path):
     )
     said = relgrad("run", recipe, f"out={tmp_path}")
     records = lines(tmp_path / "r" / "1-sft" / "metrics.jsonl")
-    measured = {r["step"]: r["validation/mean_nll"] for r in records if "validation/mean_nll" in r}
+    measured = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r}
     assert list(measured) == [2, 4, 5]
     assert measured[5] < measured[2] < math.log(100)
     assert "validation loss" in said

@@ -35,7 +35,7 @@ FIGURES = {
     "reward_std": "± std",
     "loss": "loss",
     "kl": "KL",
-    "validation/mean_nll": "validation loss",
+    "eval_loss": "validation loss",
     "entropy": "entropy",
     "clip_ratio/region_mean": "clipped",
     "completions/mean_length": "length",

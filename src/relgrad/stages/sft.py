@@ -42,7 +42,7 @@ def build_beside(stage: Settings, materials: Materials, term: Callable[[Policy],
         every, last = stage.evaluation.every, record.step == loop.settings.steps
         if held_out and (last or (every and record.step % every == 0)):
             at_once = stage.sft.batch_size // stage.sft.gradient_accumulation_steps
-            record.metrics["validation/mean_nll"] = mean_nll(policy, held_out, at_once, materials.ranks)
+            record.metrics["eval_loss"] = mean_nll(policy, held_out, at_once, materials.ranks)
 
     return StageParts(
         loop=loop, trained=policy, policy=policy, judged_by=judged_by, divergence=divergence, after_step=after_step

@@ -26,7 +26,10 @@ class Batch(NamedTuple):
 
 
 class LengthSettings(Strict, ABC):
-    """`steps` or `epochs`. What is written to a recipe is what was asked for: epochs stay epochs, also once they are counted."""
+    """`steps` or `epochs`; an epoch takes every training prompt of the task once.
+
+    What is written to a recipe is what was asked for: epochs stay epochs, also once they are counted.
+    """
 
     steps: int | None = Field(None, ge=1, description="optimizer steps in all; null: 100, or what `epochs` come to")
     epochs: float | None = Field(None, gt=0, allow_inf_nan=False, description="passes over the training prompts")

@@ -14,7 +14,7 @@ MAX_POINTS = 1_200  # per line: more than the pixels a chart is wide
 SMOOTH_FROM = 30  # records: shorter runs are shown as they are
 SMOOTH_SHARE = 25  # the smoothed line is a running mean over 1/25 of the run
 ROUNDING = 1e-6  # of sums of advantages of size 1 in float32: less is 0
-HELD_OUT_LOSS = "validation/mean_nll"
+HELD_OUT_LOSS = "eval_loss"
 LOG_RANGE = 50.0  # largest over smallest value from which a positive quantity is drawn on a log axis
 
 Records = Sequence[Mapping[str, Any]]

@@ -22,9 +22,12 @@ ALL_FLOAT32 = 0
 """GGUF's number for files whose tensors are all float32."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """GGUF's kinds of tokens."""
-GPT2_SPLIT = {"type": "ByteLevel", "use_regex": True}
-SMOLLM_SPLIT = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT]}
-SPLITS = {"gpt-2": GPT2_SPLIT, "smollm": SMOLLM_SPLIT}
+GPT2_SPLIT: Mapping[str, Any] = {"type": "ByteLevel", "use_regex": True}
+SMOLLM_SPLIT: Mapping[str, Any] = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT],
+}
+SPLITS: Mapping[str, Mapping[str, Any]] = {"gpt-2": GPT2_SPLIT, "smollm": SMOLLM_SPLIT}
 """How texts are cut before byte pairs are merged: llama.cpp's names for what a tokenizer.json says."""
 
 
