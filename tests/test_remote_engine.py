@@ -143,6 +143,7 @@ def test_with_the_same_arithmetic_the_gradient_is_the_local_one(tmp_path: Path):
     assert figures["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_what_the_server_draws_is_what_the_policy_would(tmp_path: Path):
     """Of 5,000 first tokens every token's share is its probability under the policy, adapter included (chi-squared)."""
     trained = policy(max_completion_length=1)
@@ -244,6 +245,19 @@ def test_a_server_that_stops_using_the_adapter_is_found_in_mid_run(tmp_path: Pat
         assert made.step == 1
 
 
+def test_a_server_that_was_started_anew_is_given_the_adapter_again(tmp_path: Path):
+    trained = policy()
+    with serving() as server:
+        writer = remote(trained, server.address, tmp_path)
+        writer.prepare()
+        lost = [name for name in server.models.policies if name != MODEL]
+        for name in lost:
+            server.models.unload(name)
+        drawn = writer.sample(PROMPTS[:1], 2, torch.Generator().manual_seed(0))
+        assert drawn.rows == 2
+        assert [name for name in server.models.policies if name != MODEL] == lost
+
+
 def test_policies_no_server_can_speak_for(tmp_path: Path):
     for changes, message in (({"lora": None}, "Add a lora section"), ({"top_p": 0.9}, "Set top_p to 1")):
         with pytest.raises(RelgradError, match=message):
@@ -337,7 +351,7 @@ def test_the_quick_task_is_learnt_through_a_server(tmp_path: Path):
     warmed = next((tmp_path / "q" / "1-sft" / "checkpoints").glob("step_*"))
     with elsewhere(tmp_path, str(warmed)) as (url, _):
         lora = {"lora": {"r": 16, "alpha": 32}}
-        grpo["grpo"] |= {"learning_rate": 3e-3, "remote": {"url": url, "model": str(warmed)}}
+        grpo["grpo"] |= {"steps": 25, "learning_rate": 3e-3, "remote": {"url": url, "model": str(warmed)}}
         policy_section = {**stages["policy"], "model": str(warmed), **lora}
         run_recipe(
             parse_recipe({**stages, "name": "g", "out": str(tmp_path), "policy": policy_section, "stages": [grpo]})

@@ -162,7 +162,8 @@ class Remote:
         try:
             return self.server.complete(self.loaded, requests, law)
         except UnknownModel:  # a server that was started anew has lost its adapters; the folder is still there
-            self.server.load_adapter(self.loaded, self._there(self.loaded))
+            if self.loaded not in self.server.models():  # another process of this job may have been faster
+                self.server.load_adapter(self.loaded, self._there(self.loaded))
             return self.server.complete(self.loaded, requests, law)
 
     # ------------------------------------------------------------------ adapters
