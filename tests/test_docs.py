@@ -60,7 +60,7 @@ from relgrad.runs.search import SearchRecipe
 from relgrad.search import settings as search_settings
 from relgrad.search.proposals import GrammarSettings, ModelSettings
 from relgrad.stages.kind import kind_of
-from relgrad.stages.settings import Checkpointing, Evaluation, RewardedStage, Stage
+from relgrad.stages.settings import Checkpointing, Evaluation, Gate, RewardedStage, Stage
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
@@ -368,6 +368,7 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "sft": settings_rows(SftSettings, OptimizerSettings),
         "polychromic": settings_rows(PolychromicSettings),
         "evaluation": settings_rows(Evaluation),
+        "evaluation.gate": settings_rows(Gate),
         "evaluation.suite": settings_rows(SuiteSettings),
         "evaluation.suite.pairwise": settings_rows(PairwiseSettings),
         "checkpoint": settings_rows(Checkpointing),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,6 +155,22 @@ def test_a_chat_has_one_system_message():
     assert text_of(of, "Hi", system_prompt="B") == text_of(of, [HI], system_prompt="B")
     developer: Message = {"role": "developer", "content": "C"}
     assert "<system>" not in text_of(of, [developer, HI], system_prompt="B")
+
+
+def test_the_template_gets_what_the_recipe_says_beside_the_chat() -> None:
+    """As Qwen3's does: without thinking, the assistant's turn begins with an empty thought, which is no target."""
+    template = (
+        "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}{% if m['role'] == 'assistant' %}END{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}a:{% if not enable_thinking|default(true) %}<think></think>{% endif %}{% endif %}"
+    )
+    of = tokenizer(template)
+    thoughtless = replace(encoder(of), template_arguments={"enable_thinking": False})
+    assert str(of.decode(encoder(of).prompt(Prompt([HI])).tolist())).endswith("a:")
+    assert str(of.decode(thoughtless.prompt(Prompt([HI])).tolist())).endswith("a:<think></think>")
+    _, target_T = thoughtless.example(Example(Prompt([HI]), "Yo"))
+    assert str(of.decode(target_T.tolist())) == "Yo<end_of_turn>"
+    with pytest.raises(ValueError, match="add_generation_prompt is decided by where a chat ends"):
+        Settings(model="m", chat_template_kwargs={"add_generation_prompt": True})
 
 
 @pytest.mark.parametrize(

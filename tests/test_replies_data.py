@@ -307,13 +307,28 @@ def test_the_command_writes_the_parts_figures_and_what_was_dropped(folder: Path)
 
 def test_a_failed_check_is_exit_code_1(tmp_path: Path) -> None:
     same = [line(tweet_id=str(n), reply=f"reply {n}", reply_likes=n) for n in range(40)]
+    others = ["Trams are late.", "Bread rose twice.", "Snow fell on the roof.", "My cat sings."]
+    same += [line(tweet_id=f"x{n}", tweet=text, reply=f"other {n}") for n, text in enumerate(others)]
     (tmp_path / "same.jsonl").write_text("\n".join(same))
     result = CliRunner().invoke(
         app, ["split", str(tmp_path / "same.jsonl"), "-o", str(tmp_path / "out"), "--no-figure"]
     )
     assert result.exit_code == 1
-    assert "FAILED   size of phase1" in result.output
+    assert "FAILED   size of phase" in result.output
+    assert "advice   too few posts" in result.output
     assert (tmp_path / "out" / "phase_split_statistics.json").is_file()
+
+
+def test_too_few_posts_for_the_parts_are_an_error_with_the_fix(tmp_path: Path) -> None:
+    few = [line(tweet_id=str(n), reply=f"reply {n}", reply_likes=n) for n in range(6)]
+    few.append(line(tweet_id="other", tweet="Bread rose twice in the cold kitchen.", reply="lovely"))
+    (tmp_path / "few.jsonl").write_text("\n".join(few))
+    arguments = ["split", str(tmp_path / "few.jsonl"), "-o", str(tmp_path / "out"), "--no-figure"]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 2
+    assert "7 posts (2 once nearly equal ones are put together) for 4 parts" in result.output
+    assert "--validation 0, --test 0" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_task_has_both_phases_and_shares_no_post() -> None:

@@ -17,7 +17,7 @@ from relgrad.core.settings import checked
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.rewards.replies import PARTS, RepliesScore, Settings, _vectors, build, lab
 from relgrad.rewards.replies.order import START, order_model
-from relgrad.rewards.replies.parts import Pair, parts_of
+from relgrad.rewards.replies.parts import Pair, _abuse, parts_of
 from relgrad.rewards.replies.probe import CLASSES, probabilities
 from relgrad.rewards.replies.settings import Bands, Gates, Weights, ramped, within
 from relgrad.rewards.replies.words import Text
@@ -195,9 +195,11 @@ def test_tuning_attacks_but_off_topic_ones_score_below_every_good_reply_to_any_p
 
 def test_held_out_attacks_score_as_the_docs_say(laboratory: list[lab.Result]) -> None:
     held_out = [result for result in laboratory if result.case.half == "held_out"]
-    assert lab.ordered(held_out) == pytest.approx(0.935, abs=0.015)
+    assert lab.ordered(held_out) == pytest.approx(0.994, abs=0.01)
+    assert len(lab.breaches(held_out)) <= 3
     above = {row["kind"] for row in lab.table(held_out) if row["above_median"] and row["kind"] != "good"}
-    assert above <= {"preface", "shuffled_reply", "off_topic"}
+    assert not above
+    assert {breach.case.kind for breach in lab.breaches(held_out)} <= {"shuffled_reply", "off_topic"}
     for kind in (
         "salad",
         "copy",
@@ -206,6 +208,7 @@ def test_held_out_attacks_score_as_the_docs_say(laboratory: list[lab.Result]) ->
         "follow_me",
         "emoji_wall",
         "think_tags",
+        "preface",
         "empty",
     ):
         assert max(result.score.value for result in held_out if result.case.kind == kind) < 0.1, kind
@@ -251,3 +254,17 @@ def test_the_command_shows_the_lab_and_takes_settings_and_other_rewards(tmp_path
     assert max(row["score"] for row in printed) == 1
     for wrong in (["--half", "other"], ["most"], ["mots=3"]):
         assert CliRunner().invoke(app, [*own, *wrong]).exit_code != 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("My students get lost on that street every autumn, the signs are useless.", 0),
+        ("The trash van leaves at six and the guinea pigs sleep through it.", 0),
+        ("You are useless and your posts are trash.", 2),
+        ("Nobody asked, so get a life. Get lost!", 1),
+        ("What a moron.", 1),
+    ],
+)
+def test_words_that_may_describe_are_abuse_where_they_are_said_of_somebody(text: str, count: int) -> None:
+    assert _abuse(text) == count

@@ -23,7 +23,9 @@ VALUES: dict[str, Any] = {
     "max_iters": 77, "grad_clip": 0.5, "warmup_iters": 6, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "min_lr": 1e-7,
     "lr_decay_iters": 50, "generator_checkpoint": "a.pt", "judge_checkpoint": "j.pt", "device": "cpu", "dtype": "bfloat16",
     "composition_config": "complex", "save_interval": 7, "out_dir": "results", "wandb_log": True, "kl_coeff": 0.04,
-    "clip_range": 0.3, "generation_temperature": 0.7, "num_generation_steps": 12, "num_sampled_timesteps": 3,
+    "clip_range": 0.3, "n_generations": 6, "max_new_tokens": 33,
+    "checkpoint_path": "adapters/x", "reward_type": "heuristic",
+    "generation_temperature": 0.7, "num_generation_steps": 12, "num_sampled_timesteps": 3,
 }  # fmt: skip
 
 
@@ -71,8 +73,37 @@ def test_values_that_look_otherwise():
     assert stages({}, "judge_checkpoint=k.pt")[0].rewards[0].options == {"judges": ["k.pt"]}
     assert stages({"wandb_log": True})[0].trackers == ("wandb",)
     assert stages({"wandb_log": False})[0].trackers == ()
+    with pytest.raises(RelgradError, match=r"reward_type='learned': understood is 'heuristic'.*judge `engagement`"):
+        parse_recipe({k: v for k, v in BASE.items() if k != "rewards"} | {"reward_type": "learned"})
     with pytest.raises(RelgradError, match="rewards and judge_checkpoint are two names of one setting"):
         stages({"judge_checkpoint": "j.pt"})
+
+
+def test_sections_of_the_replies_trainer():
+    """Its YAML has sections that are none here: what is in them is understood, or refused with the new name."""
+    lora = {"rank": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj"]}
+    expected = {"r": 8, "alpha": 16, "dropout": 0.1, "target_modules": ["q_proj"]}
+    assert stages({"lora": lora})[0].policy.options["lora"] == expected
+    assert stages({"stages": [{"lora": lora}]})[0].policy.options["lora"] == expected
+    assert stages({}, "lora.rank=4")[0].policy.options["lora"] == {"r": 4}
+    theirs = {
+        "diversity_weight": 0.5,
+        "n_generations": 3,
+        "max_examples_for_diversity": 2,
+        "compute_diversity_every_n_steps": 5,
+    }
+    (poly,) = stages({"stage": "polychromic", "polychromic": theirs})
+    section = poly.polychromic
+    assert (section.weight, section.num_generations, section.num_prompts, section.every) == (0.5, 3, 2, 5)
+    for extra, overrides, message in (
+        ({"lora": {"bias": "none"}}, [], r"lora\.bias='none': of a section lora, rank, alpha"),
+        ({"training": {"num_epochs": 2}}, [], "num_epochs is epochs"),
+        ({}, ["training.learning_rate=1e-4"], r"training\.learning_rate=0\.0001 is no setting here"),
+        ({"grpo_monitoring": {"max_kl": 15}}, [], r"evaluation\.gate"),
+        ({"_base_": "x.yaml"}, [], "a recipe stands alone"),
+    ):
+        with pytest.raises(RelgradError, match=message):
+            stages(extra, *overrides)
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

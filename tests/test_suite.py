@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from chat_server import Answer, says, serving
 from commands import relgrad
 from relgrad.commands.cli import app
+from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Component
 from relgrad.core.types import Output, Prompt
 from relgrad.evaluation.adapter_norms import adapter_norms
@@ -32,6 +33,8 @@ from relgrad.evaluation.references import Rouge, TokenMatch, matched, rouge
 from relgrad.evaluation.semantic import SemanticDiversity
 from relgrad.evaluation.significance import cliffs_delta, crossed, d_z, holm, sign_flip
 from relgrad.evaluation.verdicts import verdicts
+from relgrad.monitor.report.figures import courses_of
+from relgrad.runs.build import resolve
 from relgrad.runs.pairwise import duels
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.run import run_recipe
@@ -299,6 +302,38 @@ def test_what_cannot_be_measured_is_refused(kept: tuple[Path, Path, str], argume
 def test_k_beyond_the_completions_is_refused_before_anything_is_drawn(kept: tuple[Path, Path, str]) -> None:
     said = " ".join(refused(f"{kept[1]}:a", f"{kept[1]}:b", "evaluation.suite.ks=[4]").split())
     assert "k=4 of 3 completions a prompt" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluation.suite.primary=pass@9", "primary='pass@9' is no figure; there are score, exact"),
+        ("evaluation.suite.references=nowhere", "no prompt has a text in column 'nowhere'; there are answer"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_before_anything_is_drawn(
+    setting: str, message: str, kept: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from relgrad.runs import compare
+
+    def drawn(*arguments: object, **more: object) -> None:
+        raise AssertionError("something was drawn")
+
+    monkeypatch.setattr(compare, "draw_and_reward", drawn)
+    assert message in " ".join(refused(f"{kept[1]}:a", f"{kept[1]}:b", setting).split())
+
+
+def test_a_recipe_whose_primary_figure_no_stage_has_is_refused_with_the_plan(tmp_path: Path) -> None:
+    with pytest.raises(RelgradError, match=r"primary='nonsense' is no figure; there are score, exact, .*pass@1"):
+        resolve(parse_recipe({**RECIPE, "out": str(tmp_path)}, ["evaluation.suite.primary=nonsense"]))
+    resolve(parse_recipe({**RECIPE, "out": str(tmp_path)}, ["stages.1.evaluation.suite.primary=nonsense"]))
+
+
+def test_checkpoints_of_a_training_are_points_of_a_curve() -> None:
+    steps = [f"runs/x/1-sft/checkpoints/step_0000{n}0" for n in (4, 2)]
+    labels = ["runs/x", *steps, "runs/y/1-sft/checkpoints/step_000010"]
+    record = {"contenders": [{"label": label} for label in labels]}
+    assert courses_of(record) == {"runs/x/1-sft": [(20, 2), (40, 1)]}
 
 
 def test_an_adapter_of_another_base_model_is_refused(kept: tuple[Path, Path, str]) -> None:

@@ -97,7 +97,8 @@ def run(
 
     Several machines: [bold]torchrun --nnodes 2 ... -m relgrad run RECIPE[/bold]
 
-    Exit codes: 0 done; 2 an error; 75 another process was lost; 124 ended by SIGTERM or [bold]max_hours[/bold], with a checkpoint
+    Exit codes: 0 done; 2 an error; 3 a stage did not reach its [bold]evaluation.gate[/bold]; 75 another process was lost; 124
+    ended by SIGTERM or [bold]max_hours[/bold], with a checkpoint
     (start the same command again); 130 interrupted.
     """
     from relgrad.commands.processes import STOPPED, joined, launch

@@ -24,6 +24,10 @@ LACKS_MEMORY = (
 )
 
 
+NOT_PASSED = 3
+"""Exit code of a run that did its work and did not reach what its recipe asks for (`evaluation.gate`)."""
+
+
 class Commands(TyperGroup):
     """All commands, with one place for each: exceptions become messages and exit codes, `--key=value` is read, and what the
     terminal cannot show is replaced.
@@ -42,10 +46,13 @@ class Commands(TyperGroup):
             say("interrupted", _how_to_resume(ctx.invoked_subcommand), style="yellow")
             raise typer.Exit(130) from None
         except Exception as error:
-            from relgrad.core.errors import RelgradError, Stopped
+            from relgrad.core.errors import GateFailed, RelgradError, Stopped
 
             if isinstance(error, Stopped):
                 _stop(str(error))
+            if isinstance(error, GateFailed):
+                say("not passed", str(error), style="bold red")
+                raise typer.Exit(NOT_PASSED) from None
             if not isinstance(error, RelgradError) and not _lacks_memory(error):
                 raise
             advice = "" if isinstance(error, RelgradError) else LACKS_MEMORY

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from relgrad.text.replies.splitting import Split
 
 
+ADVICE = (
+    "too few posts, or posts with very many replies, make parts that cannot be even. Give more posts, a larger --validation and "
+    "--test, or leave one out (--validation 0)"
+)
+
+
 def split(
     file: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="Lines of JSON; without it, the built-in data set.")
@@ -74,6 +80,8 @@ def split(
         picture.draw(result.parts, out / "phase_split_distributions.png")
     _tell(out, reading, result, splitting.FILES)
     if not result.passed:
+        if any(check.name.startswith(("size", "engagement")) for check in result.checks if not check.passed):
+            print(f"advice   {ADVICE}")
         raise typer.Exit(1)
 
 

@@ -1,4 +1,4 @@
-"""`relgrad rewards lab`: attacks on a reward for replies, ranked against good replies."""
+"""`relgrad rewards`: attacks on a reward for replies ranked against good ones, and a pass judge against labels by hand."""
 
 from __future__ import annotations
 
@@ -56,6 +56,49 @@ def lab(
         _show(results, texts)
 
 
+@app.command()
+def agreement(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the reward, e.g. alike=0.3")
+    ] = None,
+    kind: Annotated[
+        str, typer.Option("--kind", help="The reward: sensible_reply, another kind, or your own .py file.")
+    ] = "sensible_reply",
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="A reply passes where the reward is at least this.")
+    ] = 0.5,
+    texts: Annotated[int, typer.Option("--texts", min=0, help="Replies to show on which they differ.")] = 5,
+    show_guideline: Annotated[
+        bool, typer.Option("--guideline", help="Only show what the labels were given by, and by whom.")
+    ] = False,
+) -> None:
+    """How far a pass judge agrees with a hundred replies labelled by hand: the share of equal verdicts, and Cohen's kappa.
+
+    Example: [bold]relgrad rewards agreement --kind replies --threshold 0.6[/bold]
+    """
+    from relgrad.monitor.console import printable
+    from relgrad.rewards.sensible_reply import agreement as labels
+
+    if show_guideline:
+        for name, text in labels.guideline().items():
+            print(f"{name.replace('_', ' ')}: {text}\n")
+        return
+    rows = labels.labelled()
+    verdicts = labels.verdicts_of(_reward(kind, settings or []), threshold, rows)
+    for source in (None, *dict.fromkeys(row.source for row in rows)):
+        own = [(row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if source in (None, row.source)]
+        figures = labels.agreement([row for row, _ in own], [verdict for _, verdict in own])
+        print(
+            f"{source or 'all':8} {figures.equal} of {figures.count} equal ({figures.share:.2f}), kappa {figures.kappa:.2f}; "
+            f"labelled to pass {figures.labels}, passed {figures.verdicts}"
+        )
+    if unscored := sum(verdict is None for verdict in verdicts):
+        print(f"left out: {unscored} without a score")
+    differ = [(row, v) for row, v in zip(rows, verdicts, strict=True) if v is not None and v != row.passes]
+    for row, verdict in differ[:texts]:
+        print(f"{'passed' if verdict else 'failed'}, labelled otherwise: {printable(row.reply)}")
+
+
 def _reward(kind: str, settings: Sequence[str]) -> Reward:
     """A reward of a kind with these settings. Raises RelgradError for one that is not there, or a setting it does not have."""
     from relgrad.core import registry
@@ -68,13 +111,11 @@ def _reward(kind: str, settings: Sequence[str]) -> Reward:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            raise RelgradError(
-                f"rewards lab: {setting!r} is no setting; write KEY=VALUE, for example weights.length=0.1"
-            )
-        assign(options, key.split("."), read_yaml(value, f"rewards lab: {setting!r}"))
+            raise RelgradError(f"rewards: {setting!r} is no setting; write KEY=VALUE, for example weights.length=0.1")
+        assign(options, key.split("."), read_yaml(value, f"rewards: {setting!r}"))
     module = registry.find("rewards", kind)
     component = RewardComponent(**{**options, "kind": kind})
-    reward: Reward = module.build(settings_of(component, module.Settings, "rewards lab"))
+    reward: Reward = module.build(settings_of(component, module.Settings, f"reward {kind}"))
     return reward
 
 

@@ -7,6 +7,10 @@ class RelgradError(Exception):
     """An error whose message says what was received, what is allowed and how to fix it; the CLI prints it bare."""
 
 
+class GateFailed(RelgradError):
+    """A run that did all its work and did not reach what its recipe asks for; the CLI ends with an exit code of its own."""
+
+
 class Stopped(Exception):
     """A run that ended between two steps because a limit was reached: nothing failed, and the same command goes on."""
 

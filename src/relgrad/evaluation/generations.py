@@ -54,6 +54,13 @@ class Generations:
     weights: tuple[float, ...]
     contenders: tuple[tuple[str, tuple[Written, ...]], ...]
 
+    @property
+    def fewest(self) -> int:
+        """The fewest completions of any prompt."""
+        return min(
+            len(record["samples"]) for _, trainings in self.contenders for one in trainings for record in one.records
+        )
+
 
 def records_of(batches: Sequence[Batch]) -> list[dict[str, Any]]:
     """One record a prompt, in order, of what was drawn and rewarded."""

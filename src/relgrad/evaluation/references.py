@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
+from relgrad.core.types import Prompt
 from relgrad.evaluation.answers import Answers, EmbedTokens
 
 
 def references_of(answers: Answers, column: str) -> list[str]:
     """The references of a prompt: the text, or texts, in a column; none where it has no such column, or nothing in it."""
-    value = answers.prompt.columns.get(column)
+    return references_in(answers.prompt, column)
+
+
+def references_in(prompt: Prompt, column: str) -> list[str]:
+    """The texts, or the text, in a column of a prompt; none where there is no such column, or nothing in it."""
+    value = prompt.columns.get(column)
     texts = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
     return [text for text in texts if isinstance(text, str) and text.strip()]
 

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import NamesFiles, RewardComponent, Strict
+from relgrad.core.types import Prompt
 from relgrad.evaluation.answers import Answers, Embed, EmbedTokens, SuiteMetric
+from relgrad.evaluation.comparison import SCORE
 from relgrad.evaluation.lexical import Distinct, SelfBleu
+from relgrad.evaluation.metric import METRICS
 from relgrad.evaluation.pairwise import PairwiseSettings
 from relgrad.evaluation.passing import BestOfK, PassAtK
 from relgrad.evaluation.perplexity import Perplexity
-from relgrad.evaluation.references import Rouge, TokenMatch, references_of
+from relgrad.evaluation.references import Rouge, TokenMatch, references_in
 from relgrad.evaluation.semantic import SemanticDiversity
 
 USUAL_KS = (1, 5, 10)
@@ -80,34 +84,62 @@ def chosen_ks(settings: SuiteSettings, completions: int) -> tuple[int, ...]:
 
 def measure(answers: Sequence[Answers], settings: SuiteSettings, judges: Judges) -> dict[str, list[float]]:
     """Every metric of the suite, a figure a prompt, by name, in the order in which they are shown."""
+    require_references(settings, [one.prompt for one in answers])
     fewest = min(len(one.texts) for one in answers)
-    ks = chosen_ks(settings, fewest)
-    metrics: list[SuiteMetric] = []
-    if judges.passes is not None:
-        verdicts = judges.passes(answers)
-        metrics += [PassAtK(k, verdicts) for k in ks]
+    verdicts = None if judges.passes is None else judges.passes(answers)
+    metrics = _metrics(settings, chosen_ks(settings, fewest), verdicts, judges)
+    return {metric.name: metric(answers) for metric in metrics}
+
+
+def _metrics(
+    settings: SuiteSettings, ks: Sequence[int], verdicts: list[list[bool | None]] | None, judges: Judges
+) -> list[SuiteMetric]:
+    """The metrics in the order in which they are shown. `verdicts` None: there is no pass judge."""
+    metrics: list[SuiteMetric] = [] if verdicts is None else [PassAtK(k, verdicts) for k in ks]
     metrics += [BestOfK(k) for k in ks]
     metrics += [SelfBleu(), Distinct(1), Distinct(2)]
     if judges.embed is not None:
         metrics.append(SemanticDiversity(judges.embed))
     if settings.references is not None:
-        metrics += _of_references(answers, settings.references, judges)
+        metrics += [Rouge(kind, settings.references) for kind in ("rouge1", "rouge2", "rougeL")]
+        if judges.embed_tokens is not None:
+            metrics.append(TokenMatch(judges.embed_tokens, settings.references))
     if settings.perplexity:
         metrics.append(Perplexity())
-    return {metric.name: metric(answers) for metric in metrics}
+    return metrics
 
 
-def _of_references(answers: Sequence[Answers], column: str, judges: Judges) -> list[SuiteMetric]:
-    """Raises RelgradError where no prompt has a reference."""
-    if not any(references_of(one, column) for one in answers):
-        columns = sorted({name for one in answers for name in one.prompt.columns})
+# ---------------------------------------------------------------------- before anything is drawn
+
+
+def require_primary(settings: SuiteSettings, rewards: Sequence[str], completions: int) -> None:
+    """Raise RelgradError where the primary figure is none that will be measured by rewards of these names."""
+    verdicts: list[list[bool | None]] | None = None if settings.passing is None else []
+    judges = Judges(None, _no_vectors, _no_token_vectors) if settings.semantic else Judges()
+    suite = [metric.name for metric in _metrics(settings, chosen_ks(settings, completions), verdicts, judges)]
+    names = [SCORE, *rewards, *(metric.name for metric in METRICS), *suite]
+    if settings.primary not in names:
+        raise RelgradError(
+            f"evaluation.suite.primary={settings.primary!r} is no figure; there are {', '.join(dict.fromkeys(names))}"
+        )
+
+
+def _no_vectors(texts: Sequence[str]) -> Tensor:
+    raise AssertionError("only the names of metrics are asked for")
+
+
+def _no_token_vectors(texts: Sequence[str]) -> list[Tensor]:
+    raise AssertionError("only the names of metrics are asked for")
+
+
+def require_references(settings: SuiteSettings, prompts: Sequence[Prompt]) -> None:
+    """Raise RelgradError where references are asked for and no prompt has one."""
+    column = settings.references
+    if column is not None and not any(references_in(prompt, column) for prompt in prompts):
+        columns = sorted({name for prompt in prompts for name in prompt.columns})
         raise RelgradError(
             f"evaluation.suite.references: no prompt has a text in column {column!r}; there are {', '.join(columns) or 'none'}"
         )
-    metrics: list[SuiteMetric] = [Rouge(kind, column) for kind in ("rouge1", "rouge2", "rougeL")]
-    if judges.embed_tokens is not None:
-        metrics.append(TokenMatch(judges.embed_tokens, column))
-    return metrics
 
 
 def verdicts_of(scores: Sequence[float], threshold: float) -> list[bool | None]:

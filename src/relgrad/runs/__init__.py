@@ -8,6 +8,7 @@ build.py           every part found by its kind, checked, built
 named_stages.py    how stages are called: folders, labels, stage:LABEL, RUN:LABEL
 starts.py          where stages start, and which of them start over together
 run.py             stages run one after the other, continued where they were stopped
+gate.py            whether a stage reached what its recipe asks for
 hand_off.py        whether a stage starts from what the one before ended with
 course.py          what happens between the steps: log, warn, evaluate, end, save
 limits.py          SIGTERM and max_hours end a command between two steps

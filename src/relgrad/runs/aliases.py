@@ -1,9 +1,10 @@
 """The names that the originals' configuration files use, and what they are called here. Pure.
 
-The originals are the trainer of the diffusion GPT and the Flow-GRPO trainer of FS-DFM. Their names are understood at the top of a
-recipe (or of one of its stages), in a `grpo` section, and in overrides. `learning_rate` and the like keep their name inside a
-section, where they mean the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused
-with the place where it is found (ELSEWHERE).
+The originals are the trainer of the diffusion GPT, the Flow-GRPO trainer of FS-DFM, and the two-phase trainer of replies. Their
+names are understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in overrides; those of the
+sections `lora` and `polychromic` inside of these. `learning_rate` and the like keep their name inside a section, where they mean
+the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused with the place where it is
+found (ELSEWHERE).
 
 `gradient_accumulation_steps` cuts an optimizer step of the original into so many batches, so that a step takes `batch_size`
 times as many prompts. Here a step takes `num_prompts` prompts whatever memory there is (`micro_batch_tokens`), so
@@ -12,6 +13,7 @@ the two together are one name: their product.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -49,10 +51,41 @@ NAMES: dict[str, Path] = {
     "generation_temperature": ("policy", "temperature"),
     "num_generation_steps": ("policy", "sampling_steps"),
     "num_sampled_timesteps": ("policy", "train_steps"),
+    "n_generations": ("grpo", "num_generations"),
+    "max_new_tokens": ("policy", "max_completion_length"),
+    "checkpoint_path": ("policy", "adapter"),
+    "reward_type": ("rewards",),
 }
+OF_SECTIONS: dict[str, dict[str, Path]] = {
+    "lora": {
+        "rank": ("policy", "lora", "r"),
+        "alpha": ("policy", "lora", "alpha"),
+        "dropout": ("policy", "lora", "dropout"),
+        "target_modules": ("policy", "lora", "target_modules"),
+    },
+    "polychromic": {
+        "diversity_weight": ("polychromic", "weight"),
+        "n_generations": ("polychromic", "num_generations"),
+        "max_examples_for_diversity": ("polychromic", "num_prompts"),
+        "compute_diversity_every_n_steps": ("polychromic", "every"),
+    },
+}
+"""Names inside sections of their own, and what they are called here."""
+
+
+def _reward_of(kind: Any) -> list[dict[str, Any]]:
+    if kind != "heuristic":
+        raise RelgradError(
+            f"reward_type={kind!r}: understood is 'heuristic', which is the reward `replies`. A learned reward is a stage that "
+            "trains the judge `engagement`, and `rewards: [{kind: engagement, judge: stage:LABEL}]`; both in a list: hybrid"
+        )
+    return [{"kind": "replies"}]
+
+
 SHAPES: dict[str, Callable[[Any], Any]] = {
     "judge_checkpoint": lambda path: [{"kind": "judge", "judges": [path]}],
     "wandb_log": lambda on: ["wandb"] if on else [],
+    "reward_type": _reward_of,
 }
 """Values that look otherwise here."""
 EVERY_STEP = "every step is logged, to metrics.jsonl and to the trackers; leave it out"
@@ -65,6 +98,30 @@ ELSEWHERE: dict[str, str] = {
     "wandb_run_name": "a run is called by the recipe's `name`, in the tracker too",
     "adv_clip": NEVER_CLIPS,
     "adv_clip_max": NEVER_CLIPS,
+    "clip_advantage": NEVER_CLIPS,
+    "advantage_clip_range": NEVER_CLIPS,
+    "_base_": "a recipe stands alone; write out what it takes from another one, or change a built-in one by overrides",
+    "use_grpo": "a stage says what it is: stage: sft, grpo or polychromic",
+    "experiment": "`name` and `seed` stand at the top of a recipe (experiment.name, experiment.random_seed)",
+    "model": "it is policy.model, a folder or a hub name, and policy.quantize: 4bit",
+    "training": "what it says of the optimizer is in the sections sft and grpo, by transformers' names: num_epochs is epochs, "
+    "per_device_train_batch_size times gradient_accumulation_steps is sft.batch_size (grpo.num_prompts), bf16 is policy.dtype",
+    "reward": "weights, bands and gates are settings of the reward: rewards: [{kind: replies, weights: {...}}]",
+    "data": "it is the section task (path, phase); max_length is given by the model; enable_thinking: false is "
+    "policy.chat_template_kwargs: {enable_thinking: false}",
+    "output": "`out` at the top names the folder of all runs (output.output_dir)",
+    "wandb": "it is trackers: [wandb], and the environment variable WANDB_PROJECT",
+    "unsloth": "there is one way to compute; leave it out",
+    "reproducibility": "every run is reproducible: `seed` at the top, packages and hardware in environment.json; leave it out",
+    "early_stopping": "it is evaluation.patience, which looks at validation scores every evaluation.every steps",
+    "overfitting_detection": "validation/mean_nll is logged, and evaluation.patience ends a stage; leave it out",
+    "grpo_monitoring": "bounds are evaluation.gate (min_gain, max_kl), and evaluation.kl_bound, which only warns",
+    "reference_model_source": "the reference is the policy as the stage starts, without a second model; leave it out",
+    "freeze_reference": "the reference is always frozen; leave it out",
+    "maintain_diversity": "it is a reward beside others: {kind: diversity, weight: ...}",
+    "diversity_bonus_weight": "it is a reward beside others: {kind: diversity, weight: ...}",
+    "compute_grpo_every_n_steps": "every step is one of GRPO; a supervised term beside it is grpo.sft_coef",
+    "max_examples_per_batch": "it is grpo.num_prompts",
 }
 """Names that are not one setting here, and where the thing is found."""
 PIECES = "gradient_accumulation_steps"
@@ -90,12 +147,12 @@ def translate(data: Mapping[str, Any], source: str) -> dict[str, Any]:
         if len(path) == 1:
             translated[path[0]] = value
             continue
-        section = translated.setdefault(path[0], {})
-        if not isinstance(section, dict):
-            raise RelgradError(
-                f"{source}: {path[0]} is not a section (received {section!r}), so {path[1]} has no place"
-            )
-        section[path[1]] = value
+        section = translated
+        for name, inner in itertools.pairwise(path):
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise RelgradError(f"{source}: {name} is not a section (received {section!r}), so {inner} has no place")
+        section[path[-1]] = value
     return translated
 
 
@@ -120,7 +177,9 @@ def translate_settings(settings: Iterable[Setting], source: str) -> list[Setting
 
 
 def place_of(path: Path) -> Path:
-    """Where a setting is found here: `group_size` and `grpo.group_size` are `grpo.num_generations`."""
+    """Where a setting is found here: `group_size` and `grpo.group_size` are `grpo.num_generations`, `lora.rank` `policy.lora.r`."""
+    if len(path) == 2 and path[1] in OF_SECTIONS.get(path[0], {}):
+        return OF_SECTIONS[path[0]][path[1]]
     inside = path[1:] if path[0] == "grpo" else path
     return NAMES[inside[0]] if len(inside) == 1 and inside[0] in NAMES else path
 
@@ -133,15 +192,22 @@ def _refuse_elsewhere(settings: Iterable[Setting], source: str) -> None:
     """Raise RelgradError for the first name of the originals that is no setting here."""
     for path, value in _expand(settings):
         inside = path[1:] if path[0] == "grpo" else path
-        if len(inside) == 1 and inside[0] in ELSEWHERE:
-            raise RelgradError(f"{source}: {inside[0]}={value!r} is no setting here: {ELSEWHERE[inside[0]]}")
+        if inside and inside[0] in ELSEWHERE:
+            raise RelgradError(f"{source}: {'.'.join(inside)}={value!r} is no setting here: {ELSEWHERE[inside[0]]}")
+        if path[0] == "lora" and place_of(path) == path:
+            names = ", ".join(OF_SECTIONS["lora"])
+            raise RelgradError(
+                f"{source}: {'.'.join(path)}={value!r}: of a section lora, {names} are understood; here it is policy.lora "
+                "(r, alpha, dropout, target_modules)"
+            )
 
 
 def _expand(settings: Iterable[Setting]) -> list[Setting]:
     expanded: list[Setting] = []
     for path, value in settings:
-        if len(path) == 1 and path[0] in SECTIONS and isinstance(value, Mapping):
-            expanded += [(path, {}), *(((path[0], name), inner) for name, inner in value.items())]
+        if len(path) == 1 and path[0] in (*SECTIONS, *OF_SECTIONS) and isinstance(value, Mapping):
+            whole: list[Setting] = [] if path[0] == "lora" else [(path, {})]  # lora is no section here, policy.lora is
+            expanded += [*whole, *(((path[0], name), inner) for name, inner in value.items())]
         else:
             expanded.append((path, value))
     return expanded

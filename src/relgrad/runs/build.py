@@ -12,6 +12,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import RunDir, stages_in
 from relgrad.core.secrets import require_references
 from relgrad.core.settings import Component, RewardComponent, settings_of, written_settings
+from relgrad.evaluation.suite import require_primary
 from relgrad.rewards._columns import missing_column
 from relgrad.rewards.combine import Isolated, NamedReward, NamesRewards, NeedsColumns, RewardSet
 from relgrad.runs.named_stages import LINK, is_called, label_of, labels_of, links, number_of, rewards_in, stage_folders
@@ -51,8 +52,24 @@ def resolve(recipe: Recipe) -> Recipe:
         except RelgradError as error:
             raise RelgradError(f"{recipe.name}, stage {number + 1} ({stage.stage}): {error}") from None
     _require_links(recipe)
+    _require_primary(stages)
     starts_of(recipe)
     return Recipe(name=recipe.name, stages=tuple(stages))
+
+
+def _require_primary(stages: Sequence[Stage]) -> None:
+    """Raise RelgradError for a suite whose primary figure no stage has: not when everything has been drawn."""
+    problems = []
+    measured = [stage for stage in stages if stage.evaluation.suite is not None and stage.judged_by]
+    for stage in measured:
+        assert stage.evaluation.suite is not None
+        names = [reward.name or registry.short(reward.kind) for reward in stage.judged_by]
+        try:
+            require_primary(stage.evaluation.suite, names, stage.evaluation.num_generations)
+        except RelgradError as error:
+            problems.append(error)
+    if problems and len(problems) == len(measured):
+        raise problems[0]
 
 
 def resolve_stage(stage: Stage) -> Stage:

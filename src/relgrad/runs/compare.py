@@ -18,7 +18,7 @@ from relgrad.core.types import Prompt
 from relgrad.evaluation import generations
 from relgrad.evaluation.generations import Generations, Written
 from relgrad.evaluation.held_out import draw_and_reward
-from relgrad.evaluation.suite import chosen_ks
+from relgrad.evaluation.suite import require_primary, require_references
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import is_linked, load_task
 from relgrad.runs.contenders import Opened, grouped, open_all, open_one, seed_of, with_policy
@@ -77,12 +77,14 @@ def compare_sources(
     yardstick = _yardstick(opened, overrides, conditions)
     settings = yardstick.stage.evaluation
     if settings.suite is not None:
-        chosen_ks(settings.suite, settings.num_generations)
+        require_primary(settings.suite, yardstick.rewards.names, settings.num_generations)
         if settings.suite.pairwise is not None:
             backend_of(settings.suite.pairwise)
     groups = grouped(opened)
     prompts = _prompts_of_all(opened, yardstick, conditions)
     _require_common_prompts(groups, prompts)
+    if settings.suite is not None:
+        require_references(settings.suite, [prompt for own in prompts.values() for prompt in own])
     written: dict[str, Written] = {}
     for number, one in enumerate(opened):
         report = _after(number, len(opened), one.label, progress)

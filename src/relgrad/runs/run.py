@@ -17,7 +17,7 @@ from relgrad.core.run_folder import RunDir
 from relgrad.core.types import StepRecord
 from relgrad.monitor.console import Console
 from relgrad.monitor.report import write_report
-from relgrad.runs import about, hand_off, named_files
+from relgrad.runs import about, gate, hand_off, named_files
 from relgrad.runs.build import linked_rewards, load_task, require_columns, require_rewards, resolve, with_epochs_counted
 from relgrad.runs.course import Course
 from relgrad.runs.environment import capture
@@ -60,7 +60,8 @@ def run_recipe(
     calls it, and the first one writes. Returns the stage folders. Raises RelgradError when another process writes there; when a
     folder that is not started over holds a run of another recipe, or one whose files have changed since (unless `accept_changes`);
     where a stage's policy is not what the stage it starts from ended with; and for a reward of a later stage that may not serve, as
-    soon as that is known. Raises Stopped where SIGTERM or `max_hours` ended it before its end.
+    soon as that is known. Raises GateFailed after a stage that did not reach its `evaluation.gate`, and Stopped where SIGTERM or
+    `max_hours` ended it before its end.
     """
     keep_freed_memory()
     recipe = resolve(recipe)
@@ -101,6 +102,7 @@ def _run_stages(recipe: Recipe, folders: Sequence[Path], limits: Limits, require
         if limit := limits.reached(stage.max_hours):
             raise Stopped(f"{limit}, before the stage {folder}; nothing is lost")
         StageRun(stage, folder, starts[i], limits, require_held).run()
+        limits.ranks.together(partial(gate.require_passed, RunDir(folder), stage))
         limits.ranks.together(partial(require_rewards, recipe, i))
     if len(folders) > 1 and limits.ranks.first:
         report(folders[0].parent)

@@ -23,9 +23,10 @@ WHERE_A_SERVER_IS = (
 def require_same_recipe(folder: Path, stage: Stage) -> None:
     """Raise RelgradError when the folder was made by another recipe.
 
-    Where it goes, what watches it, what is compared afterwards and how much memory it takes may change, and more steps may be
-    asked for, unless the schedule depends on them. A setting that the folder's recipe does not have, because it is newer, has its
-    default there. A folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start just starts again.
+    Where it goes, what watches it, what is compared afterwards, what it has to reach and how much memory it takes may change, and
+    more steps may be asked for, unless the schedule depends on them. A setting that the folder's recipe does not have, because it
+    is newer, has its default there. A folder without a checkpoint is no run yet: whoever mends a recipe that failed at its start
+    just starts again.
     """
     file = folder / "recipe.yaml"
     if not file.exists() or not checkpoint.steps(folder / "checkpoints"):
@@ -43,7 +44,7 @@ def require_same_recipe(folder: Path, stage: Stage) -> None:
     used, written = _flat(stage.used), _flat(written_recipe(file))
     if used != written:
         written = _flat(_with_defaults(file))
-    compared = {key for key in {*used, *written} - free if not key.startswith("evaluation.suite")}
+    compared = {key for key in {*used, *written} - free if not key.startswith(("evaluation.suite", "evaluation.gate"))}
     differing = sorted(key for key in compared if used.get(key) != written.get(key))
     if differing:
         shown = "; ".join(f"{key}: {written.get(key)!r} there, {used.get(key)!r} now" for key in differing[:5])

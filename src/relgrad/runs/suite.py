@@ -20,7 +20,7 @@ from relgrad.evaluation.curves import band, efficiency
 from relgrad.evaluation.generations import Generations, Written, batch_of, prompt_of
 from relgrad.evaluation.held_out import mean, summarise
 from relgrad.evaluation.passing import best_of, passes_at
-from relgrad.evaluation.suite import Judges, PassJudge, SuiteSettings, measure, verdicts_of
+from relgrad.evaluation.suite import Judges, PassJudge, SuiteSettings, measure, require_primary, verdicts_of
 from relgrad.evaluation.verdicts import verdicts
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import build_rewards
@@ -61,6 +61,8 @@ def record_of(kept: Generations) -> dict[str, Any]:
     Raises RelgradError for a pass judge or encoder that cannot be had, and a primary figure that there is not.
     """
     suite = None if kept.suite is None else checked(kept.suite, SuiteSettings, "evaluation.suite")
+    if suite is not None:
+        require_primary(suite, kept.names, kept.fewest)
     measuring = _Suite(suite) if suite is not None else None
     groups = [(label, [_judged(kept, one, measuring) for one in trainings]) for label, trainings in kept.contenders]
     if measuring is not None:
@@ -70,9 +72,6 @@ def record_of(kept: Generations) -> dict[str, Any]:
     record = {**kept.facts, **comparison.to_record(), "suite": None}
     if suite is None:
         return record
-    names = [figure.name for figure in comparison.figures]
-    if suite.primary not in names:
-        raise RelgradError(f"evaluation.suite.primary={suite.primary!r} is no figure; there are {', '.join(names)}")
     tests = verdicts(comparison, suite.primary)
     for figure in record["figures"]:
         figure["verdicts"] = [one and one.to_record() for one in tests[figure["name"]]]

@@ -14,6 +14,17 @@ from relgrad.core.settings import Component, RewardComponent, Strict
 from relgrad.evaluation.suite import SuiteSettings
 
 
+class Gate(Strict):
+    """What a stage has to reach, so that a short run decides whether a long one is worth its time: `relgrad run` ends with exit
+    code 3 where it does not, before the next stage. Both are of the evaluation after the last step.
+    """
+
+    min_gain: float | None = Field(
+        0.0, description="the score minus that before the first step must exceed it; null: any will do"
+    )
+    max_kl: float | None = Field(None, gt=0, description="nats per decision to the reference; null: any will do")
+
+
 class Evaluation(Strict):
     """Evaluation: of test prompts before the first step and after the last, of validation prompts every `every` steps (0: never).
 
@@ -39,6 +50,7 @@ class Evaluation(Strict):
         description="seconds one group may take to be rewarded, in stages without such a setting of their own",
     )
     rewards: tuple[RewardComponent, ...] = ()
+    gate: Gate | None = Field(None, description="what the stage has to reach; null: nothing")
     suite: SuiteSettings | None = Field(
         None, description="what `relgrad compare` measures beside rewards; null: no more"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from relgrad.monitor.report.comparison import letter
 
 DIVERSITY = ("self-BLEU", "semantic diversity", "distinct-2", "different completions")
 """What is drawn against quality: the first that was measured. Self-BLEU is drawn as 1 - self-BLEU: right is more diverse."""
+DYNAMICS = ("score", "pass@1", "self-BLEU", "distinct-2", "semantic diversity", "different completions")
+"""What is drawn over the steps of a training, as far as it was measured. All lie in [0, 1]."""
+STEP = re.compile(r"^(.*?)/checkpoints/step_(\d+)/?")
 Draw = Callable[[Any, Mapping[str, Any]], None]
 
 
@@ -45,8 +49,19 @@ def figures_of(record: Mapping[str, Any]) -> Iterator[tuple[str, Draw]]:
         yield "quality_diversity", _scatter
     if (record.get("suite") or {}) and len(record["contenders"]) > 1:
         yield "differences", _differences
+    if courses_of(record):
+        yield "dynamics", _dynamics
     if record.get("adapters"):
         yield "adapter_norms", _norms
+
+
+def courses_of(record: Mapping[str, Any]) -> dict[str, list[tuple[int, int]]]:
+    """Trainings of which several checkpoints were compared: (step, number of the row) of each, in the order of steps."""
+    courses: dict[str, list[tuple[int, int]]] = {}
+    for number, one in enumerate(record["contenders"]):
+        if match := STEP.match(one["label"]):
+            courses.setdefault(match[1], []).append((int(match[2]), number))
+    return {training: sorted(own) for training, own in courses.items() if len(own) > 1}
 
 
 def drawn(record: Mapping[str, Any], draw: Draw, kind: str) -> bytes:
@@ -134,6 +149,22 @@ def _differences(axes: Any, record: Mapping[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("d_z of the difference to A")
     axes.legend(frameon=False, fontsize=7)
+
+
+def _dynamics(axes: Any, record: Mapping[str, Any]) -> None:
+    """Quality and diversity over the steps of each training: a colour a figure, a line style a training."""
+    by_name = {figure["name"]: figure["means"] for figure in record["figures"]}
+    styles = ("-", "--", ":", "-.")
+    for line, (training, own) in enumerate(courses_of(record).items()):
+        for colour, name in enumerate(name for name in DYNAMICS if name in by_name):
+            values = _numbers([by_name[name][row]["value"] for _, row in own])
+            label = f"{name}, {training[-24:]}"
+            axes.plot(
+                [s for s, _ in own], values, styles[line % 4], marker="o", markersize=3, color=f"C{colour}", label=label
+            )
+    axes.set_xlabel("training step")
+    axes.set_ylim(0, 1)
+    axes.legend(frameon=False, fontsize=6)
 
 
 def _norms(axes: Any, record: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@ turn, or, where there is no chat, with the end of sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +49,7 @@ class Encoder:
     entries  how many tokens the model has embeddings for
     end_ids  every id that ends a completion
     end_id   the one of them that closes a target where no chat template does
+    template_arguments  what the chat template gets beside the chat
     """
 
     tokenizer: Any
@@ -57,6 +58,7 @@ class Encoder:
     entries: int
     end_ids: tuple[int, ...]
     end_id: int
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def prompt(self, prompt: Prompt) -> Tensor:
         """Token ids [P] of a prompt.
@@ -168,7 +170,9 @@ class Encoder:
                 "and leave policy.chat, policy.system_prompt and the task's chat and system out"
             )
         try:
-            return str(self.tokenizer.apply_chat_template(list(chat), tokenize=False, **options))
+            return str(
+                self.tokenizer.apply_chat_template(list(chat), tokenize=False, **self.template_arguments, **options)
+            )
         except (TemplateError, ValueError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise RelgradError(

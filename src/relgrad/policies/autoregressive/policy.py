@@ -83,6 +83,7 @@ class AutoregressivePolicy:
             entries=entries,
             end_ids=tuple(self.eos_ids),
             end_id=end_id,
+            template_arguments=settings.chat_template_kwargs,
         )
         self.modes = Modes(self.causal_lm, recompute=settings.gradient_checkpointing)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from relgrad.core.settings import NamesFiles, Strict
 
@@ -26,6 +26,7 @@ class Settings(Strict):
     max_completion_length   tokens
     chat                    wrap a plain-text prompt as one user message in the model's chat template
     system_prompt           system message of chats that have none of their own; turns a plain-text prompt into a chat
+    chat_template_kwargs    what the chat template gets beside the chat, as TRL has it: {enable_thinking: false} for Qwen3
     skip_special_tokens     leave special tokens out of the text of completions
     engine                  "auto": shared-prompt engine where the probe passes; "shared" insists on it; "transformers" avoids it
     """
@@ -43,8 +44,18 @@ class Settings(Strict):
     max_completion_length: int = Field(256, ge=1)
     chat: bool = False
     system_prompt: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = False
     gradient_checkpointing: bool = False
     engine: Literal["auto", "shared", "transformers"] = "auto"
     device: str = "auto"
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _templates_alone(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(
+            {"add_generation_prompt", "continue_final_message", "tokenize", "conversation"} & set(arguments)
+        ):
+            raise ValueError(f"{own[0]} is decided by where a chat ends; leave it out")
+        return arguments

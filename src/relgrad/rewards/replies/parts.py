@@ -5,6 +5,7 @@ Beside the texts they see the cosine of their vectors and the distance of their 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ def measured(pair: Pair) -> Mapping[str, float]:
         "order": order_model().order(reply.plain),
         "shuffled": pair.probe["shuffled"],
         "intent": pair.probe["promotion"] + pair.probe["machine"] + pair.probe["abuse"],
-        "abusive": _count("abuse", raw),
+        "abusive": _abuse(raw),
         "spam": len(LINK.findall(raw)) + _count("promotion", raw) + max(len(HANDLE.findall(raw)) - 1, 0)
         + max(len(HASHTAG.findall(raw)) - 1, 0),
         "machine": _count("machine", raw),
@@ -87,6 +88,12 @@ def gates_of(pair: Pair, gates: Gates) -> dict[str, float]:
     return {
         name: 1.0 if ramps[name] is None else ramped(value, ramps[name] or (0, 1)) for name, value in values.items()
     }
+
+
+def _abuse(text: str) -> int:
+    """Words of abuse; those that may also describe something count in sentences that speak to somebody."""
+    spoken = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if _count("you", part)]
+    return _count("abuse", text) + sum(_count("abuse_of_you", part) for part in spoken)
 
 
 def _count(name: str, text: str) -> int:

@@ -93,6 +93,7 @@ def split(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> Split:
         raise RelgradError("split: there are no rows")
     strata = quartiles_of([engagement(row) for row in rows])
     cluster_N = _clusters(rows)
+    _require_enough(len(set(cluster_N)), len({row["tweet_id"] for row in rows}), shares)
     assigned = _assign(cluster_N, strata, shares, Random(f"{seed}/split"))
     order = list(range(len(rows)))
     Random(f"{seed}/split/order").shuffle(order)
@@ -107,6 +108,17 @@ def split(rows: Sequence[Row], shares: Mapping[str, float], seed: int) -> Split:
         names = ", ".join(f"Q{level + 1}" for level in levels) or "none"
         result.notes.append(f"engagement has equal values, so that only these quartiles have rows: {names}")
     return result
+
+
+def _require_enough(clusters: int, posts: int, shares: Mapping[str, float]) -> None:
+    """Raise RelgradError where there are fewer clusters of posts than parts that are to have some."""
+    parts = [part for part, share in shares.items() if share > 0]
+    if clusters < len(parts):
+        alike = "" if clusters == posts else f" ({clusters} once nearly equal ones are put together)"
+        raise RelgradError(
+            f"split: {posts} post{'s' * (posts != 1)}{alike} for {len(parts)} parts ({', '.join(parts)}), and a post is "
+            "in one part alone. Give more posts, or fewer parts: --validation 0, --test 0, --split-ratio 1 for one phase"
+        )
 
 
 def _clusters(rows: Sequence[Row]) -> list[int]:
