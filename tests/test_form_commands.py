@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.outcome import Outcome
 from relgrad.environments.forms.plan import Plan
 from relgrad.environments.forms.serve import address, server
+from relgrad.environments.loopback import LoopbackServer
 
 SMALL = GRAMMARS[0]
 EVERY = list(families.families())
@@ -103,6 +105,29 @@ def test_too_much_is_refused(served: int, digits: int) -> None:
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request, timeout=300)
     assert error.value.code == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "printed"), [(BrokenPipeError, False), (ConnectionResetError, False), (ValueError, True)]
+)
+def test_whoever_leaves_amid_an_answer_is_no_error(
+    error: type[Exception], printed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            raise error("in the middle")
+
+    class Server(LoopbackServer):
+        daemon_threads = False  # so that closing it waits for them
+
+    with Server(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        with pytest.raises(OSError, match=r"."):
+            urllib.request.urlopen(address(listening.server_port), timeout=300)
+        listening.shutdown()
+        thread.join()
+    assert ("in the middle" in capsys.readouterr().err) is printed
 
 
 def test_a_port_that_is_taken(served: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import quote, unquote
 
 from relgrad.core.errors import RelgradError
@@ -14,6 +14,7 @@ from relgrad.environments.forms.making.generate import make
 from relgrad.environments.forms.making.grammar import Grammar
 from relgrad.environments.forms.outcome import accuracies
 from relgrad.environments.forms.pages.page import POLICY, hinted_page, index_page, outcome_page
+from relgrad.environments.loopback import LoopbackServer
 
 SEEDS = range(5)
 """The forms of every family that the index links to; any other seed works too."""
@@ -67,11 +68,11 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal is for the addresses."""
 
 
-def server(port: int, grammar: Grammar) -> ThreadingHTTPServer:
+def server(port: int, grammar: Grammar) -> LoopbackServer:
     """A server on this machine alone, not yet serving; port 0 takes a free one. Raises RelgradError where it cannot listen."""
     handler = type("FormHandler", (Handler,), {"grammar": grammar})
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), handler)
+        return LoopbackServer(("127.0.0.1", port), handler)
     except OSError as error:
         raise RelgradError(
             f"forms: cannot listen on port {port}: {error}; choose another with --port, or 0 for a free one"

@@ -22,7 +22,7 @@ import urllib.request
 from contextlib import suppress
 from functools import cache, partial
 from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import relgrad
 from relgrad.core.errors import RelgradError
 from relgrad.environments.forms.outcome import Unscored
+from relgrad.environments.loopback import LoopbackServer
 from relgrad.environments.sites.spec import SiteSettings
 
 LIVES = 3
@@ -50,7 +51,7 @@ class Server:
         self.origin = ""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: ThreadingHTTPServer | None = None
+        self._folder: LoopbackServer | None = None
         self._held = -1
         self._log: IO[bytes] | None = None
         self._lives = LIVES
@@ -112,7 +113,7 @@ class Server:
             return
         if not folder.is_dir():
             raise RelgradError(f"site: no folder {str(folder)!r} (working directory {Path.cwd()})")
-        self._folder = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Folder, directory=str(folder.resolve())))
+        self._folder = LoopbackServer(("127.0.0.1", 0), partial(_Folder, directory=str(folder.resolve())))
         self.origin = f"http://127.0.0.1:{self._folder.server_port}"
         threading.Thread(target=self._folder.serve_forever, name="relgrad-folder", daemon=True).start()
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from email.parser import BytesParser
 from email.policy import HTTP
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from relgrad.environments.loopback import LoopbackServer
 
 PAGES = files(__package__) / "pages"
 Sent = Mapping[str, list[str]]
@@ -213,7 +215,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve on the port that the command line names."""
-    with ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler) as server:
+    with LoopbackServer(("127.0.0.1", int(sys.argv[1])), Handler) as server:
         server.serve_forever()
 
 
