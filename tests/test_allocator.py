@@ -17,6 +17,7 @@ from relgrad.core import allocator
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def work(): del_me = [torch.ones(10_000_000) for _ in range(2)]  # 80 MB
 raised = allocator.keep_freed_memory()
+if not raised: print(raised, 0); raise SystemExit
 for _ in range(20): work()  # aligned blocks need a little more than they leave behind: it takes some rounds to have enough
 before = faults()
 for _ in range(5): work()
@@ -25,7 +26,7 @@ print(raised, faults() - before)
 
 
 def faults(**environment: str) -> tuple[bool, int]:
-    """(whether the thresholds were raised, page faults of five rounds of 80 MB) in a fresh process."""
+    """(whether the thresholds were raised, page faults of five rounds of 80 MB then) in a fresh process."""
     plain = {k: v for k, v in os.environ.items() if k not in allocator.OWN_SETTINGS} | environment
     done = subprocess.run([sys.executable, "-c", FAULTS], env=plain, capture_output=True, text=True, check=True)
     raised, count = done.stdout.split()

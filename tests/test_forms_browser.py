@@ -211,7 +211,7 @@ def test_a_page_that_crashes_is_opened_again(browser: Browser) -> None:
 def test_a_plan_that_takes_too_long_is_unscored_and_costs_a_page_and_no_browser(
     browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relgrad.environments.forms.executing.browser._FAREWELL", PATIENT)
+    monkeypatch.setattr("relgrad.environments.forms.executing.browser.FAREWELL", PATIENT)
     assert browser.run(ONE, parse("submit")).success
     before = browsers()
     browser.timeout = 0.001
@@ -294,7 +294,7 @@ def test_plans_end_when_the_wait_for_them_is_interrupted(monkeypatch: pytest.Mon
         raise Hung
 
     monkeypatch.setattr(Browser, "_run", run)
-    monkeypatch.setattr("relgrad.environments.forms.executing.browser._answer", interrupted)
+    monkeypatch.setattr("relgrad.environments.forms.executing.own_thread._answer", interrupted)
     waiting = Browser()
     with pytest.raises(Hung):
         waiting.run_all(form_of(MAIL), [parse("submit")] * 2)

@@ -1,6 +1,6 @@
 """Chromium for pages that somebody else wrote: every plan gets an emptied tab (tab.py) and one way out, to its site (wire.py).
 
-It lives on a thread and event loop of its own, so it can be called from any thread. A plan that takes longer than the time-out is
+It lives on a thread and event loop of its own (forms/executing/own_thread.py). A plan that takes longer than the time-out is
 unscored, and costs its tab alone, or the browser where the tab cannot be closed. A browser that dies is started again; the plans
 that were in it begin anew, once each, and are unscored when that fails too.
 """
@@ -8,15 +8,13 @@ that were in it begin anew, once each, and are unscored when that fails too.
 from __future__ import annotations
 
 import asyncio
-import atexit
-import threading
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from relgrad.environments.forms.executing.browser import find_chromium
+from relgrad.environments.forms.executing.own_thread import FAREWELL, PATIENCE, OwnThread, first_line
 from relgrad.environments.forms.outcome import Unscored
 from relgrad.environments.forms.plan import Plan
 from relgrad.environments.sites.outcome import SiteOutcome
@@ -40,10 +38,6 @@ _NOWHERE = {"server": "http://127.0.0.1:1", "bypass": "<-loopback>"}
 """The browser's own way out: nothing listens there. Every page has a way of its own in its place."""
 PLANS = 200
 """Plans after which a tab is closed and another opened."""
-_PATIENCE = 180.0
-"""Seconds that starting a browser or a page may take."""
-_FAREWELL = 5.0
-"""Seconds that closing something may take."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,7 @@ class Chromium:
     def __init__(self, timeout: float = 20.0, pages: int = 1) -> None:
         self.timeout, self.pages = timeout, pages
         self._executable = find_chromium()
-        self._begin = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = OwnThread("relgrad-chromium", self._begin, lambda: self._end(self._life))
         self._turns: asyncio.Semaphore
         self._starting: asyncio.Lock
         self._life: _Life | None = None
@@ -80,31 +73,14 @@ class Chromium:
 
         before   called, on a thread of its own, before each plan; what it raises as Unscored is the plan's answer
         """
-        started = [self._start(self._run(job, before)) for job in jobs]
-        try:
-            return [_answer(future) for future in started]
-        finally:
-            for future in started:
-                future.cancel()  # of no effect on one that is done
+        return self._thread.all([self._run(job, before) for job in jobs])
 
     def close(self) -> None:
         """End the browser. It starts again when another plan comes."""
-        with self._begin:
-            if self._loop is not None:
-                asyncio.run_coroutine_threadsafe(self._end(self._life), self._loop).result()
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
-                atexit.unregister(self.close)
+        self._thread.close()
 
-    def _start(self, work: Coroutine[Any, Any, SiteOutcome]) -> Future[SiteOutcome]:
-        """Begin something on the browser's own thread."""
-        with self._begin:
-            if self._loop is None:
-                self._turns, self._starting = asyncio.Semaphore(self.pages), asyncio.Lock()
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="relgrad-chromium", daemon=True).start()
-                atexit.register(self.close)
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _begin(self) -> None:
+        self._turns, self._starting = asyncio.Semaphore(self.pages), asyncio.Lock()
 
     # ------------------------------------------------------------------ on the browser's thread
 
@@ -124,7 +100,7 @@ class Chromium:
                 except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
                     await self._end(life)
                     if not again:
-                        raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
+                        raise Unscored(f"the browser failed twice: {first_line(error)}") from None
         raise AssertionError("unreachable")
 
     async def _running(self) -> _Life:
@@ -135,7 +111,7 @@ class Chromium:
             if self._life is None:
                 life = _Life()
                 try:
-                    await asyncio.wait_for(life.begin(self._executable), _PATIENCE)
+                    await asyncio.wait_for(life.begin(self._executable), PATIENCE)
                 except BaseException:
                     await life.end()
                     raise
@@ -168,7 +144,7 @@ class _Life:
 
         self._driver = await async_playwright().start()
         self._process = await self._driver.chromium.launch(
-            executable_path=executable, args=_ARGUMENTS, timeout=1000 * _PATIENCE, proxy=_NOWHERE
+            executable_path=executable, args=_ARGUMENTS, timeout=1000 * PATIENCE, proxy=_NOWHERE
         )
 
     async def play(self, job: Job, timeout: float) -> SiteOutcome:
@@ -176,7 +152,7 @@ class _Life:
         place = (job.host, job.port, job.allowed)
         tab = next((tab for tab in self._tabs if tab.place == place), None)
         if tab is None:
-            tab = await asyncio.wait_for(Tab.open(self._process, job.host, job.port, job.allowed), _PATIENCE)
+            tab = await asyncio.wait_for(Tab.open(self._process, job.host, job.port, job.allowed), PATIENCE)
         else:
             self._tabs.remove(tab)
         whole = False
@@ -204,7 +180,7 @@ class _Life:
         for part in (process and process.close(), driver and driver.stop()):
             if part is not None:
                 with suppress(Exception):
-                    await asyncio.wait_for(part, _FAREWELL)
+                    await asyncio.wait_for(part, FAREWELL)
 
 
 class _Gone:
@@ -218,14 +194,3 @@ class _Gone:
 
     async def new_context(self, **_: Any) -> Any:
         raise ConnectionError("the browser was ended")
-
-
-def _answer(future: Future[SiteOutcome]) -> SiteOutcome | Unscored:
-    try:
-        return future.result()
-    except Unscored as failure:
-        return failure
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

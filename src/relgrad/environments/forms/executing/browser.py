@@ -1,25 +1,23 @@
 """The real executor: headless Chromium through Playwright. One browser with one page, which is used plan after plan.
 
-It lives on a thread and event loop of its own, so it can be called from any thread (rewards run on changing ones). A plan that
-takes longer than the time-out is unscored. A browser that dies, hangs or fails otherwise is started again, once for each plan that
-it failed at; the plan begins anew, and is unscored when that fails too.
+It lives on a thread and event loop of its own (own_thread.py). A plan that takes longer than the time-out is unscored. A browser
+that dies, hangs or fails otherwise is started again, once for each plan that it failed at; the plan begins anew, and is unscored
+when that fails too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import shutil
-import threading
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from relgrad.core.errors import RelgradError
 from relgrad.environments.forms.executing.browser_page import After, Tab
+from relgrad.environments.forms.executing.own_thread import FAREWELL, PATIENCE, OwnThread, first_line
 from relgrad.environments.forms.making.form import Form
 from relgrad.environments.forms.outcome import Outcome, Unscored
 from relgrad.environments.forms.plan import Plan
@@ -35,10 +33,6 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--no-first-run",
 )
-_PATIENCE = 180.0
-"""Seconds that starting a browser may take."""
-_FAREWELL = 5.0
-"""Seconds that closing something may take."""
 
 
 def find_chromium() -> str | None:
@@ -72,42 +66,24 @@ class Browser:
     def __init__(self, timeout: float = 20.0, *, headed: bool = False) -> None:
         self.timeout, self.headed = timeout, headed
         self._executable = find_chromium()
-        self._begin = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = OwnThread("relgrad-browser", self._begin, self._end)
         self._turn: asyncio.Lock
         self._chromium: _Chromium | None = None
 
     def run(self, form: Form, plan: Plan, after: After | None = None) -> Outcome:
         """Execute the plan on a fresh page of the form. Raises Unscored where the browser fails or takes too long."""
-        return self._start(self._run(form, plan, after)).result()
+        return self._thread.start(self._run(form, plan, after)).result()
 
     def run_all(self, form: Form, plans: Sequence[Plan]) -> list[Outcome | Unscored]:
         """The same for many plans, what is unscored in its place. When the wait for them is interrupted, the plans end too."""
-        started = [self._start(self._run(form, plan, None)) for plan in plans]
-        try:
-            return [_answer(future) for future in started]
-        finally:
-            for future in started:
-                future.cancel()  # of no effect on one that is done
+        return self._thread.all([self._run(form, plan, None) for plan in plans])
 
     def close(self) -> None:
         """End the browser. It starts again when another plan comes."""
-        with self._begin:
-            if self._loop is not None:
-                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._loop = None
-                atexit.unregister(self.close)
+        self._thread.close()
 
-    def _start(self, work: Coroutine[Any, Any, Outcome]) -> Future[Outcome]:
-        """Begin something on the browser's own thread."""
-        with self._begin:
-            if self._loop is None:
-                self._turn = asyncio.Lock()
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="relgrad-browser", daemon=True).start()
-                atexit.register(self.close)
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _begin(self) -> None:
+        self._turn = asyncio.Lock()
 
     # ------------------------------------------------------------------ on the browser's thread
 
@@ -122,7 +98,7 @@ class Browser:
                 except Exception as error:  # Playwright's own kinds, and plain ones when its driver is gone
                     await self._end()
                     if not again:
-                        raise Unscored(f"the browser failed twice: {_first_line(error)}") from None
+                        raise Unscored(f"the browser failed twice: {first_line(error)}") from None
         raise AssertionError("unreachable")
 
     async def _running(self) -> _Chromium:
@@ -132,7 +108,7 @@ class Browser:
         if self._chromium is None:
             chromium = _Chromium()
             try:
-                await asyncio.wait_for(chromium.begin(self._executable, self.headed), _PATIENCE)
+                await asyncio.wait_for(chromium.begin(self._executable, self.headed), PATIENCE)
             except BaseException:
                 await chromium.end()
                 raise
@@ -167,7 +143,7 @@ class _Chromium:
             executable_path=executable,
             args=_ARGUMENTS,
             headless=not headed,
-            timeout=1000 * _PATIENCE,
+            timeout=1000 * PATIENCE,
             slow_mo=400 if headed else 0,
         )
         self._context = await self._process.new_context(service_workers="block", accept_downloads=False)
@@ -176,15 +152,15 @@ class _Chromium:
         """Execute a plan on the page. Raises Unscored when it takes too long, and anything when the browser fails."""
         tab, self._tab = self._tab, None
         if tab is None:
-            tab = await asyncio.wait_for(Tab.open(self._context), _PATIENCE)
+            tab = await asyncio.wait_for(Tab.open(self._context), PATIENCE)
         try:
             outcome = await asyncio.wait_for(tab.play(form, plan, after), timeout)
         except TimeoutError:
-            await asyncio.wait_for(tab.page.close(), _FAREWELL)  # raises when the browser hangs
+            await asyncio.wait_for(tab.page.close(), FAREWELL)  # raises when the browser hangs
             raise Unscored(f"the plan took longer than {timeout:g} s in the browser") from None
         except asyncio.CancelledError:
             with suppress(Exception):
-                await asyncio.wait_for(tab.page.close(), _FAREWELL)
+                await asyncio.wait_for(tab.page.close(), FAREWELL)
             raise
         self._tab = tab
         return outcome
@@ -194,15 +170,4 @@ class _Chromium:
         for part in (self._process and self._process.close(), self._driver and self._driver.stop()):
             if part is not None:
                 with suppress(Exception):
-                    await asyncio.wait_for(part, _FAREWELL)
-
-
-def _answer(future: Future[Outcome]) -> Outcome | Unscored:
-    try:
-        return future.result()
-    except Unscored as failure:
-        return failure
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                    await asyncio.wait_for(part, FAREWELL)
