@@ -57,6 +57,8 @@ def written(folder: Path, row: str, seed: int, options: argparse.Namespace) -> G
         stage = "sft" if row in (COOLED, UNTRAINED) else row
         source = f"{run_of(folder, seed)}:{stage}"
         given = "replies" if row == UNTRAINED else source
+        if row == UNTRAINED:  # the recipe as it was changed for the table
+            more = [setting for setting in options.overrides if setting.startswith(("policy.", "task."))]
         file.parent.mkdir(parents=True, exist_ok=True)
         print(f"{row}, seed {seed} ...", flush=True)
         compare_sources([given], [*much, *more], Conditions(on=source, keep=file), lambda label, done, total: None)
