@@ -119,7 +119,7 @@ def finished(recipe: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[s
         ("policy.model=./nowhere", r"model: no folder './nowhere' \(working directory /"),
         (f"policy.model=tiny:{'1' * 5000}x1", r"tiny:1{5000}x1'"),
         ("policy.model=/no/where.gguf", r"model: no GGUF file '/no/where\.gguf'"),
-        ("policy.model=tiny:33x1", r"model 'tiny:33x1': write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32"),
+        ("policy.model=tiny:33x1", r"model 'tiny:33x1': write tiny:HIDDENxLAYERS with HIDDEN a multiple of 16"),
         ("policy.dtype=bfloat16", r"dtype='bfloat16' with full-parameter training.*Use dtype: float32, or.*lora"),
         ("policy.lora={target_modules: [nothing]}", r"lora\.target_modules=.*linear layers: down_proj"),
         ("rewards.0={kind: function, function: nothing.py:score}", r"rewards: no file 'nothing\.py' \(working directory"),

@@ -344,5 +344,5 @@ def test_tiny_models_are_made_once_whole(tmp_path: Path):
     assert tiny.folder("tiny:32x1", tmp_path) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-    with pytest.raises(RelgradError, match="multiple of 32"):
+    with pytest.raises(RelgradError, match="multiple of 16"):
         tiny.folder("tiny:33x1", tmp_path)

@@ -21,6 +21,7 @@ from relgrad.tasks import Task
 THREE_PARTS = {
     "digits": {"train_size": 300, "held_out_size": 50},
     "next_number": {},
+    "puzzles": {"train_size": 300, "held_out_size": 50},
     "forms": {"train_size": 300, "held_out_size": 50},
     "masked_text": {"train_size": 300, "held_out_size": 50, "length": 64},
     "reasoning_gym": {"task": "chain_sum", "train_size": 300, "held_out_size": 50},

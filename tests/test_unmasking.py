@@ -335,6 +335,7 @@ def test_it_goes_on_from_a_generator_of_fill_in(tmp_path: Path) -> None:
         ({"temperature": 0}, "no policy gradient"),
         ({"law": {"order": "plackett_luce", "order_temperature": 0}}, "arg-max and has no policy"),
         ({"law": {"order": "random", "threshold": 0.5}}, "threshold=0.5 is for order: threshold, not for random"),
+        ({"law": {"order": "remask", "confidence": "tempered"}}, "is for remask_by: confidence"),
         ({"law": {"order": "threshold", "threshold": 1.0}}, "0.999"),
         ({"max_completion_length": 10, "block_length": 4}, "no multiple of block_length=4"),
         ({"max_completion_length": 8, "block_length": 4, "steps": 3}, "give a multiple of 2"),

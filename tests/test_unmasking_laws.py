@@ -20,6 +20,7 @@ from relgrad.laws.unmasking.interface import MASKED, Law, Outcome, Places
 from relgrad.laws.unmasking.low_confidence import LowConfidence
 from relgrad.laws.unmasking.plackett_luce import PlackettLuce
 from relgrad.laws.unmasking.remask import Remask
+from relgrad.laws.unmasking.remask_doubtful import RemaskDoubtful
 from relgrad.laws.unmasking.threshold import threshold_law
 
 PLAIN, COOL, CUT = Truncation(), Truncation(0.7), Truncation(0.9, top_p=0.8)
@@ -37,6 +38,8 @@ LAWS: dict[str, Law] = {
     "threshold-tempered-top-p": threshold_law(CUT, 0.6, tempered=True),
     "ancestral": Ancestral(COOL),
     "remask": Remask(PLAIN),
+    "remask-doubtful": RemaskDoubtful(PLAIN),
+    "remask-doubtful-tempered-top-p": RemaskDoubtful(CUT, tempered=True),
 }
 every_law = pytest.mark.parametrize("law", [pytest.param(law, id=name) for name, law in LAWS.items()])
 POSITIONS, TOKENS, QUOTA, LEFT = 4, 3, 2, 3
@@ -54,6 +57,7 @@ def places_of(law: Law, steps: int, quota: int = QUOTA) -> Places:
         token_P.repeat(steps),
         torch.full((steps,), quota),
         torch.full((steps,), LEFT),
+        torch.full((steps,), POSITIONS),
     )
 
 
@@ -157,6 +161,21 @@ def test_outcomes_are_drawn_as_often_as_they_are_likely(law: Law) -> None:
     assert chi2.sf(statistic, int(common_N.sum()) - 1 + (rest_expected >= 5)) > 1e-4
 
 
+def test_doubtful_drafts_are_masked_again_and_what_stood_there_by_chance() -> None:
+    """Two of four are masked again, two were written: one of these whichever, and the less certain of two certain drafts."""
+    sure_PV = torch.tensor([[3.0, 0.0, 0.0], [0.0] * 3, [60.0, 0.0, 0.0], [0.0] * 3], dtype=torch.float64)
+    law = RemaskDoubtful(PLAIN)
+    samples = drawn(law, sure_PV, 4_000, seed=8)
+    assert {after[2] for after, _ in samples} == {0}, "certain of its only token: never forgotten"
+    assert {after[0] for after, _ in samples} == {MASKED}
+    chosen = sum(after[1] == MASKED for after, _ in samples)
+    assert abs(chosen - 2_000) < 4 * 1_000**0.5
+    assert {(after[1], after[3]) for after, _ in samples} == {(MASKED, 0), (1, MASKED)}
+    whole = places_of(law, 1)
+    impossible = Outcome(torch.tensor([0, MASKED, 0, MASKED]), torch.zeros(4, dtype=torch.int64))
+    assert float(law.free(whole, impossible)) <= IMPOSSIBLE, "two of those written, and no draft"
+
+
 @pytest.mark.parametrize("tempered", [False, True])
 def test_the_score_of_the_tokens_alone_is_no_probability(tempered: bool) -> None:
     """What the field takes for low-confidence remasking: a sum of 5.2 to 5.4 in likelihoods, section 4, on such a toy."""
@@ -224,12 +243,20 @@ def test_steps_of_different_sizes_do_not_mix() -> None:
     token_M = torch.tensor([0, MASKED, 2, MASKED, MASKED, 1, MASKED])
     order_M = torch.tensor([1, 0, 0, 0, 0, 0, 0])
     places = Places(
-        torch.tensor([0, 0, 0, 2, 2, 2, 2]), torch.full((7,), MASKED), torch.tensor([2, 1, 1]), torch.ones(3).long()
+        torch.tensor([0, 0, 0, 2, 2, 2, 2]),
+        torch.full((7,), MASKED),
+        torch.tensor([2, 1, 1]),
+        torch.ones(3).long(),
+        torch.tensor([3, 0, 4]),
     )
     values = law.terms(together, places, Outcome(token_M, order_M), None, together.flip(0), entropy=True)
     for step, at in ((0, slice(0, 3)), (2, slice(3, 7))):
         alone = Places(
-            torch.zeros(at.stop - at.start).long(), token_M[at], places.quota_N[[step]], torch.ones(1).long()
+            torch.zeros(at.stop - at.start).long(),
+            token_M[at],
+            places.quota_N[[step]],
+            torch.ones(1).long(),
+            places.whole_N[[step]],
         )
         single = law.terms(
             together[at], alone, Outcome(token_M[at], order_M[at]), None, together.flip(0)[at], entropy=True

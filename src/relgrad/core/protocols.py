@@ -313,6 +313,16 @@ class Rounds(Protocol):
 
 
 @runtime_checkable
+class Jumps(Protocol):
+    """A policy that knows whether its law compares what the network says: where rounding turns one, its probability jumps."""
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the log-probability of single decisions may be far off by rounding alone, while that of most is not."""
+        ...
+
+
+@runtime_checkable
 class HasNetwork(Protocol):
     """A policy whose weights are those of one network."""
 

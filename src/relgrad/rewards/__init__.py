@@ -17,6 +17,7 @@ hotpotqa.py        shared words, as HotpotQA counts them
 drop.py            shared words of spans, as DROP counts them
 code.py            a program that passes its tests, in the sandbox
 reasoning_gym.py   the task's own verifier
+puzzles.py         the verifier of a puzzle
 forms.py           what a plan for a web form is worth
 site.py            what a plan for a page of a site is worth
 diversity.py       the distance to the other completions of the prompt

@@ -9,6 +9,7 @@ humaneval.py      functions to finish
 mbpp.py           functions to write
 digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
+puzzles.py        permutations, Sudoku of 4 x 4, Countdown
 forms.py          web forms to fill in
 site.py           pages of a site that somebody else wrote, to fill in
 sites.py          pages of several sites, of which whole ones are held out

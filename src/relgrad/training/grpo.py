@@ -153,7 +153,7 @@ class Grpo:
             supervised = self._supervise(batch, rows) if settings.sft_coef else {}
             metrics.update(batch.figures() | self._accumulate(batch, rows) | supervised)
         if not self._parity_seen and "parity/max_abs" in metrics:  # the first step of this process that measures it
-            require_parity(self.policy, metrics["parity/max_abs"], self.step)
+            require_parity(self.policy, metrics["parity/max_abs"], metrics["parity/mean_abs"], self.step)
             self._parity_seen = True
         metrics["loss"] += settings.sft_coef * metrics.get("sft_loss", 0.0)
         self.ranks.add_gradients(self.optimizer.parameters.values())

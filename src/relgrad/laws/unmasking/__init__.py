@@ -9,4 +9,5 @@ threshold.py      every position drafts, all confident enough stay, or else the 
 confidence.py     what these two share: how sure a draft is, and how likely the others fall short of it
 ancestral.py      every position by itself, with a chance that the schedule gives (MDLM)
 remask.py         all are filled in, and some are masked again, also of what stood there before
+remask_doubtful.py the same, and of the drafts the least confident are masked again
 """

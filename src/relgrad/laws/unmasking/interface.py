@@ -24,12 +24,14 @@ class Places(NamedTuple):
     token_M  int64: what stands there before the step, MASKED (-1) where it is masked
     quota_N  int64: how many positions a step reveals; of `remask`, how many are masked after it
     left_N   int64: how many steps the block has left, this one counted
+    whole_N  int64: how many positions each step has; `only` leaves positions out, and this as it is
     """
 
     step_M: Tensor
     token_M: Tensor
     quota_N: Tensor
     left_N: Tensor
+    whole_N: Tensor
 
     @property
     def steps(self) -> int:
@@ -54,9 +56,8 @@ class Places(NamedTuple):
     def part(self, first: int, last: int) -> Places:
         """Steps first .. last - 1, with their positions."""
         inside_M = (self.step_M >= first) & (self.step_M < last)
-        return Places(
-            self.step_M[inside_M] - first, self.token_M[inside_M], self.quota_N[first:last], self.left_N[first:last]
-        )
+        steps = (column_N[first:last] for column_N in (self.quota_N, self.left_N, self.whole_N))
+        return Places(self.step_M[inside_M] - first, self.token_M[inside_M], *steps)
 
     def to(self, device: torch.device) -> Places:
         """The same on another device."""

@@ -13,6 +13,8 @@ import torch
 
 from relgrad.core.errors import RelgradError
 
+UNIT = 16
+"""Hidden sizes are multiples of it. Heads are 32 wide where that divides the hidden size, and else this wide."""
 NAME = re.compile(r"tiny(?::(\d{1,9})x(\d{1,9}))?")
 CHARACTERS = tuple(c for c in string.printable if c not in "\t\r\x0b\x0c")
 
@@ -27,9 +29,9 @@ def folder(name: str, cache: Path) -> Path:
     match = NAME.fullmatch(name)
     assert match
     hidden, layers = int(match[1] or 128), int(match[2] or 2)
-    if hidden % 32 or not layers:
+    if hidden % UNIT or not hidden or not layers:
         raise RelgradError(
-            f"model {name!r}: write tiny:HIDDENxLAYERS with HIDDEN a multiple of 32 and at least one layer"
+            f"model {name!r}: write tiny:HIDDENxLAYERS with HIDDEN a multiple of {UNIT} and at least one layer"
         )
     target = cache / "tiny" / f"{hidden}x{layers}"
     if not (target / "config.json").is_file():
@@ -47,14 +49,15 @@ def build_model(hidden: int, layers: int) -> Any:
     """A Qwen3ForCausalLM with random weights (seed 0) over CHARACTERS and <eos>."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    head = 32 if hidden % 32 == 0 else UNIT
     config = Qwen3Config(
         vocab_size=len(CHARACTERS) + 1,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
+        num_attention_heads=hidden // head,
         num_key_value_heads=max(hidden // 64, 1),
-        head_dim=32,
+        head_dim=head,
         max_position_embeddings=512,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -264,6 +264,11 @@ class UnmaskingPolicy:
         """See protocols.Rounds: of a step of a whole block, whose errors add up like a random walk."""
         return ROUNDING[DTYPES[self.settings.dtype]] * math.sqrt(self.settings.block)
 
+    @property
+    def jumps(self) -> bool:
+        """See protocols.Jumps."""
+        return self.settings.law.jumps
+
     def plan(self, rollouts: Rollouts, rows: Tensor, budget: int) -> list[Tensor]:
         """Cells in order, as many together as keep their rows' tokens near `budget`: every cell is a row of the forward pass.
 

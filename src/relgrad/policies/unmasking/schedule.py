@@ -54,7 +54,7 @@ class Schedule:
         token_M = torch.where(masked_NE[at], MASKED, state_NE[at])
         left_N = self.block_steps - step_N % self.block_steps
         quota_N = self._quota(law, changing_NE.sum(-1), inside_NE.sum(-1), left_N)
-        return Work(Places(at[0], token_M, quota_N, left_N), at, live_N)
+        return Work(Places(at[0], token_M, quota_N, left_N, changing_NE.sum(-1)), at, live_N)
 
     def _current(self, law: Law, masked_NE: Tensor, block_E: Tensor, step_N: Tensor) -> Tensor:
         """int64 [N]: the block that is written; behind the last one where nothing is masked."""

@@ -16,6 +16,7 @@ from relgrad.laws.unmasking.interface import Law as UnmaskingLaw
 from relgrad.laws.unmasking.low_confidence import LowConfidence
 from relgrad.laws.unmasking.plackett_luce import PlackettLuce, Score
 from relgrad.laws.unmasking.remask import Remask
+from relgrad.laws.unmasking.remask_doubtful import RemaskDoubtful
 from relgrad.laws.unmasking.threshold import threshold_law
 from relgrad.text.corpus import BUILTIN
 
@@ -27,10 +28,11 @@ PUBLISHED_ONLY = (
 """Settings of published models (networks/masked/families), which a network of this house does not have."""
 Order = Literal["random", "left_to_right", "plackett_luce", "low_confidence", "threshold", "ancestral", "remask"]
 OWN: dict[str, tuple[Order, ...]] = {
-    "confidence": ("plackett_luce", "low_confidence", "threshold"),
+    "confidence": ("plackett_luce", "low_confidence", "threshold", "remask"),
     "score": ("plackett_luce",),
     "order_temperature": ("plackett_luce",),
     "threshold": ("threshold",),
+    "remask_by": ("remask",),
     "start_ratio": ("remask",),
     "end_ratio": ("remask",),
 }
@@ -65,6 +67,7 @@ class Law(Strict):
     score              of plackett_luce: how sure the network is of a position
     order_temperature  of plackett_luce: sigma, above 0
     threshold          of threshold: the confidence from which on drafts stay
+    remask_by          of remask: chance, or confidence, which masks the least confident drafts again
     start_ratio, end_ratio
                        of remask: the share of a block that is masked again, falling from one to the other over its steps; the last
                        step masks nothing
@@ -75,6 +78,7 @@ class Law(Strict):
     score: Score | None = None
     order_temperature: float | None = None
     threshold: float | None = None
+    remask_by: Literal["chance", "confidence"] | None = None
     start_ratio: float | None = Field(None, ge=0, le=1)
     end_ratio: float | None = Field(None, ge=0, le=1)
 
@@ -85,6 +89,10 @@ class Law(Strict):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is for order: {' or '.join(orders)}, not for {self.order}: leave it out"
                 )
+        if self.order == "remask" and self.confidence is not None and self.remask_by != "confidence":
+            raise ValueError(
+                f"confidence={self.confidence} with order: remask is for remask_by: confidence; leave one out"
+            )
         if self.order_temperature is not None and not self.order_temperature > 0:
             raise ValueError(
                 f"order_temperature={self.order_temperature:g}: must be above 0; at 0 the order is an arg-max and has no policy "
@@ -106,7 +114,14 @@ class Law(Strict):
             return LowConfidence(truncation, tempered)
         if self.order == "threshold":
             return threshold_law(truncation, 0.9 if self.threshold is None else self.threshold, tempered=tempered)
-        return Ancestral(truncation) if self.order == "ancestral" else Remask(truncation)
+        if self.order == "ancestral":
+            return Ancestral(truncation)
+        return RemaskDoubtful(truncation, tempered) if self.remask_by == "confidence" else Remask(truncation)
+
+    @property
+    def jumps(self) -> bool:
+        """Whether a step compares confidences: then its probability jumps where one crosses another."""
+        return self.order in ("low_confidence", "threshold") or self.remask_by == "confidence"
 
     @property
     def shares(self) -> tuple[float, float]:

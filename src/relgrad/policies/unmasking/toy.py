@@ -56,8 +56,7 @@ def make(
 
     def build() -> Toy:
         policy = small(law=Law(order=order, **(law or {})), **options)
-        jumps = order in ("low_confidence", "threshold")
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward, jumps=jumps)
+        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward, jumps=policy.jumps)
 
     return build
 
@@ -272,6 +271,12 @@ def toys() -> dict[str, Any]:
             block_length=2,
             steps=4,
             law={"start_ratio": 0.5, "end_ratio": 0.5},
+        ),
+        "remask-doubtful": make(
+            "remask",
+            max_completion_length=3,
+            steps=3,
+            law={"remask_by": "confidence", "start_ratio": 0.9, "end_ratio": 0.6},
         ),
         "mean-field": make("low_confidence", estimator=MeanField(), **WHOLE),
         "coupled-blocks": make("random", prompts=two, estimator=Coupled(), **BLOCKS),
