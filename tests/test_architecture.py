@@ -1,6 +1,8 @@
 """Who may import whom: the rooms of relgrad and the walls between them, read from the source with `ast`.
 
     core ← objectives ← laws                                     pure floor
+    laws ← the world of list programs ← policies                 what a policy's decisions do, where a policy has to know
+    core ← tree search over decisions ← training, evaluation     asks a policy by protocol
          ← text ← networks ← trajectories, estimators ← policies
          ← environments ← rewards, tasks
          ← backends; what one is, environments know too
@@ -28,7 +30,11 @@ SOURCE = Path(relgrad.__file__).parent
 
 FLOOR = ("core", "objectives", "laws")
 NETWORKS = (*FLOOR, "text", "networks")
-POLICIES = (*NETWORKS, "trajectories", "estimators", "policies")
+WORLD = "environments.lists"
+"""What list programs do: a policy that writes them sees it between its decisions."""
+DECISIONS = "search.decisions"
+"""The search that training and evaluation use."""
+POLICIES = (*NETWORKS, "trajectories", "estimators", "policies", WORLD)
 PURE_FIGURES = ("evaluation.statistics", "evaluation.calibration")
 """Figures of numbers alone, which judges use too."""
 JUDGES = (*NETWORKS, "judges", *PURE_FIGURES)
@@ -38,7 +44,7 @@ WORKFLOWS = ("environments.workflows", "environments.sandbox", "environments.ben
 """Workflows, what runs them, and what compares their answers as numbers."""
 SERVERS = ("backends.completions", "backends.pace", "backends.reading")
 """Servers that write completions of training."""
-LOOPS = (*FLOOR, "training", "evaluation")
+LOOPS = (*FLOOR, "training", "evaluation", DECISIONS)
 
 MAY_REACH: dict[str, tuple[str, ...]] = {
     "core": ("core",),
@@ -57,7 +63,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "baselines": (*POLICIES, "baselines"),
     "search": (*FLOOR, *BACKEND, *WORKFLOWS, "search"),
     "training": LOOPS,
-    "evaluation": (*FLOOR, "evaluation"),
+    "evaluation": (*FLOOR, "evaluation", DECISIONS),
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
     "stages": (*LOOPS, *JUDGES, *SERVERS, "environments", "rewards", "tasks", "stages"),
     "runs": (*LOOPS, *JUDGES, "environments", "backends", "search", "rewards", "tasks", "stages", "monitor", "runs"),

@@ -20,9 +20,11 @@ from relgrad.core.protocols import LossTerms
 from relgrad.core.ranks import Ranks
 from relgrad.core.types import Example, Prompt
 from relgrad.objectives.losses import PolicyLoss
-from relgrad.policies import autoregressive
+from relgrad.policies import autoregressive, workflow
 from relgrad.policies.unmasking.toy import small as small_unmasking
+from relgrad.rewards import list_program
 from relgrad.rewards.combine import NamedReward, RewardSet
+from relgrad.tasks import list_programs
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.sft import Sft, SftSettings
 from toy_policy import TablePolicy, Truncation
@@ -91,6 +93,16 @@ def unmasking(**settings: Any) -> tuple[Any, Sequence[Prompt]]:
     return policy, FLOWS
 
 
+def lists() -> tuple[Any, Sequence[Prompt]]:
+    """Tasks of one or two operators, most of which three samples do not solve, and a search of 60 evaluations mostly does."""
+    sizes = {"lengths": (1, 2), "held_out_lengths": (1,), "train_size": 8, "validation_size": 0, "test_size": 0}
+    policy = workflow.build(workflow.Settings(max_steps=2, hidden=16), seed=0, reference=True)
+    policy.network.double()
+    policy.keeper.freeze_reference()
+    moved(policy)
+    return policy, list_programs.load(list_programs.Settings(order=40, rising=0, **sizes), seed=0).train
+
+
 def moved(policy: Any) -> None:
     """Away from its reference, the same way everywhere."""
     for number, (_, parameter) in enumerate(policy.parameters()):
@@ -123,6 +135,9 @@ CASES: dict[str, Case] = {
     "flow-branches": (lambda: flow(branch_steps=2), {"loss_type": "grpo", "beta": 0.2, "kl_estimator": "exact"}, None),
     "unmasking-train-steps": (
         lambda: unmasking(law={"order": "plackett_luce"}, train_steps=2), {"loss_type": "dr_grpo", "beta": 0.2}, None,
+    ),
+    "lists-searched": (
+        lists, {"beta": 0.1, "search": {"evaluations": 60}, "replay": {"keep": "solutions", "share": 0.9}}, None,
     ),
 }  # fmt: skip
 SUPERVISED: dict[str, tuple[Callable[[], tuple[Any, Sequence[Prompt]]], str]] = {
@@ -171,6 +186,8 @@ def loop(
         rewards.append(NamedReward("length", lambda completions, **_: [float(len(c)) for c in completions]))
     if settings.get("credit") == "decision":
         rewards = [NamedReward("positions", fill_prompts.right)]
+    if settings.get("search"):
+        rewards = [NamedReward("right", list_program.build(list_program.Settings()))]
     return Grpo(policy, prompts, RewardSet(rewards, 60), loss or own, chosen, seed=5, ranks=together)
 
 

@@ -25,14 +25,25 @@ def search(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier search left and start over.")] = False,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write the best workflow.")] = None,
 ) -> None:
-    """Search for the best workflow; a search that was stopped goes on, and pays for nothing twice.
+    """Search for the best workflow, or for programs with a policy as prior; a search that was stopped goes on, and pays for nothing
+    twice.
 
     Example: [bold]relgrad search workflows-quick search.budget.calls=200 --export best.json[/bold]
     """
+    from relgrad.core.errors import RelgradError
     from relgrad.core.run_folder import require_writable_file
+    from relgrad.runs.decision_search import load_decision_search, run_decision_search
     from relgrad.runs.search import export as write
     from relgrad.runs.search import load_search, run_search
 
+    if (decisions := load_decision_search(recipe, overrides or ())) is not None:
+        if export is not None:
+            raise RelgradError(
+                "--export is for searches for workflows; this one has a program for every prompt, in trajectories.jsonl"
+            )
+        show_decisions(with_bar("searching", partial(_searched, run_decision_search, decisions, fresh)))
+        print(f"programs: {decisions.folder / 'trajectories.jsonl'}")
+        return
     if export is not None:
         require_writable_file(export)
     loaded = load_search(recipe, overrides or ())
@@ -91,6 +102,16 @@ def show(result: Mapping[str, Any]) -> None:
                 style="yellow",
             )
         )
+
+
+def show_decisions(result: Mapping[str, Any]) -> None:
+    """How much a search of decisions has solved."""
+    table = Table("prior " + str(result["prior"]), "mean", "95 % interval over prompts", box=None, pad_edge=False)
+    for name, figure in result["figures"].items():
+        table.add_row(name, _figure(figure["value"]), _interval(figure, ""))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"{result['solved']} of {result['prompts']} prompts solved")
 
 
 def _figure(value: float | None) -> str:

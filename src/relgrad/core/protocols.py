@@ -370,6 +370,57 @@ class ShowsFigures(Protocol):
     figures: tuple[str, ...]
 
 
+class DecisionProblem(Protocol):
+    """A task whose rows are built decision by decision through states that can be computed, so that a search can walk through them.
+
+    start       the state before the first decision; states are hashable, and equal ones are one
+    actions     how many decisions there are, the same in every state
+    most_steps  decisions after which a row ends, solved or not
+    """
+
+    actions: int
+    most_steps: int
+
+    @property
+    def start(self) -> Hashable: ...
+
+    def apply(self, state: Any, action: int) -> Any:
+        """The state after a decision."""
+        ...
+
+    def solved(self, state: Any) -> bool:
+        """Whether a row that comes here has done what can be seen of the task; the row ends."""
+        ...
+
+
+Place = tuple[DecisionProblem, Any, int]
+"""Where a row stands: its problem, its state, and how many decisions were taken."""
+
+
+@runtime_checkable
+class GuidesSearch(Protocol):
+    """A policy whose decisions a tree search can take in its place, guided by how likely the policy thinks them.
+
+    search_evaluations  numbers of evaluated programs (or rows) at which evaluations tell how many prompts a search has solved, in
+                        ascending order; empty: evaluations do not search
+    """
+
+    search_evaluations: tuple[int, ...]
+
+    def problem(self, prompt: Prompt) -> DecisionProblem:
+        """What is to be solved. Raises RelgradError for a prompt that is none."""
+        ...
+
+    def priors(self, places: Sequence[Place]) -> Tensor:
+        """float32 [N, actions]: the policy's probabilities of every decision at places where rows go on."""
+        ...
+
+    def rollouts_of(self, prompts: Sequence[Prompt], group_B: Tensor, decisions: Sequence[Sequence[int]]) -> Rollouts:
+        """Rows of these decisions, with the policy's own log-probabilities, ready for `score`. One that is neither solved nor at
+        its last decision has the stop "length"."""
+        ...
+
+
 @runtime_checkable
 class Audited(Protocol):
     """A judge that is examined on prompts that neither it nor the policy was trained on."""

@@ -219,6 +219,8 @@ class Experience:
     proposal_logp_BT  float32 [B, T], nats: the log-probabilities under which the rows were drawn, where another than the current
                       policy drew them (an older one, an engine that computes otherwise); None where the current policy did
     age_B             int64 [B]: generation batches since the rows were drawn; 0 for fresh ones
+    shaping           gamma, where rows that another than the policy chose (a search, say) are weighted by the slope of
+                      p / (p + gamma), p being the policy's own probability of the decision; None: by importance
     local             False for rows of another process: their `trace` is empty, and that process scores them
     """
 
@@ -228,6 +230,7 @@ class Experience:
     source: str
     age_B: Tensor
     proposal_logp_BT: Tensor | None = None
+    shaping: float | None = None
     local: bool = True
 
 

@@ -1,6 +1,7 @@
 """Held-out evaluation.
 
 held_out.py     sample, score, and say how sure the score is
+searched.py     what a tree search solves, guided by the policy
 metric.py       what is measured beside rewards
 comparison.py   every figure of several policies, paired, with intervals over seeds, families or prompts
 generations.py  what policies wrote, in a file

@@ -15,12 +15,13 @@ from typing import Any, Protocol, get_args
 import torch
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import Filmed, JudgedDifferently, KnowsTruth, Policy, Rewards
+from relgrad.core.protocols import Filmed, GuidesSearch, JudgedDifferently, KnowsTruth, Policy, Rewards
 from relgrad.core.randomness import Draws
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import require_scored
 from relgrad.core.types import Output, Prompt, RewardTable, Rollouts, Stop
 from relgrad.evaluation.metric import METRICS, Completions
+from relgrad.evaluation.searched import search_figures
 from relgrad.evaluation.statistics import Interval, difference_over, mean_over, pass_at_k
 from relgrad.objectives.advantages import combine
 
@@ -36,7 +37,8 @@ class Evaluation:
     prompts           how many prompts have a score
     per_prompt        one score per prompt, in the order given; NaN where no completion was scored
     ids               the prompts' ids, by which two evaluations are paired
-    rewards           mean of each reward over the completions it scored, unweighted; monitors too
+    rewards           mean of each reward over the completions it scored, unweighted; monitors too. Beside them, where the policy
+                      guides searches, what these solve (searched.py)
     per_prompt_rewards  each reward's mean per prompt, as `per_prompt`
     per_prompt_metrics  each figure of evaluation/metric.py per prompt; not recorded
     families          the prompts' families; empty where they have none
@@ -175,11 +177,30 @@ def evaluate(
         policy, prompts, rewards,
         num_generations=num_generations, seed=seed, batch_prompts=batch_prompts, progress=progress, after=after, ranks=ranks,
     )  # fmt: skip
+    evaluation = summarise(batches, policy)
+    if isinstance(policy, GuidesSearch) and policy.search_evaluations:
+        evaluation = _with_search(evaluation, policy, prompts, rewards, seed, ranks)
     if not divergence:
-        return summarise(batches, policy)
+        return evaluation
     ranks.sum(measured)
     kl, entropy, _ = (measured / measured[2]).tolist()  # NaN where nothing was decided
-    return replace(summarise(batches, policy), kl=kl, entropy=entropy)
+    return replace(evaluation, kl=kl, entropy=entropy)
+
+
+def _with_search(
+    evaluation: Evaluation, policy: GuidesSearch, prompts: Sequence[Prompt], rewards: Rewards, seed: int, ranks: Ranks
+) -> Evaluation:
+    """The evaluation, with what searches solve (searched.py) beside the rewards. Every process searches for its share."""
+    share = ranks.share(len(prompts))
+    own = prompts[share.start : share.stop]
+    shares = ranks.collect(lambda: search_figures(policy, own, rewards, seed) if own else {})
+    names = next(figures for figures in shares if figures)
+    per_prompt = {name: tuple(value for figures in shares for value in figures.get(name, ())) for name in names}
+    return replace(
+        evaluation,
+        rewards={**evaluation.rewards, **{name: mean(values) for name, values in per_prompt.items()}},
+        per_prompt_rewards={**evaluation.per_prompt_rewards, **per_prompt},
+    )
 
 
 def draw_and_reward(

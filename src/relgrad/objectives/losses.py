@@ -208,6 +208,18 @@ def truncated_importance_weights(
     return torch.where(mask_BT, weight_BT, torch.ones_like(weight_BT))
 
 
+def shaped_weights(logp_BT: Tensor, gamma: float | Tensor) -> Tensor:
+    """d/dlog p of p / (p + gamma) = gamma p / (p + gamma)^2 per decision, detached: policy shaping of LUFFY (Yan et al. 2025,
+    arXiv:2504.14945).
+
+    A decision that somebody else chose, by unknown probabilities, is learnt as if its surrogate were -A p / (p + gamma). The
+    weight is 1 / 4 at p = gamma, about p / gamma far below, and falls to gamma / (1 + gamma)^2 at p = 1, so that what is known
+    already teaches little.
+    """
+    p_BT = logp_BT.exp()
+    return (gamma * p_BT / (p_BT + gamma).square()).detach()
+
+
 UNUSED = (
     "loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "beta", "step_ratio_norm", "entropy_coef",
 )  # fmt: skip

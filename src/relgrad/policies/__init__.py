@@ -5,4 +5,5 @@ fill_in/         masked text, filled in at once; one decision is one masked posi
 flow/            discrete flow matching; one decision is one step
 refusion/        slots in any order, left to right inside; one decision is one planning step
 unmasking/       masked diffusion over several steps; one decision is one step
+workflow/        list programs; one decision is one operator
 """

@@ -77,8 +77,8 @@ class SearchRecipe(Strict):
         return self.model_dump(mode="json")
 
 
-def load_search(name: str, overrides: Iterable[str] = ()) -> SearchRecipe:
-    """Read a recipe by path or built-in name, with `search.key=value` overrides. Raises RelgradError."""
+def read_search(name: str, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], str]:
+    """A search recipe as plain data, with its overrides, by path or built-in name; and where it was read. Raises RelgradError."""
     path = find_recipe(name)
     raw = read_yaml(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(raw, dict) or not is_search(raw):
@@ -89,7 +89,13 @@ def load_search(name: str, overrides: Iterable[str] = ()) -> SearchRecipe:
         if not equals or not key:
             raise RelgradError(f"override {text!r}: write key.sub=value, for example search.budget.calls=200")
         assign(data, key.strip().split("."), read_yaml(value, f"override {text[:80]!r}"))
-    return checked(data, SearchRecipe, str(path))
+    return data, str(path)
+
+
+def load_search(name: str, overrides: Iterable[str] = ()) -> SearchRecipe:
+    """Read a recipe by path or built-in name, with `search.key=value` overrides. Raises RelgradError."""
+    data, source = read_search(name, overrides)
+    return checked(data, SearchRecipe, source)
 
 
 def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress = lambda *_: None) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
     folder = recipe.folder
     require_writable(folder)
     with held([folder], ALONE) as require_held:
-        _require_no_training(folder)
+        require_no_training(folder)
         if not fresh:
             _require_same(folder, recipe)
         parts = _Parts.of(recipe)
@@ -135,7 +141,7 @@ def _require_enough(run: _Run) -> None:
             )
 
 
-def _require_no_training(folder: Path) -> None:
+def require_no_training(folder: Path) -> None:
     """Raise RelgradError where the folder is of a training run."""
     if any(folder.glob("*/recipe.yaml")):
         raise RelgradError(f"{folder} holds a training run: give the search another name (name=...)")

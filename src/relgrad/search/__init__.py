@@ -8,5 +8,6 @@ selection.py     which workflow is edited next: PUCT, and AFlow's mixed soft rul
 proposals.py     what becomes of it: an edit of the grammar, or a language model's idea
 trials.py        executions of a workflow, repeated until their interval is clear
 loop.py          the search itself
+decisions.py     tree search over a policy's decisions, where states can be computed: PUCT with its prior
 records.py       trees and trajectories as plain data
 """

@@ -7,6 +7,7 @@ gsm8k.py          grade-school mathematics
 competition_math.py problems of MATH
 humaneval.py      functions to finish
 mbpp.py           functions to write
+list_programs.py  examples of what a program of list operators does
 digits.py         digit strings to reverse, copy or sort
 next_number.py    which number comes next?
 puzzles.py        permutations, Sudoku of 4 x 4, Countdown

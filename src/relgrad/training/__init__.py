@@ -4,6 +4,7 @@ grpo.py             credit and update: the learner
 experience.py       where a generation batch comes from: sampled from the policy and rewarded
 remote.py           completions that a server writes in the policy's place
 replay.py           the past mixed in
+searched.py         tree search where the policy's own samples all fail
 batch.py            one generation batch: rows, credit, metrics
 credit.py           the credit that a recipe asks for
 kept_experience.py  experience in files

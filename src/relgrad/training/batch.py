@@ -83,8 +83,22 @@ class Batch:
 
     @property
     def fresh_B(self) -> Tensor:
-        """bool [B]: kept rows that were written for this batch. Figures of what the policy writes are of these."""
-        return self.keep_B & (torch.cat([part.age_B for part in self.parts]) == 0)
+        """bool [B]: kept rows that the policy wrote for this batch. Figures of what the policy writes are of these."""
+        return self.keep_B & self._written_B
+
+    @property
+    def _written_B(self) -> Tensor:
+        return torch.cat([(part.age_B == 0) & (part.source != "search") for part in self.parts])
+
+    @property
+    def shaping_B(self) -> Tensor:
+        """float32 [B]: gamma of rows that are weighted by shaping; NaN for all others."""
+        return torch.cat(
+            [
+                torch.full((part.rollouts.rows,), math.nan if part.shaping is None else part.shaping)
+                for part in self.parts
+            ]
+        )
 
     @property
     def length_B(self) -> Tensor:
@@ -164,8 +178,10 @@ class Batch:
             return []
         prompts, stop, outputs = self.prompts, self.stop, self.outputs
         age_B = torch.cat([part.age_B for part in self.parts])
+        source_B = [part.source for part in self.parts for _ in range(part.rollouts.rows)]
+        proposal_BT = self.proposal_logp_BT()
         samples = []
-        for row in (self.keep_B | (age_B == 0)).nonzero()[:, 0].tolist():
+        for row in (self.keep_B | self._written_B).nonzero()[:, 0].tolist():
             values = dict(zip(table.names, table.value_BR[row].tolist(), strict=True))
             group = int(self.group_B[row])
             truth = (
@@ -183,10 +199,18 @@ class Batch:
                     "why": table.why[row] if table.why else "",
                     "kept": bool(self.keep_B[row]),
                     **({"age": int(age_B[row])} if age_B[row] else {}),
+                    **self._proposed(row, source_B[row], proposal_BT),
                     **truth,
                 }
             )
         return samples
+
+    def _proposed(self, row: int, source: str, proposal_BT: Tensor | None) -> dict[str, Any]:
+        """Of a row that a search chose: that it did, and by which log-probabilities (nats), decision by decision."""
+        if source != "search" or proposal_BT is None:
+            return {}
+        logp_T = proposal_BT[row][self.mask_BT[row]]
+        return {"source": source, "proposal_logp": [round(value, 4) for value in logp_T.tolist()]}
 
     def _length_metrics(self, fresh_B: Tensor) -> dict[str, float]:
         length_B = self.length_B[fresh_B].double()
@@ -207,8 +231,7 @@ class Batch:
     @property
     def written_tokens(self) -> int:
         """Tokens written for this batch, those of replaced groups included."""
-        age_B = torch.cat([part.age_B for part in self.parts])
-        return int(self.length_B[age_B == 0].sum())
+        return int(self.length_B[self._written_B].sum())
 
 
 def reward_metrics(table: RewardTable, credit: Advantages, group_B: Tensor, rows_B: Tensor) -> dict[str, float]:

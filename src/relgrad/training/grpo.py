@@ -35,7 +35,7 @@ from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import merge_tables, require_scored
 from relgrad.core.types import CellScores, Example, Prompt, Rollouts, StepRecord, SupervisedLoss
 from relgrad.objectives.divergences import k1
-from relgrad.objectives.losses import mean_per_row, truncated_importance_weights
+from relgrad.objectives.losses import mean_per_row, shaped_weights, truncated_importance_weights
 from relgrad.training import memory
 from relgrad.training.batch import Batch, mismatch_metrics
 from relgrad.training.credit import give_credit
@@ -44,6 +44,7 @@ from relgrad.training.optimizer import Optimizer, require_finite
 from relgrad.training.parity import Seen, require_engines_agree, require_parity
 from relgrad.training.remote import require_server_agrees
 from relgrad.training.replay import Replay
+from relgrad.training.searched import Searched
 from relgrad.training.settings import GrpoSettings
 from relgrad.training.targets import example_of
 
@@ -56,8 +57,8 @@ Chunk = tuple[Rollouts, Tensor, int, CellScores | None]
 class Grpo:
     """The loop's state: `step` optimizer steps done, the batch in use, the source it came from. `update()` does one step.
 
-    `source` makes a source of one's own from the default one; None: fresh experience, with the past mixed in where the settings
-    ask for it. `writer` writes completions in the policy's place.
+    `source` makes a source of one's own from the default one; None: fresh experience, with the past and tree search mixed in where
+    the settings ask for them. `writer` writes completions in the policy's place.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class Grpo:
             self.source = source(fresh)
         elif settings.replay is not None:
             self.source = Replay(fresh, settings, seed)
+        if source is None and settings.search is not None:
+            self.source = Searched(self.source, fresh, settings, seed)
         self.step, self.generations, self.tokens = 0, 0, 0
         self.batch: Batch | None = None
         self._parity_seen = False
@@ -315,10 +318,13 @@ class Grpo:
             return
         own_BT = self._score_all(batch)
         proposed_BT = batch.mask_BT & ~proposal_BT.isnan() & batch.keep_B[:, None]
-        batch.correction_BT = truncated_importance_weights(
+        weight_BT = truncated_importance_weights(
             own_BT, proposal_BT, proposed_BT, cap=self.settings.importance_sampling_cap
         )
-        batch.metrics |= mismatch_metrics(own_BT, proposal_BT, proposed_BT)
+        gamma_B = batch.shaping_B
+        shaped_BT = proposed_BT & ~gamma_B.isnan()[:, None]
+        batch.correction_BT = torch.where(shaped_BT, shaped_weights(own_BT, gamma_B[:, None]), weight_BT)
+        batch.metrics |= mismatch_metrics(own_BT, proposal_BT, proposed_BT & ~shaped_BT)
         if self.settings.remote is not None:
             require_server_agrees(batch, own_BT, self.settings.remote, self.step)
         if not self._parity_seen:

@@ -56,7 +56,7 @@ def save_part(part: Experience, rank: int, folder: Path) -> None:
     save_file(tensors, folder / "experience.safetensors")
     table = part.rewards
     plain = {
-        "source": part.source, "rank": rank,
+        "source": part.source, "rank": rank, "shaping": part.shaping,
         "rewards": {"names": table.names, "parts": [dict(p) for p in table.parts], "why": table.why},
     }  # fmt: skip
     (folder / "experience.json").write_text(json.dumps(finite(plain), ensure_ascii=False), encoding="utf-8")
@@ -71,7 +71,8 @@ def load_part(folder: Path) -> tuple[Experience, int]:
     words = plain["rewards"]
     parts = tuple({k: torch.nan if v is None else v for k, v in p.items()} for p in words["parts"])
     rewards = RewardTable(names=tuple(words["names"]), parts=parts, why=tuple(words["why"]), **table)  # type: ignore[arg-type]
-    part = Experience(rollouts=load_rollouts(folder), rewards=rewards, source=plain["source"], **own)  # type: ignore[arg-type]
+    sent = {"source": plain["source"], "shaping": plain.get("shaping")}
+    part = Experience(rollouts=load_rollouts(folder), rewards=rewards, **sent, **own)  # type: ignore[arg-type]
     return part, plain["rank"]
 
 

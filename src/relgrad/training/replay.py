@@ -41,6 +41,11 @@ class Memory:
     drawn: int
 
 
+def drawn_under(part: Experience) -> Tensor:
+    """The log-probabilities under which the rows were drawn: another proposal's, where there was one, else the policy's of then."""
+    return part.rollouts.behaviour_logp_BT if part.proposal_logp_BT is None else part.proposal_logp_BT
+
+
 class Replay:
     """Implements experience.Source. `parts` holds the past that `memories` still need, by a number of its own."""
 
@@ -114,7 +119,7 @@ class Replay:
                 group_B=group_B,
                 source="replay",
                 age_B=torch.full((part.rollouts.rows,), number - drawn),
-                proposal_logp_BT=part.rollouts.behaviour_logp_BT,
+                proposal_logp_BT=drawn_under(part),
             )
             collected.parts.append(old)
             collected.keep_B = torch.cat([collected.keep_B, keep_B])
@@ -139,23 +144,32 @@ class Replay:
     def _worth_remembering(
         self, collected: Collected, group_B: Tensor, reward_B: Tensor, number: int
     ) -> list[tuple[Experience, Memory]]:
-        """Fresh groups with spread, or the best row of each, with the part they lie in."""
+        """New groups with spread, or the best row of each, with the part they lie in."""
         learnt = []
         keys, first = self._keys(collected), 0
         for part in collected.parts:
             own_B = torch.arange(first, first + part.rollouts.rows)
             first += part.rollouts.rows
+            if bool(part.age_B.any()):
+                continue
             for group in part.group_B.unique().tolist():
                 rows = (part.group_B == group).nonzero()[:, 0]
                 reward_K = reward_B[own_B[rows]]
                 scored = ~reward_K.isnan()
-                if not bool(scored.any()) or bool(reward_K[scored].max() == reward_K[scored].min()):
+                worst = reward_B[group_B == group]
+                worst = worst[~worst.isnan()].min() if bool(scored.any()) else reward_K.new_tensor(torch.nan)
+                if not bool(scored.any()) or bool(reward_K[scored].max() <= worst):
                     continue
                 if self.replay.keep == "solutions":
                     rows = rows[reward_K.nan_to_num(-torch.inf).argmax()][None]
                 best = float(reward_K[scored].max())
                 learnt.append((part, Memory(0, tuple(rows.tolist()), keys[group], best, number)))
         return learnt
+
+    def remember(self, collected: Collected, number: int) -> None:
+        """Take in what others have added to batch `number` since it was drawn (a search, say)."""
+        group_B, reward_B = self._credited(collected)
+        self._remember(self._worth_remembering(collected, group_B, reward_B, number), number)
 
     def _remember(self, learnt: list[tuple[Experience, Memory]], number: int) -> None:
         """Take them in; of a prompt only the best solution stays, and of all the newest."""

@@ -11,6 +11,7 @@ from relgrad.core.secrets import is_reference
 from relgrad.core.settings import NamesCode, Strict
 from relgrad.objectives.advantages import Scale
 from relgrad.objectives.losses import KlEstimator, LossType
+from relgrad.search.decisions import TreeSettings
 from relgrad.training.length import Batch, LengthSettings
 from relgrad.training.optimizer import OptimizerSettings
 
@@ -66,6 +67,30 @@ class RemoteSettings(Strict):
         return key
 
 
+class SearchSettings(TreeSettings):
+    """Tree search for groups that solved nothing; see searched.py."""
+
+    when: Literal["failed", "always"] = Field(
+        "failed", description="for groups of which no completion solved anything, or for every group"
+    )
+    evaluations: int = Field(100, ge=1, description="programs that one search may execute")
+    solutions: int = Field(1, ge=1, description="solutions of a prompt that are looked for")
+    failures: int = Field(0, ge=0, description="what else a search tried, added to the group: so many, drawn at random")
+    weights: Literal["shaping", "importance", "none"] = Field(
+        "shaping", description="of rows that a search chose; none: as if the policy had drawn them"
+    )
+    gamma: float = Field(0.1, gt=0, description="of shaping, the slope of p / (p + gamma)")
+
+    @model_validator(mode="after")
+    def _failures_have_ratios(self) -> SearchSettings:
+        if self.failures and self.weights == "shaping":
+            raise ValueError(
+                f"search.failures={self.failures} with search.weights='shaping', which is for what is to be learnt: use "
+                "importance, or failures=0"
+            )
+        return self
+
+
 class SamplingSettings(Strict):
     """What one generation batch is: `num_prompts` prompts x `num_generations` completions, and who writes them."""
 
@@ -74,6 +99,7 @@ class SamplingSettings(Strict):
     max_resamples: int = Field(0, ge=0, description="rounds in which groups without spread are replaced (DAPO)")
     replay: ReplaySettings | None = None
     remote: RemoteSettings | None = Field(None, description="a server that writes the completions; null: the policy")
+    search: SearchSettings | None = None
 
     @model_validator(mode="after")
     def _a_group_compares(self) -> SamplingSettings:
@@ -84,6 +110,10 @@ class SamplingSettings(Strict):
         if self.replay is not None and self.replay.keep == "groups" and round(self.replay.share * self.num_prompts) < 1:
             raise ValueError(
                 f"replay.share={self.replay.share:g} of num_prompts={self.num_prompts} is less than one group: raise one of them"
+            )
+        if self.search is not None and self.replay is not None and self.replay.keep == "groups":
+            raise ValueError(
+                "search with replay.keep='groups': what a search found is kept by replay.keep='solutions'; use that"
             )
         return self
 
@@ -183,6 +213,8 @@ class GrpoSettings(BudgetSettings, SamplingSettings, CreditSettings, ObjectiveSe
             )
         if self.credit == "decision" and self.kl_estimator == "k1":
             raise ValueError("credit='decision' with kl_estimator='k1', a penalty of whole rows: use exact, k2 or k3")
+        if self.credit == "decision" and self.search is not None:
+            raise ValueError("credit='decision' with search, whose rows are compared as a whole: use credit='row'")
         if self.credit == "decision" and self.replay is not None and self.replay.keep == "solutions":
             raise ValueError(
                 "credit='decision' with replay.keep='solutions': use replay.keep='groups', or credit='row'"
