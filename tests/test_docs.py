@@ -46,26 +46,30 @@ from relgrad.evaluation.pairwise import PairwiseSettings
 from relgrad.evaluation.suite import SuiteSettings
 from relgrad.monitor import diagnose
 from relgrad.objectives.losses import PolicyLoss
+from relgrad.policies import workflow
 from relgrad.policies.autoregressive import Lora
 from relgrad.policies.fill_in.denoise import Denoise
 from relgrad.policies.flow import settings as flow_settings
 from relgrad.policies.flow.supervised.few_step import FewStep
 from relgrad.policies.refusion import settings as refusion_settings
 from relgrad.policies.unmasking import settings as unmasking_settings
+from relgrad.rewards import list_program
 from relgrad.rewards.code import CodeLimits
 from relgrad.rewards.combine import NamedReward, RewardSet
 from relgrad.rewards.replies import settings as replies
+from relgrad.runs.decision_search import DecisionSearch
 from relgrad.runs.recipe import parse_recipe
 from relgrad.runs.search import SearchRecipe
 from relgrad.search import settings as search_settings
 from relgrad.search.proposals import GrammarSettings, ModelSettings
 from relgrad.stages.kind import kind_of
 from relgrad.stages.settings import Checkpointing, Evaluation, Gate, RewardedStage, Stage
+from relgrad.tasks import list_programs
 from relgrad.text.masking import Line, Random, Span, Sticky, Strategy
 from relgrad.training.grpo import Grpo, GrpoSettings
 from relgrad.training.optimizer import OptimizerSettings
 from relgrad.training.polychromic import PolychromicSettings
-from relgrad.training.settings import RemoteSettings, ReplaySettings
+from relgrad.training.settings import RemoteSettings, ReplaySettings, SearchSettings
 from relgrad.training.sft import Sft, SftSettings
 
 ROOT = Path(__file__).parents[1]
@@ -374,6 +378,8 @@ def models() -> dict[str, dict[str, tuple[str, str]]]:
         "checkpoint": settings_rows(Checkpointing),
         "rewards": settings_rows(RewardComponent),
         "grpo.replay": settings_rows(ReplaySettings),
+        "grpo.search": settings_rows(SearchSettings),
+        "search.decisions": settings_rows(DecisionSearch),
         "grpo.remote": settings_rows(RemoteSettings),
         "policies.autoregressive.lora": settings_rows(Lora),
         "policies.fill_in.denoise": settings_rows(Denoise),
@@ -465,6 +471,23 @@ def own_loop(own: types.SimpleNamespace, *, foreign: bool = False, supervised: b
     return Grpo(policy, task.train, rewards, loss, chosen, seed=0)
 
 
+def searched_loop() -> Grpo:
+    """A loop whose groups are searched where they fail."""
+    sizes = {
+        "lengths": (1,),
+        "held_out_lengths": (2,),
+        "train_size": 6,
+        "validation_size": 0,
+        "test_size": 1,
+        "rising": 0,
+    }
+    task = list_programs.load(list_programs.Settings(order=16, **sizes), seed=0)
+    policy = workflow.build(workflow.Settings(max_steps=1, hidden=8), seed=0)
+    rewards = RewardSet([NamedReward("NAME", list_program.build(list_program.Settings()))], timeout=60)
+    chosen = GrpoSettings(steps=4, num_prompts=4, num_generations=2, search={"evaluations": 20})
+    return Grpo(policy, task.train, rewards, PolicyLoss(), chosen, seed=0)
+
+
 class Unigram:
     """The smallest Trainable: -log softmax(w)[length of the target]."""
 
@@ -493,6 +516,7 @@ def test_every_metric_is_documented_and_every_documented_metric_is_logged(
         own_loop(own, replay={"share": 0.5}),
         own_loop(own, supervised=True, sft_coef=0.1, sft_column="last_word"),
     ]
+    variants.append(searched_loop())
     logged: set[str] = set()
     for loop in variants:
         for _ in range(4):

@@ -25,6 +25,7 @@ python.py          a function of the script that started the run
 engagement.py      what a judge that learnt from likes says of a reply
 replies/           what a reply to a post is worth, and attacks on that
 sensible_reply/    whether a text is a sensible reply to a post: a judge to evaluate by, with labels by hand
+list_program.py    whether a list program does what examples show
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where

@@ -28,6 +28,7 @@ sharing.py         what was trained, written for others: merged weights, a folde
 tracking.py        metrics.jsonl, TensorBoard, Weights & Biases, trackio
 search.py          relgrad search: its recipe and its folder
 search_test.py     what a search found, on problems kept for the test
+decision_search.py relgrad search with a policy as prior, prompt by prompt
 workflows.py       workflows executed outside of a search
 about.py           what a stage trains, in words, for the head of its report
 environment.py     what a run ran on

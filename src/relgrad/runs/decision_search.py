@@ -46,6 +46,9 @@ class DecisionSearch(Strict):
     tasks: str | None = Field(None, description="the run or recipe whose task is searched; null: the prior's own")
     evaluations: int = Field(200, ge=1, description="programs that one search may execute")
     exploration: float = Field(1.5, gt=0, description="weight of the prior in PUCT")
+    temperature: float = Field(
+        1.8, gt=0, description="the prior is p^(1 / temperature), normalised: above 1 it is flatter"
+    )
     noise: float = Field(0.25, ge=0, le=1, description="share of the root's prior that is Dirichlet noise")
     dirichlet: float = Field(0.5, gt=0, description="concentration of the noise; large: uniform")
     part: Literal["validation", "test"] = "test"
@@ -56,6 +59,7 @@ class DecisionSearch(Strict):
         return TreeSettings(
             prior="uniform" if self.prior == UNIFORM else "policy",
             exploration=self.exploration,
+            temperature=self.temperature,
             noise=self.noise,
             dirichlet=self.dirichlet,
         )

@@ -93,7 +93,7 @@ class Grpo:
         elif settings.replay is not None:
             self.source = Replay(fresh, settings, seed)
         if source is None and settings.search is not None:
-            self.source = Searched(self.source, fresh, settings, seed)
+            self.source = Searched(self.source, fresh, policy, settings, seed)
         self.step, self.generations, self.tokens = 0, 0, 0
         self.batch: Batch | None = None
         self._parity_seen = False

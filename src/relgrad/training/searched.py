@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.protocols import GuidesSearch
+from relgrad.core.protocols import GuidesSearch, Policy
 from relgrad.core.randomness import derived, generator
 from relgrad.core.ranks import Ranks
 from relgrad.core.tables import merge_tables, stack
@@ -49,16 +49,16 @@ class Figures:
 class Searched:
     """Implements experience.Source. `source` is what it builds on: `fresh` itself, or the past on top of it."""
 
-    def __init__(self, source: Source, fresh: Fresh, settings: GrpoSettings, seed: int) -> None:
+    def __init__(self, source: Source, fresh: Fresh, policy: Policy, settings: GrpoSettings, seed: int) -> None:
         assert settings.search is not None
         self.search: SearchSettings = settings.search
         self.source, self.fresh, self.settings, self.seed = source, fresh, settings, seed
-        if not isinstance(fresh.policy, GuidesSearch):
+        if not isinstance(policy, GuidesSearch):
             raise RelgradError(
-                f"grpo.search needs a policy that a tree search can walk with, and {type(fresh.policy).__name__} is none: use "
+                f"grpo.search needs a policy that a tree search can walk with, and {type(policy).__name__} is none: use "
                 "policy.kind=workflow, or leave grpo.search out"
             )
-        self.policy: GuidesSearch = fresh.policy
+        self.policy: GuidesSearch = policy
 
     def draw(self, number: int, prompts: int) -> Collected:
         """Generation batch `number`, and what searches found for its groups."""
