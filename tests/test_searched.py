@@ -236,7 +236,7 @@ name: r
 policy: {kind: workflow, max_steps: 2, hidden: 16, search_evaluations: [16]}
 task: {kind: list_programs, lengths: [1, 2], held_out_lengths: [1, 2], train_size: 20, validation_size: 2, test_size: 6, rising: 20}
 rewards: [{kind: list_program}]
-grpo: {steps: 6, num_prompts: 4, num_generations: 3, learning_rate: 0.01, beta: 0.01, entropy_coef: 0.01, search: {evaluations: 40},
+grpo: {steps: 4, num_prompts: 4, num_generations: 3, learning_rate: 0.01, beta: 0.01, entropy_coef: 0.01, search: {evaluations: 40},
        replay: {keep: solutions, share: 0.9, max_age: 50}}
 evaluation: {num_prompts: 6, num_generations: 2}
 checkpoint: {every: 1}
@@ -255,9 +255,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_killed_between_any_two_changes_of_its_files_goes_on_exactly(trained: Path, tmp_path: Path):
     (tmp_path / "r.yaml").write_text(RECIPE)
     out, kills = tmp_path / "out", 0
-    for last_change in (25, 60, 90):
+    for last_change in (25, 50):
         kills += run(tmp_path / "r.yaml", out, last_change=last_change) == -signal.SIGKILL
-    assert kills >= 2
+    assert kills >= 1
     assert run(tmp_path / "r.yaml", out) == 0
     assert_same_run(out, trained)
 

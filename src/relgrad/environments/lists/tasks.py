@@ -64,7 +64,8 @@ class Dealer:
             programs = list(functions(length)[length])
             random.Random(f"{self.seed}/lists/functions/{length}").shuffle(programs)
             self._left[length] = programs
-        left, tasks = self._left[length], []
+        left = self._left[length]
+        tasks: list[ListTask] = []
         while left and len(tasks) < share:
             if (task := self._task(left.pop(), name, 0)) is not None:
                 tasks.append(task)
