@@ -382,7 +382,7 @@ class DecisionProblem(Protocol):
     most_steps: int
 
     @property
-    def start(self) -> Hashable: ...
+    def start(self) -> Any: ...
 
     def apply(self, state: Any, action: int) -> Any:
         """The state after a decision."""

@@ -46,9 +46,8 @@ class ExampleSet(SavedNetwork):
         length, hidden = config.longest, config.hidden
         width = 2 * (OF_A_NUMBER * length + 1) + length * length
         self.encoder = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.head = nn.Sequential(
-            nn.Linear(2 * hidden + config.most_steps, hidden), nn.ReLU(), nn.Linear(hidden, config.actions)
-        )
+        self.head = nn.Sequential(nn.Linear(2 * hidden + config.most_steps, hidden), nn.ReLU())
+        self.last = nn.Linear(hidden, config.actions)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,7 +76,7 @@ class ExampleSet(SavedNetwork):
         )  # above 0: an absent example is never the largest
         mean_NH = encoded_NEH.sum(1) / here_NE1.sum(1).clamp(min=1)
         left_NS = nn.functional.one_hot(left_N.long() - 1, self.config.most_steps).to(encoded_NEH.dtype)
-        logits_NA: Tensor = self.head(torch.cat([mean_NH, encoded_NEH.amax(1), left_NS], -1))
+        logits_NA: Tensor = self.last(self.head(torch.cat([mean_NH, encoded_NEH.amax(1), left_NS], -1)))
         return logits_NA
 
 

@@ -26,7 +26,7 @@ def make(temperature: float = 1.0) -> Callable[[], Toy]:
     def build() -> Toy:
         policy = WorkflowPolicy(Settings(max_steps=2, hidden=16, temperature=temperature), seed=0)
         with torch.no_grad():
-            policy.network.head[-1].weight.mul_(10)  # far enough from uniform that a wrong law would be seen
+            policy.network.last.weight.mul_(10)  # far enough from uniform that a wrong law would be seen
         policy.keeper.freeze_reference()
         prompts = tuple(Prompt(text, id=number) for number, text in enumerate(TEXTS))
         return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
