@@ -24,6 +24,7 @@ MODULES = {
     "processes": "processes",
     "sandbox": "sandbox",
     "estimators": "estimators",
+    "estimates": "estimates",
 }
 console = Console(width=170)
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -72,6 +73,7 @@ for _name, _title in {
     "processes": "two processes that share a job, against two jobs side by side",
     "sandbox": "what executing generated code costs, beside a bare interpreter",
     "estimators": "gradients of the estimators of masked diffusion, against the enumerated one",
+    "estimates": "memory and time as --dry-run estimates them, against a process that trains",
 }.items():
     _command(_name, [_name], _title)
 _command("all", list(MODULES), "everything, one after the other")

@@ -172,7 +172,7 @@ def test_what_goes_wrong_in_building_is_told(folder: Path) -> None:
         ),
     ]:
         with pytest.raises(RelgradError, match=message):
-            _child._build(order)
+            _child.build(order)
 
 
 ANSWERS_ONCE = """

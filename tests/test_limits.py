@@ -19,7 +19,7 @@ import forked
 from relgrad.commands.cli import app
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
-from relgrad.runs.limits import Limits
+from relgrad.runs.limits import Limits, watched
 from relgrad.runs.training_log import FILE, TrainingLog
 from test_resume import RECIPE, assert_same_run, lines, write_recipe
 
@@ -28,9 +28,11 @@ SHORT = RECIPE.replace("steps: 5,", "steps: 2,").replace("steps: 22", "steps: 4"
 SIGNALS = """
 import os, pathlib, signal, time
 
+FIRST = signal.getsignal(signal.SIGTERM)
+
 def wait_until_received():
     deadline = time.monotonic() + 60
-    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL and time.monotonic() < deadline:
+    while signal.getsignal(signal.SIGTERM) == FIRST and time.monotonic() < deadline:
         time.sleep(0.01)
 
 def score(completions, **columns):
@@ -105,6 +107,25 @@ def test_max_hours_leaves_time_for_a_step():
     assert limits.reached(1e-12) is None
     limits.stepped = True
     assert limits.reached(1e-12) == "max_hours=1e-12"
+
+
+def test_of_several_processes_one_signal_may_arrive_twice():
+    """A cluster sends it to all, and the launcher passes it on. Later ones end the process."""
+    ended, seconds = list[int](), [0.0]
+    outer = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    try:
+        with watched(Others(0, False, False)) as limits:
+            limits.clock = lambda: seconds[0]
+            for second in (0.0, 1.0, 4.0):
+                seconds[0] = second
+                signal.raise_signal(signal.SIGTERM)
+            assert limits.signalled
+            assert ended == []
+            seconds[0] = 6.0
+            signal.raise_signal(signal.SIGTERM)
+            assert ended == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, outer)
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "inf", "nan", "soon"])

@@ -4,6 +4,8 @@ cli.py             the commands and their options
 endings.py         messages and exit codes
 printing.py        figures, samples and films on a terminal
 processes.py       relgrad run in several processes
+jobs.py            relgrad submit and relgrad jobs
+estimate.py        what relgrad run --dry-run shows
 compare.py         relgrad compare
 bar.py             the progress bar of commands that evaluate
 films.py           writing in several steps, for `relgrad sample`

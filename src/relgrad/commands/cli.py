@@ -12,7 +12,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,7 +21,7 @@ from rich.text import Text
 
 import relgrad
 from relgrad.commands import compare as comparing
-from relgrad.commands import sharing
+from relgrad.commands import jobs, sharing
 from relgrad.commands.bar import with_bar
 from relgrad.commands.compare import Part
 from relgrad.commands.endings import Commands, command_to_continue, say, show_traceback
@@ -33,21 +33,19 @@ from relgrad.commands.sample_options import LARGEST, with_declared
 from relgrad.commands.search import search
 from relgrad.commands.workflow import app as workflow
 
-if TYPE_CHECKING:
-    from relgrad.runs.recipe import Recipe
-
-
 app = typer.Typer(
     cls=Commands, no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(forms, name="forms")
 app.add_typer(workflow, name="workflow")
 app.add_typer(rewards, name="rewards")
+app.add_typer(jobs.app, name="jobs")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, e.g. grpo.beta=0.04")
 ]
 STEPS = "Writing in several steps"
+AHEAD = "Before it starts"
 Source = Annotated[str, typer.Argument(help="A recipe, or the folder of a run.", metavar="RECIPE_OR_RUN")]
 
 
@@ -88,14 +86,35 @@ def run(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Go on although files that the recipe names have changed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the resolved recipe and what would happen.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=AHEAD, help="Show the resolved recipe, what would happen and what it takes."
+        ),
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", rich_help_panel=AHEAD, help="With --dry-run: time two steps of every stage.")
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", rich_help_panel=AHEAD, help="With --dry-run: what an hour costs, e.g. 1.99."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=AHEAD, help="With --dry-run: the estimate alone, as JSON.")
+    ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Share the work among so many processes on this machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that share it; the command runs on every one.")] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where several machines meet: one of them.")
+    ] = None,
 ) -> None:
     """Train what a recipe describes; a run that was stopped continues where it was.
 
     Example: [bold]relgrad run quick grpo.steps=20 grpo.learning_rate=3e-4[/bold]
 
-    Several machines: [bold]torchrun --nnodes 2 ... -m relgrad run RECIPE[/bold]
+    Before a long one: [bold]relgrad run my.yaml --dry-run --measure --price-per-hour 1.99[/bold]
+
+    Several machines: [bold]relgrad run RECIPE --processes 8 --nodes 2 --rendezvous HOST:29500[/bold] on each, or torchrun
 
     Exit codes: 0 done; 2 an error; 3 a stage did not reach its [bold]evaluation.gate[/bold]; 75 another process was lost; 124
     ended by SIGTERM or [bold]max_hours[/bold], with a checkpoint
@@ -108,12 +127,16 @@ def run(
 
     resolved = resolve(load_recipe(find_recipe(recipe), overrides or ()))
     if dry_run:
-        _explain(resolved, fresh, redo, accept_changes)
+        from relgrad.commands.estimate import explain
+
+        explain(resolved, fresh, redo, accept_changes, measure=measure, price=price, as_json=as_json)
         return
-    if processes > 1:
+    if measure or as_json or price is not None:
+        raise typer.BadParameter("--measure, --json and --price-per-hour belong to --dry-run")
+    if processes > 1 or nodes > 1 or rendezvous is not None:
         kept = [*(["--fresh"] if fresh else []), *(["--from", redo] if redo is not None else [])]
         kept += ["--accept-changes"] if accept_changes else []
-        code = launch(["run", recipe, *(overrides or ()), *kept], processes)
+        code = launch(["run", recipe, *(overrides or ()), *kept], processes, nodes, rendezvous)
         if code == STOPPED:
             say("stopped", f"continue with `{command_to_continue()}`", style="yellow")
         raise typer.Exit(code)
@@ -194,6 +217,7 @@ app.command()(comparing.compare)
 app.command()(sharing.merge)
 app.command()(sharing.push)
 app.command()(search)
+app.command()(jobs.submit)
 
 
 @app.command()
@@ -353,12 +377,3 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.excepthook = show_traceback
     app(prog_name="relgrad")
-
-
-def _explain(recipe: Recipe, fresh: bool, redo: str | None, accept_changes: bool) -> None:
-    from relgrad.runs.plan import plan
-    from relgrad.runs.yaml_text import write_yaml
-
-    for line, stage in zip(plan(recipe, fresh, redo, accept_changes), recipe.stages, strict=True):
-        print(f"# {line}")
-        print(write_yaml(stage.used))

@@ -52,6 +52,7 @@ EXTRAS = {
         "metrics of texts in comparisons, and their figures",
     ),
     "serving": (("fastapi", "uvicorn", "openai"), "`transformers serve`, a local endpoint for workflows"),
+    "ray": (("ray",), "jobs on Ray clusters, rewards on Ray workers"),
     "bench": (("trl", "datasets"), "the benchmarks against TRL"),
 }
 """Extra -> the modules it brings, and what they are for."""

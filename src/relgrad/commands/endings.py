@@ -57,13 +57,19 @@ class Commands(TyperGroup):
                 raise
             advice = "" if isinstance(error, RelgradError) else LACKS_MEMORY
             say("error", f"{str(error) or type(error).__name__}{advice}", style="bold red")
-            raise typer.Exit(2) from None
+            raise typer.Exit(_exit_code(error)) from None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and any("KEY=VALUE" in (parameter.metavar or "") for parameter in command.params):
             rest = as_overrides(rest, [option for parameter in command.params for option in parameter.opts])
         return name, command, rest
+
+
+def _exit_code(error: Exception) -> int:
+    from relgrad.commands.processes import LOST, ProcessLost
+
+    return LOST if isinstance(error, ProcessLost) else 2
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -33,11 +33,16 @@ COURTESY, SILENCE = 10.0, 30.0
 waits to be ended. Whoever started them ends all when one has ended, so that neither is waited for to the end."""
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+class ProcessLost(RelgradError):
+    """A process of several was killed, or lost its connection: the same command goes on."""
+
+
+def launch(arguments: Sequence[str], processes: int, nodes: int = 1, rendezvous: str | None = None) -> int:
     """Run `python -m relgrad ARGUMENTS` in so many processes; the exit code of the first that failed, or 0.
 
-    Without OMP_NUM_THREADS every process gets its share of the processors. SIGTERM is passed on to all of them. Raises
-    RelgradError where a process was lost, and inside a job of several processes.
+    With several `nodes` every one of them launches, and they meet at `rendezvous`, HOST:PORT of one of them. Without
+    OMP_NUM_THREADS every process gets its share of the processors. SIGTERM is passed on to all of them. Raises ProcessLost where a
+    process was lost, and RelgradError inside a job of several processes, and for nodes that have nowhere to meet.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -50,15 +55,20 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             f"--processes {processes} in a job of WORLD_SIZE={os.environ['WORLD_SIZE']} processes: leave it out, they are started "
             "already"
         )
+    if (nodes > 1) != (rendezvous is not None):
+        raise RelgradError(
+            f"--nodes {nodes} and --rendezvous {rendezvous}: several nodes meet at HOST:PORT of one of them, and one node needs "
+            "neither"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says of its children is said below
     config = LaunchConfig(
-        run_id=f"relgrad-{os.getpid()}",
-        min_nodes=1,
-        max_nodes=1,
+        run_id="relgrad" if nodes > 1 else f"relgrad-{os.getpid()}",
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=processes,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=rendezvous or "localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
         signals_to_handle="SIGINT,SIGHUP,SIGQUIT",  # on SIGTERM the library would wait 30 seconds and kill
@@ -76,9 +86,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             return int(failure.exitcode)  # the process has said why
         if passed and failure.exitcode == -signal.SIGTERM:
             return 128 + signal.SIGTERM  # before there was a run to end, or the second one: as of a single process
-        raise RelgradError(
-            f"process {rank + 1} of {processes} (pid {failure.pid}) {_ending(failure.exitcode)}, so the others were ended too. "
-            "Start the same command again: it goes on from the newest checkpoint"
+        raise ProcessLost(
+            f"process {rank + 1} of {nodes * processes} (pid {failure.pid}) {_ending(failure.exitcode)}, so the others were ended "
+            "too. Start the same command again: it goes on from the newest checkpoint"
         ) from None
     return 0
 

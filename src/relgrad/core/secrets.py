@@ -89,6 +89,12 @@ def require_references(value: Any, where: str) -> None:
     resolved(value, where)
 
 
+def references(value: Any) -> list[str]:
+    """The names of the environment variables that nested plain data refers to, each once."""
+    names = [text[len(PREFIX) :] for _, _, text in _texts(value, "") if is_reference(text)]
+    return list(dict.fromkeys(names))
+
+
 def _texts(value: Any, path: str, key: str = "") -> Iterator[tuple[str, str, str]]:
     """(path, name of the setting, text) of every text in nested plain data. What is inside a secret setting has its name."""
     if isinstance(value, Mapping):

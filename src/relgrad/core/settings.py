@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from relgrad.core import secrets
 from relgrad.core.errors import RelgradError
@@ -51,19 +51,27 @@ class Component(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every key but `kind` (and a reward's `weight`, `name` and `isolate`, which the recipe reads itself)."""
+        """Every key but `kind` (and a reward's `weight`, `name`, `isolate` and `ray_workers`, which the recipe reads itself)."""
         return dict(self.model_extra or {})
 
 
 class RewardComponent(Component):
     """A reward of weight 0 is a monitor: logged and evaluated, never part of the sum.
 
-    isolate  "process": it is called in a process of its own, which is ended at the deadline
+    isolate      "process": it is called in a process of its own, which is ended at the deadline; "ray": in some of a Ray cluster
+    ray_workers  with "ray": how many processes, each for one group at a time
     """
 
     weight: float = 1.0
     name: str | None = None
-    isolate: Literal["process"] | None = None
+    isolate: Literal["process", "ray"] | None = None
+    ray_workers: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _workers_of_ray(self) -> RewardComponent:
+        if self.ray_workers > 1 and self.isolate != "ray":
+            raise ValueError(f"ray_workers={self.ray_workers} needs isolate: ray")
+        return self
 
 
 def settings_of(component: Component, model: type[BaseModel], where: str) -> Any:

@@ -29,6 +29,6 @@ list_program.py    whether a list program does what examples show
 overlong.py        soft punishment near the length limit
 
 Files whose name begins with _ are what they share. How functions are called and their answers read is _calling and _answers; where
-they run is _runners, with _deadline for the main thread, _workers for threads and coroutines, and _process and _child, the two ends
-of an isolated one; _columns and _decisions read prompts, _marked a completion.
+they run is _runners, with _deadline for the main thread, _workers for threads and coroutines, _process and _child, the two ends
+of an isolated one, and _ray for workers of a cluster; _columns and _decisions read prompts, _marked a completion.
 """

@@ -33,9 +33,9 @@ def serve(connection_number: int, lifeline: int) -> None:
     try:
         order: Order = connection.recv()
         try:
-            caller = _build(order)
+            caller = build(order)
         except BaseException as error:
-            connection.send(Mistake(_described(error, f"reward {order.name!r}: cannot be built in its process")))
+            connection.send(Mistake(message_of(error, f"reward {order.name!r}: cannot be built in its process")))
             return
         connection.send(Ready(caller.is_async))
         _answer_all(connection, caller, order.seconds)
@@ -43,15 +43,15 @@ def serve(connection_number: int, lifeline: int) -> None:
         return
 
 
-def _build(order: Order) -> Caller:
+def build(order: Order) -> Caller:
     """The reward. Raises what building it raises, and RelgradError for one that goes on learning."""
     module = registry.find("rewards", order.reward.kind)
     component = Component(kind=order.reward.kind, **order.reward.options)
     reward: Any = module.build(settings_of(component, module.Settings, order.reward.where))
     if isinstance(reward, Learner) and reward.learns:
         raise RelgradError(
-            f"reward {order.name!r}: isolate: process is for rewards that stay as they are, and this one goes on learning; leave "
-            "isolate out, or let it learn no more"
+            f"reward {order.name!r}: isolate: {order.reward.how} is for rewards that stay as they are, and this one goes on "
+            "learning; leave isolate out, or let it learn no more"
         )
     return Caller(order.name, reward)
 
@@ -64,7 +64,7 @@ def _answer_all(connection: Connection, caller: Caller, seconds: float) -> None:
         try:
             step, groups = connection.recv()
             if together is None:
-                reply = _one_by_one(caller, groups, step, seconds)
+                reply = one_by_one(caller, groups, step, seconds)
             else:
                 together.begin(groups, step)
                 reply = list(together.answers())
@@ -72,15 +72,15 @@ def _answer_all(connection: Connection, caller: Caller, seconds: float) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         except Exception as error:
-            reply = Mistake(_described(error, f"reward {caller.name!r}: cannot be called in its process"))
+            reply = Mistake(message_of(error, f"reward {caller.name!r}: cannot be called in its process"))
         connection.send(reply)
 
 
-def _one_by_one(caller: Caller, groups: Sequence[Group], step: int, seconds: float) -> list[Answer]:
+def one_by_one(caller: Caller, groups: Sequence[Group], step: int, seconds: float) -> list[Answer]:
     return [answer_of(caller.name, call, parts, seconds) for call, parts in bind(caller, groups, step)]
 
 
-def _described(error: BaseException, what: str) -> str:
+def message_of(error: BaseException, what: str) -> str:
     """An error as the other process tells it: a RelgradError says all there is to say, others need their traceback."""
     if isinstance(error, RelgradError):
         return hide(str(error))

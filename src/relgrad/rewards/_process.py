@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Literal
 
 from relgrad.core.errors import RelgradError
 from relgrad.rewards._answers import Answer, Group, Unanswered, hung
@@ -44,11 +44,17 @@ START = (
 
 @dataclass(frozen=True)
 class Isolated:
-    """A reward that is to run in a process of its own: its kind and options as the recipe has them, `where` it stands there."""
+    """A reward that is to run in a process of its own: its kind and options as the recipe has them, `where` it stands there.
+
+    how      "process" here, "ray" on Ray workers
+    workers  how many of these, each for one group at a time
+    """
 
     kind: str
     options: dict[str, Any]
     where: str
+    how: Literal["process", "ray"] = "process"
+    workers: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Where a reward is called: one runner per reward, of three kinds.
+"""Where a reward is called: one runner per reward, of four kinds.
 
 Synchronous   on the main thread, where a deadline interrupts it; on a thread of its own where it is another that asks for rewards
 Asynchronous  on the event loop that all coroutines share, all groups at once
 Isolated      in a process of its own, which is ended at the deadline (_process.py)
+Ray           in processes of a Ray cluster, which are ended at the deadline (_ray.py)
 
 `begin` starts what can run meanwhile; `answers` gives one answer per group, in order.
 """

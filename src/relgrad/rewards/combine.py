@@ -28,6 +28,7 @@ from relgrad.core.types import RewardTable, Rollouts, Score
 from relgrad.rewards._answers import Answer, Group, Unanswered
 from relgrad.rewards._calling import Caller
 from relgrad.rewards._process import Isolated, IsolatedRunner
+from relgrad.rewards._ray import RayRunner
 from relgrad.rewards._runners import Runner, runner_of
 from relgrad.rewards._workers import AsyncWorker
 
@@ -71,6 +72,10 @@ class _Batch:
     trace: str = ""
 
 
+def _isolated(name: str, reward: Isolated, seconds: float) -> Runner:
+    return (RayRunner if reward.how == "ray" else IsolatedRunner)(name, reward, seconds)
+
+
 class RewardSet:
     """Implements protocols.Rewards.
 
@@ -101,11 +106,11 @@ class RewardSet:
         try:
             for reward in rewards:
                 if isinstance(reward.function, Isolated):
-                    runners.append(IsolatedRunner(reward.name, reward.function, self._timeout))
+                    runners.append(_isolated(reward.name, reward.function, self._timeout))
                 else:
                     runners.append(runner_of(Caller(reward.name, reward.function), self._timeout, self._loop))
             for runner in runners:
-                if isinstance(runner, IsolatedRunner):
+                if isinstance(runner, (IsolatedRunner, RayRunner)):
                     runner.wait()
         except BaseException:
             for runner in runners:

@@ -19,6 +19,8 @@ same_recipe.py     whether a run folder holds a run of this recipe
 named_files.py     the files that a recipe names, and whether they are those that a run began with
 lock.py            one run folder, one writer
 plan.py            what a run would do, and what it would refuse
+estimate.py        what it would take: memory, hours, money
+machine.py         what the machine has, and how fast it is
 use.py             what was trained, used: sample, evaluate, audit, demo
 compare.py         policies compared: the same prompts, the same rewards
 pairwise.py        completions in pairs, judged by a language model

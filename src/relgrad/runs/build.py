@@ -111,7 +111,10 @@ def _all_filled(components: Sequence[RewardComponent], where: str) -> tuple[Rewa
     filled = []
     for number, component in enumerate(components):
         settings = written_settings(component, registry.find("rewards", component.kind).Settings, f"{where}.{number}")
-        own = {**component.model_dump(include={"kind", "weight", "isolate"}), "name": _own_name(component, settings)}
+        own = {
+            **component.model_dump(include={"kind", "weight", "isolate", "ray_workers"}),
+            "name": _own_name(component, settings),
+        }
         filled.append(RewardComponent(**own, **settings.model_dump(mode="json")))
     return tuple(filled)
 
@@ -253,8 +256,10 @@ def build_rewards(components: Sequence[RewardComponent], timeout: float) -> Rewa
         where = f"rewards.{number}"
         module = registry.find("rewards", component.kind)
         settings = settings_of(component, module.Settings, where)
-        isolated = component.isolate == "process"
-        reward = Isolated(component.kind, component.options, where) if isolated else module.build(settings)
+        if component.isolate is None:
+            reward = module.build(settings)
+        else:
+            reward = Isolated(component.kind, component.options, where, component.isolate, component.ray_workers)
         name = _own_name(component, settings) or registry.short(component.kind)
         rewards.append(NamedReward(name, reward, component.weight))
     return RewardSet(rewards, timeout)

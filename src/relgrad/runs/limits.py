@@ -1,7 +1,8 @@
 """When a command ends before its run does: SIGTERM, or `max_hours` on the clock. Both are acted on between two optimizer steps.
 
 The first SIGTERM is only remembered; a second one ends the process at once, as it would any other. What ends one process of several
-ends all of them, after the same step.
+ends all of them, after the same step; there what arrives within ECHO seconds counts as one signal, since a cluster may send it to
+every process, and whoever started them passes it on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from types import FrameType
 from relgrad.core.ranks import Ranks
 
 RECEIVED = b"SIGTERM: ending between two steps, with a checkpoint; a second one ends at once\n"
+ECHO = 5.0
+"""Seconds within which one of several processes takes SIGTERM for the one that it has received already."""
 
 
 class Limits:
@@ -56,8 +59,14 @@ def watched(ranks: Ranks) -> Iterator[Limits]:
     before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
 
     def remember(number: int, frame: FrameType | None) -> None:
-        limits.signalled = True
-        signal.signal(signal.SIGTERM, before)
+        limits.signalled, received = True, limits.clock()
+
+        def again(number: int, frame: FrameType | None) -> None:
+            if limits.clock() - received >= ECHO:
+                signal.signal(signal.SIGTERM, before)
+                signal.raise_signal(signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, before if ranks.alone else again)
         os.write(2, RECEIVED)  # not print, which may be what was interrupted
 
     signal.signal(signal.SIGTERM, remember)

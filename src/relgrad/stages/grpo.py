@@ -14,6 +14,8 @@ from relgrad.core.randomness import draw_epochs, generator
 from relgrad.core.ranks import Ranks
 from relgrad.core.secrets import resolved
 from relgrad.core.types import StepRecord
+from relgrad.estimates.policy_size import PolicySize
+from relgrad.estimates.stage import Prompts, Rollout, StageEstimate, grpo
 from relgrad.objectives.losses import PolicyLoss
 from relgrad.rewards.combine import RewardSet
 from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
@@ -134,4 +136,20 @@ def describe(stage: Settings) -> str:
     return f"{settings.steps} GRPO steps{settings.in_epochs}, {batch}"
 
 
-KIND = Kind(loop="grpo", build=build, describe=describe)
+def estimate(stage: Settings, size: PolicySize, prompts: Prompts) -> StageEstimate:
+    """What the stage will need."""
+    settings = stage.grpo
+    needs_again = bool(policy_loss(settings).needs & {"entropy", "kl"}) or settings.num_iterations > 1
+    rollout = Rollout(
+        num_prompts=settings.num_prompts,
+        num_generations=settings.num_generations,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        steps_per_generation=settings.steps_per_generation,
+        num_iterations=settings.num_iterations,
+        scored_again=needs_again,
+        reference=settings.beta > 0,
+    )
+    return grpo(size, prompts, rollout)
+
+
+KIND = Kind(loop="grpo", build=build, describe=describe, estimate=estimate)

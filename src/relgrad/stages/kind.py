@@ -18,6 +18,8 @@ from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.run_folder import RunDir
 from relgrad.core.settings import RewardComponent, settings_of
 from relgrad.core.types import StepRecord
+from relgrad.estimates.policy_size import PolicySize
+from relgrad.estimates.stage import Prompts, StageEstimate
 from relgrad.rewards.combine import RewardSet
 from relgrad.stages.settings import Stage
 from relgrad.tasks import Task
@@ -118,6 +120,8 @@ class Kind:
     trains_policy  whether later stages go on from what it trained
     own_label      whether every stage of the kind in a recipe needs a name of its own
     components     its sections that name a `kind` themselves, and the room of these kinds
+    estimate       (settings, the policy's size, lengths of prompts) -> what the stage will need; None: nobody can say
+    targets        the column of the task whose texts are learnt, of its settings; None: completions are drawn
     """
 
     loop: str
@@ -127,6 +131,8 @@ class Kind:
     trains_policy: bool = True
     own_label: bool = False
     components: Mapping[str, str] = field(default_factory=dict)
+    estimate: Callable[[Any, PolicySize, Prompts], StageEstimate] | None = None
+    targets: Callable[[Any], str] | None = None
 
 
 def find(name: str) -> tuple[type[Stage], Kind]:

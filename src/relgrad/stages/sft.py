@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from relgrad.core.protocols import KnowsTargets, Policy
 from relgrad.core.types import Example, StepRecord
+from relgrad.estimates.policy_size import PolicySize
+from relgrad.estimates.stage import Prompts, StageEstimate, sft
 from relgrad.evaluation.likelihood import mean_nll
 from relgrad.stages.examples import Examples
 from relgrad.stages.kind import Kind, Materials, StageParts, build_policy
@@ -59,4 +61,14 @@ def describe(stage: Settings) -> str:
     return f"{stage.sft.steps} supervised steps{stage.sft.in_epochs} of {stage.sft.batch_size} examples"
 
 
-KIND = Kind(loop="sft", build=build, describe=describe)
+def estimate(stage: Settings, size: PolicySize, prompts: Prompts) -> StageEstimate:
+    """What the stage will need."""
+    return sft(size, prompts, stage.sft.batch_size, stage.sft.gradient_accumulation_steps)
+
+
+def targets(stage: Settings) -> str:
+    """The column that is learnt."""
+    return stage.sft.completion_column
+
+
+KIND = Kind(loop="sft", build=build, describe=describe, estimate=estimate, targets=targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import warnings
@@ -89,6 +90,21 @@ def reachable(name: str) -> str:
             f"does not give it ({_first_line(error)}). Give a folder, or fetch it where there is a network: hf download {name}"
         ) from None
     return source
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """A model's config.json, without its weights, for any name a recipe may give. Raises RelgradError where it cannot be had."""
+    source = reachable(name)
+    folder = Path(source)
+    try:
+        if not folder.is_dir():
+            from huggingface_hub import hf_hub_download
+
+            folder = Path(hf_hub_download(source, "config.json")).parent
+        configuration: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except Exception as error:  # no network, no permission, damaged: whatever it is, it is said
+        raise RelgradError(f"no config.json of {name!r} can be had ({_first_line(error)})") from None
+    return configuration
 
 
 def convert_gguf(file: Path) -> Path:

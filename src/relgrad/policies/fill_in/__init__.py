@@ -8,6 +8,7 @@ denoise.py   writing in several steps
 truth.py     a filled-in text beside what was hidden
 options.py   its options of `relgrad sample`, and the figures that a console shows of its steps
 supervised/  supervised losses
+size.py      how much of a machine it takes, by arithmetic
 toy.py       tiny instances for the contract tests
 """
 
@@ -15,6 +16,7 @@ from relgrad.policies.fill_in.build import build, settled
 from relgrad.policies.fill_in.options import SAMPLE_OPTIONS
 from relgrad.policies.fill_in.policy import FillInPolicy
 from relgrad.policies.fill_in.settings import Settings
+from relgrad.policies.fill_in.size import lengths, size
 from relgrad.policies.fill_in.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "FillInPolicy", "Settings", "build", "settled", "toys"]
+__all__ = ["SAMPLE_OPTIONS", "FillInPolicy", "Settings", "build", "lengths", "settled", "size", "toys"]

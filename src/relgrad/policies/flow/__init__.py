@@ -9,6 +9,7 @@ open.py      from settings and folders to a policy's parts, and back
 film.py      what happened on the way, step by step
 options.py   its options of `relgrad sample`
 supervised/  supervised losses
+size.py      how much of a machine it takes, by arithmetic
 toy.py       tiny instances for the contract tests
 """
 
@@ -16,6 +17,7 @@ from relgrad.policies.flow.open import settled
 from relgrad.policies.flow.options import SAMPLE_OPTIONS
 from relgrad.policies.flow.policy import FlowPolicy, build
 from relgrad.policies.flow.settings import Settings
+from relgrad.policies.flow.size import lengths, size
 from relgrad.policies.flow.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "FlowPolicy", "Settings", "build", "settled", "toys"]
+__all__ = ["SAMPLE_OPTIONS", "FlowPolicy", "Settings", "build", "lengths", "settled", "size", "toys"]

@@ -10,6 +10,7 @@ options.py     its options of `relgrad sample`
 native.py      plan, verify, infill: how the original decodes
 supervised.py  the supervised loss
 open.py        from settings and folders to a policy's parts, and back
+size.py        how much of a machine it takes, by arithmetic
 toy.py         tiny instances for the contract tests
 """
 
@@ -17,6 +18,7 @@ from relgrad.policies.refusion.open import settled
 from relgrad.policies.refusion.options import SAMPLE_OPTIONS
 from relgrad.policies.refusion.policy import RefusionPolicy, build
 from relgrad.policies.refusion.settings import Lora, Settings
+from relgrad.policies.refusion.size import lengths, size
 from relgrad.policies.refusion.toy import toys
 
-__all__ = ["SAMPLE_OPTIONS", "Lora", "RefusionPolicy", "Settings", "build", "settled", "toys"]
+__all__ = ["SAMPLE_OPTIONS", "Lora", "RefusionPolicy", "Settings", "build", "lengths", "settled", "size", "toys"]

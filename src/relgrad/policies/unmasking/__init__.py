@@ -16,6 +16,7 @@ tokens.py      a tokenizer as symbols
 film.py        what happened on the way, step by step
 options.py     its options of `relgrad sample`
 supervised/    supervised losses
+size.py        how much of a machine it takes, by arithmetic
 toy.py         tiny instances for the contract tests
 family_toys.py the same on networks of every family
 """
@@ -24,9 +25,20 @@ from relgrad.policies.unmasking.open import settled
 from relgrad.policies.unmasking.options import SAMPLE_OPTIONS
 from relgrad.policies.unmasking.policy import UnmaskingPolicy, build
 from relgrad.policies.unmasking.settings import Settings
+from relgrad.policies.unmasking.size import lengths, size
 from relgrad.policies.unmasking.toy import toys
 
 GOES_ON_FROM = ("fill_in",)
 """A generator of this kind holds the same network and vocabulary."""
 
-__all__ = ["GOES_ON_FROM", "SAMPLE_OPTIONS", "Settings", "UnmaskingPolicy", "build", "settled", "toys"]
+__all__ = [
+    "GOES_ON_FROM",
+    "SAMPLE_OPTIONS",
+    "Settings",
+    "UnmaskingPolicy",
+    "build",
+    "lengths",
+    "settled",
+    "size",
+    "toys",
+]
