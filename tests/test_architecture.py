@@ -1,6 +1,8 @@
 """Who may import whom: the rooms of relgrad and the walls between them, read from the source with `ast`.
 
     core ← objectives ← laws                                     pure floor
+    laws ← the world of list programs ← policies                 what a policy's decisions do, where a policy has to know
+    core ← tree search over decisions ← training, evaluation     asks a policy by protocol
          ← text ← networks ← trajectories, estimators, estimates ← policies
          ← environments ← rewards, tasks
          ← backends; what one is, environments know too
@@ -29,15 +31,11 @@ SOURCE = Path(relgrad.__file__).parent
 
 FLOOR = ("core", "objectives", "laws")
 NETWORKS = (*FLOOR, "text", "networks")
-<<<<<<< HEAD
 WORLD = "environments.lists"
 """What list programs do: a policy that writes them sees it between its decisions."""
 DECISIONS = "search.decisions"
 """The search that training and evaluation use."""
-POLICIES = (*NETWORKS, "trajectories", "estimators", "policies", WORLD)
-=======
-POLICIES = (*NETWORKS, "trajectories", "estimators", "estimates", "policies")
->>>>>>> 12e0bac (Jobs on Slurm, Ray, Anyscale and here; estimates before a launch, held against measurements; rewards on Ray workers)
+POLICIES = (*NETWORKS, "trajectories", "estimators", "estimates", "policies", WORLD)
 PURE_FIGURES = ("evaluation.statistics", "evaluation.calibration")
 """Figures of numbers alone, which judges use too."""
 JUDGES = (*NETWORKS, "judges", *PURE_FIGURES)
@@ -66,13 +64,9 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "baselines": (*POLICIES, "baselines"),
     "search": (*FLOOR, *BACKEND, *WORKFLOWS, "search"),
     "training": LOOPS,
-<<<<<<< HEAD
     "evaluation": (*FLOOR, "evaluation", DECISIONS),
-=======
-    "evaluation": (*FLOOR, "evaluation"),
     "estimates": ("core.errors", "estimates"),
     "launch": ("core.errors", "core.run_folder", "core.secrets", "launch"),
->>>>>>> 12e0bac (Jobs on Slurm, Ray, Anyscale and here; estimates before a launch, held against measurements; rewards on Ray workers)
     "monitor": ("core.errors", "core.registry", "core.run_folder", "core.secrets", "monitor"),
     "stages": (*LOOPS, *JUDGES, *SERVERS, "estimates", "environments", "rewards", "tasks", "stages"),
     "runs": (
