@@ -83,10 +83,14 @@ class ByItself:
     name = "policy"
 
     def __init__(self, policy: Policy) -> None:
-        self.sample = policy.sample
+        self.policy = policy
 
     def prepare(self) -> None:
         """Nothing: the policy is ready."""
+
+    def sample(self, prompts: Sequence[Prompt], group_size: int, randomness: Randomness) -> Rollouts:
+        """See protocols.Policy.sample."""
+        return self.policy.sample(prompts, group_size, randomness)
 
 
 class Fresh:
