@@ -109,3 +109,25 @@ def bring(
         return
     file.write(out, step, {"from": str(folder)})
     print(out)
+
+
+@app.command()
+def prior(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of searches, e.g. runs/my-search.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the prior is written.")],
+) -> None:
+    """Learn from earlier searches which edits of a workflow are likely to help; `search.prior=FILE` uses it.
+
+    Example: [bold]relgrad workflow prior runs/search-0 runs/search-1 --out prior.json[/bold]
+    """
+    from relgrad.core.run_folder import require_writable_file
+    from relgrad.search.prior import learn, write
+
+    require_writable_file(out)
+    record = learn(runs)
+    write(out, record)
+    for types, kinds in record["gains"].items():
+        best = sorted(kinds.items(), key=lambda pair: -pair[1][0])[:3]
+        shown = "; ".join(f"{kind} {gain:+.3f} ({count})" for kind, (gain, count) in best)
+        print(f"{types or 'all types':20} {shown}")
+    print(f"{record['edits']} edits: {out}")

@@ -6,6 +6,7 @@ runs/NAME/trajectories.jsonl  every edit, with its log-probabilities and executi
 runs/NAME/tree.json           the trees as they stand
 runs/NAME/result.json         the best workflow, what it is worth on problems kept for the test, and what was spent
 runs/NAME/search.html         the trees, to look at
+runs/NAME/prior.json          the learned prior, where there is one
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ from relgrad.runs.yaml_text import read_yaml, write_yaml
 from relgrad.search.budget import Budget
 from relgrad.search.journal import Asker, Journal
 from relgrad.search.loop import Grower
+from relgrad.search.prior import read as read_prior
 from relgrad.search.proposals import Grammar, GrammarSettings, Model, ModelSettings, NoReply, Proposer, space_of
 from relgrad.search.records import tree_record
 from relgrad.search.settings import Search
 from relgrad.search.tree import Tree
 from relgrad.search.trials import Trials
 
-FILES = ("calls.jsonl", "trajectories.jsonl", "tree.json", "result.json", "search.html", "search.yaml")
+FILES = ("calls.jsonl", "trajectories.jsonl", "tree.json", "result.json", "search.html", "search.yaml", "prior.json")
 FREE = ("budget", "iterations", "concurrency")
 """Settings that a search may go on with other values of."""
 Progress = Callable[[str, int, int], None]
@@ -113,6 +115,7 @@ def run_search(recipe: SearchRecipe, *, fresh: bool = False, progress: Progress 
         if fresh:
             for name in FILES:
                 (folder / name).unlink(missing_ok=True)
+        _keep_prior(recipe)
         run = _Run(recipe, parts, RunDir(folder), progress)
         _require_enough(run)
         run.files.write_text("search.yaml", write_yaml(recipe.plain))
@@ -139,6 +142,19 @@ def _require_enough(run: _Run) -> None:
                 f"search.budget.{name}={limit:g}, and this search has spent {used:g} already ({run.files.root}): give at least as "
                 "much, another name, or start over with --fresh"
             )
+
+
+def _keep_prior(recipe: SearchRecipe) -> None:
+    """Copy the learned prior into the folder. Raises RelgradError where the search began with another one."""
+    if recipe.search.prior is None:
+        return
+    text, kept = recipe.search.prior.read_text(encoding="utf-8"), recipe.folder / "prior.json"
+    if kept.is_file() and kept.read_text(encoding="utf-8") != text:
+        raise RelgradError(
+            f"{recipe.folder} holds a search with another prior: {recipe.search.prior} has changed. Give this one another name "
+            "(name=...), or start over with --fresh"
+        )
+    RunDir(recipe.folder).write_text("prior.json", text)
 
 
 def require_no_training(folder: Path) -> None:
@@ -199,8 +215,11 @@ class _Parts:
         backend = build_backend(settings.backend, recipe.seed, "search.backend")
         _require_prices(settings, backend)
         grammar, model, ideas = None, ModelSettings(), None
+        if settings.prior is not None and settings.proposer.kind != "grammar":
+            raise RelgradError(f"search.prior is of edits of the grammar (received proposer {settings.proposer.kind!r})")
         if settings.proposer.kind == "grammar":
-            grammar = Grammar(space_of(settings_of(settings.proposer, GrammarSettings, where)))
+            prior = None if settings.prior is None else read_prior(settings.prior)
+            grammar = Grammar(space_of(settings_of(settings.proposer, GrammarSettings, where)), prior)
         elif settings.proposer.kind == "model":
             model = checked(settings.proposer.options, ModelSettings, where)
             ideas = None if model.backend is None else build_backend(model.backend, recipe.seed, f"{where}.backend")
@@ -245,7 +264,8 @@ class _Run:
         return result
 
     async def _grow(self, name: str, problems: Sequence[Problem]) -> str:
-        tree = Tree(name, self.settings.selection.backup)
+        types = tuple(sorted({problem.type for problem in problems}))
+        tree = Tree(name, self.settings.selection.backup, types)
         self.trees.append(tree)
         seed = derived(self.seed, "tree", name)
         trials = Trials(problems, self.settings, self.asker.ask, seed, self.parts.runner)

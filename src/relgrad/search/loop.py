@@ -115,10 +115,12 @@ class Grower:
         limits = self.settings.trials
         if (same := self.tree.find_same(node, limits.first)) is None:
             return
-        for one in (node, same):
-            await self.trials.repeat(one, limits.most - len(one.trials))
-        if self.tree.find_same(node, limits.first) is not None:
-            node.same_as, node.exhausted = same.number, True
+        for count in range(limits.first + 1, limits.most + 1):
+            for one in (node, same):
+                await self.trials.repeat(one, max(0, count - len(one.trials)))
+            if self.tree.find_same(node, limits.first) is not same:
+                return
+        node.same_as, node.exhausted = same.number, True
 
     async def _confirm(self) -> None:
         """Repeat the workflow with the highest mean, unless it was executed often enough: luck does not last."""

@@ -20,6 +20,7 @@ from relgrad.environments.workflows.language import NoWorkflow, Step, parse
 from relgrad.environments.workflows.operators import Ask
 from relgrad.environments.workflows.problem import Problem
 from relgrad.environments.workflows.prompts import PROMPTS
+from relgrad.search.prior import Prior, types_of
 from relgrad.search.tree import Node, Tree
 
 
@@ -89,10 +90,10 @@ def space_of(settings: GrammarSettings) -> Space:
 
 
 class Grammar:
-    """Draws an edit that leads to a new workflow, by the edits' probabilities."""
+    """Draws an edit that leads to a new workflow, by the edits' probabilities, or by what a learned prior makes of them."""
 
-    def __init__(self, space: Space) -> None:
-        self.space = space
+    def __init__(self, space: Space, prior: Prior | None = None) -> None:
+        self.space, self.prior = space, prior
 
     async def propose(self, tree: Tree, node: Node, seed: int) -> tuple[Proposal | None, Sequence[Rejected]]:
         """See Proposer. None: every edit of the workflow is in the tree."""
@@ -100,11 +101,13 @@ class Grammar:
         new = {step: edit for step, edit in edits.items() if not tree.has(step)}
         if not new:
             return None, ()
-        chances = [edit.probability for edit in new.values()]
+        priors = {step: edit.probability for step, edit in edits.items()}
+        if self.prior is not None:
+            priors = self.prior.weighted(node.step, priors, types_of(tree.types))
+        chances = [priors[step] for step in new]
         step = random.Random(derived(seed, "edit")).choices(list(new), chances)[0]
-        chosen = new[step]
-        logp = math.log(chosen.probability / math.fsum(chances))
-        return Proposal(step, chosen.words, logp, chosen.probability), ()
+        logp = math.log(priors[step] / math.fsum(chances))
+        return Proposal(step, new[step].words, logp, priors[step]), ()
 
 
 # ---------------------------------------------------------------------- ideas of a language model

@@ -26,6 +26,7 @@ def trajectory(run: str, tree: Tree, node: Node, proposer: str) -> dict[str, Any
         "version": VERSION,
         "run": run,
         "scope": tree.name or "dataset",
+        "types": list(tree.types),
         "iteration": node.iteration,
         "node": node.number,
         "parent": node.parent,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from relgrad.core.settings import Component, Strict
+from relgrad.core.settings import Component, NamesFiles, Strict
 
 
 class Budget(Strict):
@@ -44,7 +45,7 @@ class Selection(Strict):
     rule: Literal["puct", "aflow"] = "puct"
     exploration: float = Field(1.0, ge=0)
     noise: float = Field(0.25, ge=0, le=1)
-    widening: float = Field(2.0, gt=0)
+    widening: float = Field(1.0, gt=0)
     backup: Literal["mean", "max"] = "mean"
     mix: float = Field(0.3, ge=0, le=1)
     sharpness: float = Field(0.2, ge=0)
@@ -59,12 +60,14 @@ class Trials(Strict):
     most     executions after which a workflow is not repeated any more
     errors   standard errors around a mean within which it is not clear
     confirm  after every new workflow, repeat the one that is thought best
+    share    equal parts of workflows share their replies: the third vote of one is the third vote of all, and is asked once
     """
 
-    first: int = Field(4, ge=1)
+    first: int = Field(2, ge=1)
     most: int = Field(24, ge=1)
     errors: float = Field(1.0, gt=0)
     confirm: bool = True
+    share: bool = True
 
     @model_validator(mode="after")
     def _in_order(self) -> Trials:
@@ -83,6 +86,7 @@ class Search(Strict):
     iterations   workflows that are tried at the most, of each tree
     patience     end when so many new workflows in a row were clearly worse than the best
     programs     what runs programs that a model wrote: a calculator of one expression, or Python in the sandbox
+    prior        a file of `relgrad workflow prior`: edits of the grammar are drawn by what helped in earlier searches
     """
 
     backend: Component
@@ -103,3 +107,4 @@ class Search(Strict):
     temperature: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     programs: Literal["arithmetic", "sandbox"] = "arithmetic"
+    prior: Annotated[Path | None, NamesFiles()] = None

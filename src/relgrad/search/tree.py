@@ -84,10 +84,14 @@ class Node:
 
 
 class Tree:
-    """All nodes, in the order in which they were found. `name` is the problem's id, or "" for a tree of all problems."""
+    """All nodes, in the order in which they were found.
 
-    def __init__(self, name: str, backup: Literal["mean", "max"]) -> None:
-        self.name, self.backup = name, backup
+    name   the problem's id, or "" for a tree of all problems
+    types  of the problems
+    """
+
+    def __init__(self, name: str, backup: Literal["mean", "max"], types: tuple[str, ...] = ()) -> None:
+        self.name, self.backup, self.types = name, backup, types
         self.nodes: list[Node] = []
         self._by_hash: dict[str, int] = {}
         self._by_behaviour: dict[tuple[object, ...], int] = {}

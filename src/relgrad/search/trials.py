@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from relgrad.core.randomness import derived
-from relgrad.environments.workflows.execute import Outcome, execute
+from relgrad.environments.workflows.execute import Outcome, execute, shared_labels
 from relgrad.environments.workflows.operators import Ask, Operators, Runner
 from relgrad.environments.workflows.problem import Problem
 from relgrad.search.settings import Search
@@ -88,6 +88,7 @@ class Trials:
                     self.runner,
                     temperature=self.settings.temperature,
                     max_tokens=self.settings.max_tokens,
+                    labels=shared_labels(node.step) if self.settings.trials.share else {},
                 )
                 self._results[key] = await execute(node.step, operators)
         outcome = self._results[key]

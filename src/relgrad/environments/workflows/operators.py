@@ -6,7 +6,7 @@ import ast
 import random
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -101,6 +101,7 @@ class Operators:
 
     seed     of the execution: the same program, problem and seed ask the same questions
     calls    what was asked so far, in the order of the answers
+    labels   what a place counts as for its seed, where that is not its own name (execute.shared_labels)
     """
 
     problem: Problem
@@ -110,6 +111,7 @@ class Operators:
     temperature: float = 1.0
     max_tokens: int = 512
     calls: list[Call] = field(default_factory=list)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     async def generate(self, prompt: str, at: str) -> Solution:
         return Solution(await self._asked("generate", prompt, at))
@@ -172,7 +174,7 @@ class Operators:
         return reply.text
 
     def _seed(self, at: str) -> int:
-        return derived(self.seed, "workflow", self.problem.id, at)
+        return derived(self.seed, "workflow", self.problem.id, self.labels.get(at, at))
 
 
 def says_right(reply: str) -> bool:
