@@ -32,6 +32,7 @@ from relgrad.environments.workflows.problem import Problem
 from relgrad.runs.search import load_search, run_search
 from relgrad.search.budget import Budget, BudgetSpent
 from relgrad.search.journal import Asker, Journal
+from relgrad.search.prior import MIX, SHARPNESS, Prior, kind_of_edit, learn, read
 from relgrad.search.proposals import Grammar
 from relgrad.search.selection import choose, puct_scores, soft_chances
 from relgrad.search.settings import Budget as Limits
@@ -170,7 +171,7 @@ def test_trials_are_the_same_problems_and_seeds_for_all_and_are_executed_once() 
         asked.append(request)
         return "answer: 1"
 
-    made = trials_with(answer, problems=3)
+    made = trials_with(answer, problems=3, trials=Repeats(share=False))
     nodes = [
         Node(n, None, parse(t), "", 0) for n, t in enumerate(("generate()", "generate(careful)", "generate(plain)"))
     ]
@@ -181,6 +182,30 @@ def test_trials_are_the_same_problems_and_seeds_for_all_and_are_executed_once() 
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 5
     assert Counter(problem for problem, _ in keys[0]).most_common()[0][1] == 2
+
+
+def test_equal_parts_of_workflows_share_their_replies_and_parts_of_one_workflow_share_none() -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def answer(request: Request) -> str:
+        asked.append((request.about["operator"], request.about["prompt"], request.about["solution"], request.seed))
+        return "wrong" if request.about["operator"] == "verify" else "answer: 1"
+
+    made = trials_with(answer, problems=1)
+
+    def executed(text: str) -> list[tuple[Any, ...]]:
+        asked.clear()
+        asyncio.run(made.repeat(Node(0, None, parse(text), "", 0), 1))
+        return sorted(asked)
+
+    one, votes = executed("generate()"), executed("ensemble(3 * generate())")
+    assert len(set(votes)) == 3, "votes are independent"
+    assert set(one) < set(votes), "one vote is the answer of the single call"
+    (first,) = executed("generate(careful)")
+    verified = executed("verify(generate(careful), generate())")
+    assert {first, *one} < set(verified)
+    assert verified[-1] == executed("verify(generate(careful), program())")[-1], "the same question about the same answer"
+    assert len(set(executed("verify(generate(), verify(generate(), generate()))"))) == 5
 
 
 def test_workflows_that_answer_the_same_are_one() -> None:
@@ -656,6 +681,9 @@ def mistake(*arguments: object) -> str:
         ({"backend": {"kind": "endpoint", "url": "http://x", "model": "m"}}, "the back end knows no prices"),
         ({"backend": {"kind": "endpoint", "url": "http://x", "model": "m", "key": "sk-abcdefgh1234"}}, "looks like a secret"),
         ({"trials": {"first": 9, "most": 3}}, "trials.most=3 is less than trials.first=9"),
+        ({"prior": "none.json"}, "search.prior: no file 'none.json'"),
+        ({"prior": "p.jsonl"}, "p.jsonl is no prior"),
+        ({"prior": "p.jsonl", "proposer": {"kind": "model"}}, "search.prior is of edits of the grammar (received proposer 'model')"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_recipe_is_said(
@@ -715,3 +743,76 @@ def test_only_workflows_that_are_the_same_in_every_trial_are_merged(tmp_path: Pa
     assert [(node["workflow"], node["same_as"]) for node in nodes] == [("generate()", None), ("extract(generate())", 0)]
     assert result["reasons"] == ["every edit of every workflow was tried"]
     assert nodes[1]["trials"] == Repeats().most
+
+
+# ---------------------------------------------------------------------- a prior learnt from earlier searches
+
+
+def test_kinds_of_edits_are_what_they_add_and_take_away() -> None:
+    def kind(before: str, after: str) -> str:
+        return kind_of_edit(parse(before), parse(after))
+
+    assert kind("generate()", "program()") == "+program -generate"
+    assert kind("generate()", "ensemble(3 * generate())") == "+ensemble +generate+generate"
+    assert kind("program()", "verify(program(), generate(careful))") == "+generate careful +verify"
+    assert kind("verify(program(), generate())", "verify(generate(), program())") == "order"
+
+
+def test_a_prior_weighs_edits_by_their_gains_and_leaves_a_share_as_it_was() -> None:
+    generate, program, careful = (parse(text) for text in ("generate()", "program()", "generate(careful)"))
+    prior = Prior({"sum": {"+program -generate": (SHARPNESS * math.log(3), 8)}, "": {}})
+    weighted = prior.weighted(generate, {program: 0.25, careful: 0.25}, "sum")
+    assert weighted[program] == pytest.approx(MIX * 0.25 + (1 - MIX) * 0.5 * 3 / 4)
+    assert sum(weighted.values()) == pytest.approx(0.5)
+    assert prior.weighted(generate, {program: 0.25, careful: 0.25}, "riddle") == {program: 0.25, careful: 0.25}
+
+
+def test_a_prior_is_learnt_from_searches_and_used_by_others(tmp_path: Path) -> None:
+    """Sums want a program: after a search on sums, that edit of the first workflow is likelier than before."""
+    problems = {"kind": "noisy", "count": 20, "types": ["sum"]}
+    _, run = searched(tmp_path, problems=problems, budget={"calls": 400}, test_repeats=0)
+    shown = relgrad("workflow", "prior", run, "--out", tmp_path / "prior.json")
+    assert "+program -generate" in shown
+    record = json.loads((tmp_path / "prior.json").read_text())
+    assert record["gains"]["sum"] == record["gains"][""]
+    assert record["edits"] == sum(count for _, count in record["gains"]["sum"].values())
+    tree = Tree("", "mean", ("sum",))
+    root = tree.add(Node(0, None, parse("generate()"), "", 0))
+    space = Space()
+    learned, plain = Grammar(space, read(tmp_path / "prior.json")), Grammar(space)
+    drawn = {
+        name: Counter(asyncio.run(proposer.propose(tree, root, seed))[0].step.text for seed in range(300))
+        for name, proposer in (("learned", learned), ("plain", plain))
+    }
+    assert drawn["learned"]["program()"] > drawn["plain"]["program()"]
+    settings = {"problems": problems, "prior": str(tmp_path / "prior.json"), "budget": {"calls": 30}, "test_repeats": 0}
+    searched(tmp_path, "with", **settings)
+    (tmp_path / "prior.json").write_text(json.dumps(record | {"runs": []}))
+    again = mistake(recipe(tmp_path, "with", **settings))
+    assert "holds a search with another prior" in again
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"version": 9, "gains": {}}', "has version 9; 1 is read"),
+        ('{"version": 1}', "is no prior (KeyError('gains'))"),
+        ('{"version": 1, "gains": {"sum": {"+program": [NaN, 3]}}}', "a gain of nan"),
+        ("[]", "is no prior"),
+    ],
+)
+def test_a_damaged_prior_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "prior.json").write_text(text)
+    with pytest.raises(RelgradError, match=re.escape(message)):
+        read(tmp_path / "prior.json")
+
+
+def test_a_prior_is_not_learnt_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RelgradError, match="holds no search: there is no trajectories.jsonl"):
+        learn([tmp_path])
+    (tmp_path / "trajectories.jsonl").write_text("")
+    with pytest.raises(RelgradError, match="no edit with a score"):
+        learn([tmp_path])
+    (tmp_path / "trajectories.jsonl").write_text('{"node": 0}\n')
+    with pytest.raises(RelgradError, match=r"trajectories.jsonl, line 1 is no edit \(KeyError\('scope'\)\)"):
+        learn([tmp_path])

@@ -26,8 +26,8 @@ from relgrad.environments.workflows.language import NoWorkflow, Step, parse
 
 VERSION = 1
 DOUBT = 2.0
-SHARPNESS = 0.05
-MIX = 0.2
+SHARPNESS = 0.02
+MIX = 0.1
 
 
 @dataclass(frozen=True)
