@@ -204,7 +204,9 @@ def test_equal_parts_of_workflows_share_their_replies_and_parts_of_one_workflow_
     (first,) = executed("generate(careful)")
     verified = executed("verify(generate(careful), generate())")
     assert {first, *one} < set(verified)
-    assert verified[-1] == executed("verify(generate(careful), program())")[-1], "the same question about the same answer"
+    assert verified[-1] == executed("verify(generate(careful), program())")[-1], (
+        "the same question about the same answer"
+    )
     assert len(set(executed("verify(generate(), verify(generate(), generate()))"))) == 5
 
 
@@ -683,7 +685,7 @@ def mistake(*arguments: object) -> str:
         ({"trials": {"first": 9, "most": 3}}, "trials.most=3 is less than trials.first=9"),
         ({"prior": "none.json"}, "search.prior: no file 'none.json'"),
         ({"prior": "p.jsonl"}, "p.jsonl is no prior"),
-        ({"prior": "p.jsonl", "proposer": {"kind": "model"}}, "search.prior is of edits of the grammar (received proposer 'model')"),
+        ({"prior": "p.jsonl", "proposer": {"kind": "model"}}, "of edits of the grammar (received proposer 'model')"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_recipe_is_said(
@@ -808,11 +810,11 @@ def test_a_damaged_prior_is_named(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_a_prior_is_not_learnt_from_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RelgradError, match="holds no search: there is no trajectories.jsonl"):
+    with pytest.raises(RelgradError, match=r"holds no search: there is no trajectories\.jsonl"):
         learn([tmp_path])
     (tmp_path / "trajectories.jsonl").write_text("")
     with pytest.raises(RelgradError, match="no edit with a score"):
         learn([tmp_path])
     (tmp_path / "trajectories.jsonl").write_text('{"node": 0}\n')
-    with pytest.raises(RelgradError, match=r"trajectories.jsonl, line 1 is no edit \(KeyError\('scope'\)\)"):
+    with pytest.raises(RelgradError, match=r"trajectories\.jsonl, line 1 is no edit \(KeyError\('scope'\)\)"):
         learn([tmp_path])

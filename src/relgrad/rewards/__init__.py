@@ -20,6 +20,7 @@ reasoning_gym.py   the task's own verifier
 puzzles.py         the verifier of a puzzle
 forms.py           what a plan for a web form is worth
 site.py            what a plan for a page of a site is worth
+workflow.py        what a written workflow is worth, executed
 diversity.py       the distance to the other completions of the prompt
 python.py          a function of the script that started the run
 engagement.py      what a judge that learnt from likes says of a reply

@@ -31,10 +31,10 @@ from relgrad.core.settings import Component, Strict, settings_of
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.environments.sandbox.limits import SandboxSettings
 from relgrad.environments.sandbox.run import Sandbox
-from relgrad.environments.workflows.language import LARGEST, NoWorkflow, Step, parse
 from relgrad.environments.workflows.described import Judge, judge_of
 from relgrad.environments.workflows.edits import Space
 from relgrad.environments.workflows.execute import Outcome, execute
+from relgrad.environments.workflows.language import LARGEST, NoWorkflow, Step, parse
 from relgrad.environments.workflows.operators import Operators
 from relgrad.environments.workflows.problem import Problem
 from relgrad.environments.workflows.programs import execute_program
@@ -106,7 +106,9 @@ def build(settings: Settings) -> WorkflowReward:
         own = settings_of(settings.backend, module.Settings, "reward 'workflow': backend")
         backend = module.build(own, settings.seed)
         if settings.cost == "money" and settings.cost_weight and not backend.priced:
-            raise RelgradError("reward 'workflow': cost: money, and the back end knows no prices; count calls or tokens")
+            raise RelgradError(
+                "reward 'workflow': cost: money, and the back end knows no prices; count calls or tokens"
+            )
     sandbox = Sandbox(settings.sandbox, "reward 'workflow'") if settings.language == "python" else None
     return WorkflowReward(settings, backend, sandbox)
 

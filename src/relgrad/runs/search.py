@@ -216,7 +216,9 @@ class _Parts:
         _require_prices(settings, backend)
         grammar, model, ideas = None, ModelSettings(), None
         if settings.prior is not None and settings.proposer.kind != "grammar":
-            raise RelgradError(f"search.prior is of edits of the grammar (received proposer {settings.proposer.kind!r})")
+            raise RelgradError(
+                f"search.prior is of edits of the grammar (received proposer {settings.proposer.kind!r})"
+            )
         if settings.proposer.kind == "grammar":
             prior = None if settings.prior is None else read_prior(settings.prior)
             grammar = Grammar(space_of(settings_of(settings.proposer, GrammarSettings, where)), prior)

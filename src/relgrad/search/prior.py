@@ -1,13 +1,13 @@
 """Which edits of a workflow are likely to help: a prior learnt from earlier searches, by type of problems and kind of edit.
 
-A kind of edit is what it adds and takes away, `+verify +program` say. Its gain is the mean of child less parent, over all edits of the
-kind that earlier searches executed; as many edits as `DOUBT` without any gain are thought of besides, so that a single lucky one
-counts little. The prior of an edit is that of the grammar times exp(gain / SHARPNESS), part of it left as it was:
+A kind of edit is what it adds and takes away, `+verify +program` say. Its gain is the mean of child less parent, over all edits of
+the kind that earlier searches executed; as many edits as `DOUBT` without any gain are thought of besides, so that a single lucky
+one counts little. The prior of an edit is that of the grammar times exp(gain / SHARPNESS), part of it left as it was:
 
     P(edit)  =  mix * grammar(edit) + (1 - mix) * grammar(edit) exp(gain / SHARPNESS) / sum over all edits
 
-The file is JSON: {"version", "runs", "edits", "gains": {types: {kind of edit: [gain, count]}}}; types are joined by +, and "" is all of
-them together, for types that no search had.
+The file is JSON: {"version", "runs", "edits", "gains": {types: {kind of edit: [gain, count]}}}; types are joined by +, and "" is
+all of them together, for types that no search had.
 """
 
 from __future__ import annotations
@@ -112,12 +112,15 @@ def read(path: Path) -> Prior:
     """A prior from its file. Raises RelgradError for a file that holds none."""
     if not path.is_file():
         raise RelgradError(
-            f"search.prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out FILE` makes one"
+            f"search.prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out FILE` "
+            "makes one"
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] != VERSION:
-            raise RelgradError(f"search.prior: {path} has version {record['version']!r}; {VERSION} is read. Learn it anew")
+            raise RelgradError(
+                f"search.prior: {path} has version {record['version']!r}; {VERSION} is read. Learn it anew"
+            )
         gains = {
             str(types): {str(kind): (_finite(gain), int(count)) for kind, (gain, count) in kinds.items()}
             for types, kinds in record["gains"].items()

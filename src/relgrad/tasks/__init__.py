@@ -15,6 +15,7 @@ forms.py          web forms to fill in
 site.py           pages of a site that somebody else wrote, to fill in
 sites.py          pages of several sites, of which whole ones are held out
 replies.py        posts to reply to
+noisy_workflows.py descriptions of problems, to write workflows for
 python.py         a task of the script that started the run
 continuation.py   a text to go on with
 masked_text.py    a text with holes, made in process

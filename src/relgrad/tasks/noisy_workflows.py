@@ -1,11 +1,13 @@
 """Descriptions of problems for which a workflow is to be written: how often each operator errs there, and what it costs.
 
-The answer is one expression of the language of workflows (docs/workflows.md), and the reward `workflow` says what it is worth. Kinds of
-problems belong to one part each by their own parameters (environments/workflows/described.py), so no part has a kind of another.
+The answer is one expression of the language of workflows (docs/workflows.md), and the reward `workflow` says what it is worth.
+Kinds of problems belong to one part each by their own parameters (environments/workflows/described.py), so no part has a kind of
+another.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -22,29 +24,29 @@ from relgrad.tasks import Task
 from relgrad.tasks._rows import Wording, content_of
 
 HELD_OUT_SEED = 11
-TRIES = 50
-"""Draws for every kind that is to be judged by; where they do not suffice, the part has no more."""
+MOST = 400
+"""Kinds to judge by; of either part there are more than six hundred."""
 
 
 class Settings(Strict):
     """What is described, and how.
 
     templates    each problem is described by one of them, with the fields {type}, {plain}, {careful}, {program}, {miss}, {fixes},
-                 {careful_price}, {program_price} and {cost_weight}
+                 {careful_price}, {program_price} and {cost_weight}; none: described.TEMPLATES
     rates        fields are words (rarely, cheap) or numbers (10%, 1)
     cost_weight  right answers that a unit of cost is worth; `generate()` costs one
     max_size     operators of the largest workflow; the best of all is enumerated
     """
 
-    templates: tuple[str, ...] = Field(TEMPLATES, min_length=1)
+    templates: tuple[str, ...] = ()
     rates: Literal["words", "numbers"] = "words"
     system: str | None = None
     chat: bool = False
     cost_weight: float = Field(0.05, ge=0)
     max_size: int = Field(5, ge=1, le=6)
     train_size: int = Field(20_000, ge=1)
-    held_out_size: int = Field(100, ge=0, description="kinds to validate by")
-    test_size: int | None = Field(None, ge=0, description="kinds to test by; null: as many as to validate by")
+    held_out_size: int = Field(100, ge=0, le=MOST, description="kinds to validate by")
+    test_size: int | None = Field(None, ge=0, le=MOST, description="kinds to test by; null: as many as to validate by")
 
     @field_validator("templates")
     @classmethod
@@ -64,7 +66,7 @@ def load(settings: Settings, seed: int) -> Task:
     """Columns: `kind_of_problem` (plain data of environments/workflows/described.Kind), `max_size`, `seed` (of its problems), and
     `demonstration`, a workflow drawn without regard to the problem: what it teaches is the language.
 
-    What is judged by depends on the settings alone, not on `seed`. Raises RelgradError where a part has fewer kinds than are wanted.
+    What is judged by depends on the settings alone, not on `seed`.
     """
     test_size = settings.held_out_size if settings.test_size is None else settings.test_size
     validation = _distinct("validation", settings.held_out_size, settings)
@@ -91,7 +93,7 @@ def _prompt(part: Part, number: int, seed: int, settings: Settings) -> Prompt:
     own_seed = derived(seed, "noisy workflows", part, number)
     draw = random.Random(own_seed)
     kind = draw_kind(part, draw, settings.cost_weight)
-    text = described(kind, draw.choice(settings.templates), settings.rates)
+    text = described(kind, draw.choice(settings.templates or TEMPLATES), settings.rates)
     columns: Mapping[str, Any] = {
         "kind_of_problem": kind.model_dump(),
         "max_size": settings.max_size,
@@ -104,15 +106,11 @@ def _prompt(part: Part, number: int, seed: int, settings: Settings) -> Prompt:
 def _distinct(part: Part, size: int, settings: Settings) -> list[Prompt]:
     """So many prompts of different kinds."""
     prompts: dict[str, Prompt] = {}
-    for number in range(TRIES * size):
-        prompt = _prompt(part, number, HELD_OUT_SEED, settings)
-        prompts.setdefault(Kind(**prompt.columns["kind_of_problem"]).model_dump_json(), prompt)
+    for number in itertools.count():
         if len(prompts) == size:
             break
-    if len(prompts) < size:
-        raise RelgradError(
-            f"noisy_workflows: {size} kinds to {part} by, but only {len(prompts)} are there; lower held_out_size and test_size"
-        )
+        prompt = _prompt(part, number, HELD_OUT_SEED, settings)
+        prompts.setdefault(Kind(**prompt.columns["kind_of_problem"]).model_dump_json(), prompt)
     return list(prompts.values())
 
 

@@ -1,7 +1,7 @@
-"""Kinds of problems described in words: how often each operator errs, and what it costs. No two need have the same best workflow.
+"""Kinds of problems described in words: how often each operator errs, and what it costs.
 
-A kind is drawn on a grid: an error rate is one of LEVELS, a price one of PRICES. Which part of a task a kind belongs to is settled by
-its own parameters, for good, so that no seed trains on what another one tests.
+A kind is drawn on a grid: an error rate is one of LEVELS, a price one of PRICES. Which part of a task a kind belongs to is
+settled by its own parameters, for good, so that no seed trains on what another one tests.
 
     sum, story, riddle   programs err less on sums than on riddles; beyond that the description says all there is to know
 """
@@ -38,10 +38,10 @@ FALSE_ALARM, BREAKS = 0.1, 0.1
 SHARES: dict[Part, float] = {"train": 0.6, "validation": 0.2, "test": 0.2}
 FIELDS = ("type", "plain", "careful", "program", "miss", "fixes", "careful_price", "program_price", "cost_weight")
 TEMPLATES = (
-    "A {type}. Wrong answers: plain {plain}, careful {careful}, program {program}. Reviews {miss} miss errors, revisions {fixes} mend "
-    "them. Careful is {careful_price}, program {program_price}.\nWorkflow:",
-    "Type: {type}. Programs are {program} wrong and {program_price}. Plain answers are {plain} wrong. Careful ones are {careful} wrong "
-    "and {careful_price}. Reviews {miss} overlook errors; revisions {fixes} work.\nWorkflow:",
+    "A {type}. Wrong answers: plain {plain}, careful {careful}, program {program}. Reviews {miss} miss errors, "
+    "revisions {fixes} mend them. Careful is {careful_price}, program {program_price}.\nWorkflow:",
+    "Type: {type}. Programs are {program} wrong and {program_price}. Plain answers are {plain} wrong. "
+    "Careful ones are {careful} wrong and {careful_price}. Reviews {miss} overlook errors; revisions {fixes} work.\nWorkflow:",
 )
 """Descriptions; each problem has one of them."""
 
@@ -95,7 +95,7 @@ class Kind(Strict):
 
 
 def part_of(kind: Kind) -> Part:
-    """Which part the kind belongs to, whatever the seed. What a right answer costs is no part of it: it is one number for a task."""
+    """Which part the kind belongs to, whatever the seed and the cost weight, which is one number for a whole task."""
     spelled = json.dumps([getattr(kind, name) for name in FIELDS[:-1]])
     place = int.from_bytes(hashlib.sha256(spelled.encode()).digest()[:4], "big") / 2**32
     return "train" if place < SHARES["train"] else "validation" if place < 1 - SHARES["test"] else "test"
@@ -153,7 +153,6 @@ class Judge:
         self.kind, self.space = kind, space
         self.backend = Scripted(kind.solver, 0)
         self.exact = Exact(kind.solver, noisy.Settings(types=(kind.type,)))
-        self._best: tuple[Step, float] | None = None
 
     def worth(self, step: Step) -> float:
         """Accuracy less the cost, expected."""
@@ -162,11 +161,7 @@ class Judge:
     @property
     def best(self) -> tuple[Step, float]:
         """The best workflow of the space and its worth; of equal ones the shortest."""
-        if self._best is None:
-            scored = [(self.worth(step), step) for step in programs(self.space)]
-            top, step = max(scored, key=lambda pair: (pair[0], -pair[1].size))
-            self._best = step, top
-        return self._best
+        return self.exact.best(self.space, self.kind.cost_weight)
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from pydantic import Field
@@ -78,6 +79,7 @@ class Exact:
         solver, self.settings = solver or Solver(types=dict(TYPES), prices=dict(PRICES)), settings or Settings()
         self.rates, self.prices = solver.types, solver.prices
         self._kept: dict[tuple[str, Step], Worth] = {}
+        self._best: dict[tuple[Space, float, tuple[str, ...]], tuple[Step, float]] = {}
 
     def worth(self, step: Step, kind: str) -> Worth:
         """On problems of one type."""
@@ -93,9 +95,12 @@ class Exact:
 
     def best(self, space: Space, price: float, kinds: Sequence[str] = ()) -> tuple[Step, float]:
         """The workflow of the space with the highest score, and its score; of equal ones the shortest."""
-        scored = ((self.score(step, price, kinds), step) for step in everything(space))
-        top, step = max(scored, key=lambda pair: (pair[0], -pair[1].size))
-        return step, top
+        key = (space, price, tuple(kinds))
+        if key not in self._best:
+            scored = ((self.score(step, price, kinds), step) for step in everything(space))
+            top, step = max(scored, key=lambda pair: (pair[0], -pair[1].size))
+            self._best[key] = step, top
+        return self._best[key]
 
     def _price(self, operator: str, prompt: str = "") -> float:
         return self.prices.get(f"{operator} {prompt or PLAIN}", self.prices.get(operator, 0.0))
@@ -149,8 +154,14 @@ class Exact:
 def exact_of(settings: object, backend: object) -> Exact | None:
     """For problems of this module with the scripted solver; None for all others."""
     if isinstance(settings, Settings) and isinstance(backend, Scripted):
-        return Exact(backend.settings, settings)
+        return _exact(backend.settings.model_dump_json(), settings.model_dump_json())
     return None
+
+
+@lru_cache(maxsize=8)
+def _exact(solver: str, settings: str) -> Exact:
+    """Kept, since many searches of one process are on problems of one solver."""
+    return Exact(Solver.model_validate_json(solver), Settings.model_validate_json(settings))
 
 
 def _erring(error: float) -> tuple[float, ...]:
