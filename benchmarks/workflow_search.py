@@ -35,7 +35,7 @@ FIXED = (
 VARIANTS: dict[str, tuple[str, ...]] = {
     "puct": (),
     "aflow-soft": ("search.selection.rule=aflow",),
-    "puct-prior": ("search.prior={prior}",),
+    "puct-prior": ("search.edit_prior={prior}",),
     "puct-unshared": ("search.trials.share=false",),
     "aflow": ("search.selection.rule=aflow", *FIXED),
 }

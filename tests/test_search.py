@@ -683,9 +683,9 @@ def mistake(*arguments: object) -> str:
         ({"backend": {"kind": "endpoint", "url": "http://x", "model": "m"}}, "the back end knows no prices"),
         ({"backend": {"kind": "endpoint", "url": "http://x", "model": "m", "key": "sk-abcdefgh1234"}}, "looks like a secret"),
         ({"trials": {"first": 9, "most": 3}}, "trials.most=3 is less than trials.first=9"),
-        ({"prior": "none.json"}, "search.prior: no file 'none.json'"),
-        ({"prior": "p.jsonl"}, "p.jsonl is no prior"),
-        ({"prior": "p.jsonl", "proposer": {"kind": "model"}}, "of edits of the grammar (received proposer 'model')"),
+        ({"edit_prior": "none.json"}, "search.edit_prior: no file 'none.json'"),
+        ({"edit_prior": "p.jsonl"}, "p.jsonl is no prior"),
+        ({"edit_prior": "p.jsonl", "proposer": {"kind": "model"}}, "of edits of the grammar (received proposer 'model')"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_recipe_is_said(
@@ -787,7 +787,7 @@ def test_a_prior_is_learnt_from_searches_and_used_by_others(tmp_path: Path) -> N
         for name, proposer in (("learned", learned), ("plain", plain))
     }
     assert drawn["learned"]["program()"] > drawn["plain"]["program()"]
-    settings = {"problems": problems, "prior": str(tmp_path / "prior.json"), "budget": {"calls": 30}, "test_repeats": 0}
+    settings = {"problems": problems, "edit_prior": str(tmp_path / "prior.json"), "budget": {"calls": 30}, "test_repeats": 0}
     searched(tmp_path, "with", **settings)
     (tmp_path / "prior.json").write_text(json.dumps(record | {"runs": []}))
     again = mistake(recipe(tmp_path, "with", **settings))

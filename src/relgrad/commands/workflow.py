@@ -116,7 +116,7 @@ def prior(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of searches, e.g. runs/my-search.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the prior is written.")],
 ) -> None:
-    """Learn from earlier searches which edits of a workflow are likely to help; `search.prior=FILE` uses it.
+    """Learn from earlier searches which edits of a workflow are likely to help; `search.edit_prior=FILE` uses it.
 
     Example: [bold]relgrad workflow prior runs/search-0 runs/search-1 --out prior.json[/bold]
     """

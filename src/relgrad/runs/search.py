@@ -146,12 +146,12 @@ def _require_enough(run: _Run) -> None:
 
 def _keep_prior(recipe: SearchRecipe) -> None:
     """Copy the learned prior into the folder. Raises RelgradError where the search began with another one."""
-    if recipe.search.prior is None:
+    if recipe.search.edit_prior is None:
         return
-    text, kept = recipe.search.prior.read_text(encoding="utf-8"), recipe.folder / "prior.json"
+    text, kept = recipe.search.edit_prior.read_text(encoding="utf-8"), recipe.folder / "prior.json"
     if kept.is_file() and kept.read_text(encoding="utf-8") != text:
         raise RelgradError(
-            f"{recipe.folder} holds a search with another prior: {recipe.search.prior} has changed. Give this one another name "
+            f"{recipe.folder} holds a search with another prior: {recipe.search.edit_prior} has changed. Give this one another name "
             "(name=...), or start over with --fresh"
         )
     RunDir(recipe.folder).write_text("prior.json", text)
@@ -215,12 +215,12 @@ class _Parts:
         backend = build_backend(settings.backend, recipe.seed, "search.backend")
         _require_prices(settings, backend)
         grammar, model, ideas = None, ModelSettings(), None
-        if settings.prior is not None and settings.proposer.kind != "grammar":
+        if settings.edit_prior is not None and settings.proposer.kind != "grammar":
             raise RelgradError(
-                f"search.prior is of edits of the grammar (received proposer {settings.proposer.kind!r})"
+                f"search.edit_prior is of edits of the grammar (received proposer {settings.proposer.kind!r})"
             )
         if settings.proposer.kind == "grammar":
-            prior = None if settings.prior is None else read_prior(settings.prior)
+            prior = None if settings.edit_prior is None else read_prior(settings.edit_prior)
             grammar = Grammar(space_of(settings_of(settings.proposer, GrammarSettings, where)), prior)
         elif settings.proposer.kind == "model":
             model = checked(settings.proposer.options, ModelSettings, where)

@@ -112,14 +112,14 @@ def read(path: Path) -> Prior:
     """A prior from its file. Raises RelgradError for a file that holds none."""
     if not path.is_file():
         raise RelgradError(
-            f"search.prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out FILE` "
+            f"search.edit_prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out FILE` "
             "makes one"
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] != VERSION:
             raise RelgradError(
-                f"search.prior: {path} has version {record['version']!r}; {VERSION} is read. Learn it anew"
+                f"search.edit_prior: {path} has version {record['version']!r}; {VERSION} is read. Learn it anew"
             )
         gains = {
             str(types): {str(kind): (_finite(gain), int(count)) for kind, (gain, count) in kinds.items()}
@@ -127,7 +127,7 @@ def read(path: Path) -> Prior:
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RelgradError(
-            f"search.prior: {path} is no prior ({error!r}); `relgrad workflow prior RUN... --out FILE` makes one"
+            f"search.edit_prior: {path} is no prior ({error!r}); `relgrad workflow prior RUN... --out FILE` makes one"
         ) from None
     return Prior(gains)
 

@@ -86,7 +86,7 @@ class Search(Strict):
     iterations   workflows that are tried at the most, of each tree
     patience     end when so many new workflows in a row were clearly worse than the best
     programs     what runs programs that a model wrote: a calculator of one expression, or Python in the sandbox
-    prior        a file of `relgrad workflow prior`: edits of the grammar are drawn by what helped in earlier searches
+    edit_prior   a file of `relgrad workflow prior`: edits of the grammar are drawn by what helped in earlier searches
     """
 
     backend: Component
@@ -107,4 +107,4 @@ class Search(Strict):
     temperature: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     programs: Literal["arithmetic", "sandbox"] = "arithmetic"
-    prior: Annotated[Path | None, NamesFiles()] = None
+    edit_prior: Annotated[Path | None, NamesFiles()] = None
