@@ -787,7 +787,12 @@ def test_a_prior_is_learnt_from_searches_and_used_by_others(tmp_path: Path) -> N
         for name, proposer in (("learned", learned), ("plain", plain))
     }
     assert drawn["learned"]["program()"] > drawn["plain"]["program()"]
-    settings = {"problems": problems, "edit_prior": str(tmp_path / "prior.json"), "budget": {"calls": 30}, "test_repeats": 0}
+    settings = {
+        "problems": problems,
+        "edit_prior": str(tmp_path / "prior.json"),
+        "budget": {"calls": 30},
+        "test_repeats": 0,
+    }
     searched(tmp_path, "with", **settings)
     (tmp_path / "prior.json").write_text(json.dumps(record | {"runs": []}))
     again = mistake(recipe(tmp_path, "with", **settings))

@@ -151,8 +151,8 @@ def _keep_prior(recipe: SearchRecipe) -> None:
     text, kept = recipe.search.edit_prior.read_text(encoding="utf-8"), recipe.folder / "prior.json"
     if kept.is_file() and kept.read_text(encoding="utf-8") != text:
         raise RelgradError(
-            f"{recipe.folder} holds a search with another prior: {recipe.search.edit_prior} has changed. Give this one another name "
-            "(name=...), or start over with --fresh"
+            f"{recipe.folder} holds a search with another prior: {recipe.search.edit_prior} has changed. Give this one another "
+            "name (name=...), or start over with --fresh"
         )
     RunDir(recipe.folder).write_text("prior.json", text)
 

@@ -112,8 +112,8 @@ def read(path: Path) -> Prior:
     """A prior from its file. Raises RelgradError for a file that holds none."""
     if not path.is_file():
         raise RelgradError(
-            f"search.edit_prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out FILE` "
-            "makes one"
+            f"search.edit_prior: no file {str(path)!r} (working directory {Path.cwd()}); `relgrad workflow prior RUN... --out "
+            "FILE` makes one"
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
