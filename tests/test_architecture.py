@@ -60,7 +60,7 @@ MAY_REACH: dict[str, tuple[str, ...]] = {
     "environments": (*FLOOR, "environments", *BACKEND),
     "judges": JUDGES,
     "rewards": (*JUDGES, "environments", *BACKEND, "rewards", "judges.network"),
-    "tasks": (*NETWORKS, "environments", "tasks"),
+    "tasks": (*NETWORKS, "environments", *BACKEND, "tasks"),
     "baselines": (*POLICIES, "baselines"),
     "search": (*FLOOR, *BACKEND, *WORKFLOWS, "search"),
     "training": LOOPS,
