@@ -188,7 +188,7 @@ def learn(bench: Bench, name: str, seed: int, rate: float, out: Path) -> dict[st
     )  # fmt: skip
     rewards = RewardSet([NamedReward("solved", reward.build(reward.Settings(well_formed=0.0)))], 60.0)
     loop = Grpo(policy, puzzles.train, rewards, arm.loss, settings, seed=seed)
-    per_update = PROMPTS * ANSWERS * (bench.steps + 3 * differentiated(policy))
+    per_update = PROMPTS * ANSWERS * passes_of_a_text(bench, policy)
     curve = [[0, 0, solved(policy, puzzles.validation, 0)]]
     for quarter in range(1, QUARTERS + 1):
         while loop.step * per_update < quarter * bench.passes / QUARTERS:
@@ -215,6 +215,12 @@ def otherwise(bench: Bench, trained: UnmaskingPolicy, prompts: Sequence[Prompt])
         policy.network.module.load_state_dict(trained.network.module.state_dict())
         values[name] = solved(policy, prompts, QUARTERS)
     return values
+
+
+def passes_of_a_text(bench: Bench, policy: UnmaskingPolicy) -> int:
+    """Its writing, 3 for every pass that is differentiated, and a surrogate's scoring of what was just written."""
+    scored = 0 if policy.surrogate is None else policy.surrogate.plan.count
+    return bench.steps + scored + 3 * differentiated(policy)
 
 
 def differentiated(policy: UnmaskingPolicy) -> int:

@@ -1,6 +1,7 @@
 """Regret of the search for workflows on noisy-solver problems, at equal numbers of calls, over seeds.
 
-    python benchmarks/workflow_search.py --seeds 20 --calls 50 200
+    python benchmarks/workflow_search.py --seeds 20 --calls 50 200 --rules puct aflow-soft puct-unshared aflow
+    python benchmarks/workflow_search.py --seeds 20 --calls 50 --rules puct puct-prior --first-seed 5000
 
 Every search begins with one call, `generate()`, and proposes edits of the grammar. Regret is what the enumerated best workflow is
 worth, exactly, less what the recommended one is worth, exactly. Seeds change problems, the solver's answers, and all draws; they
@@ -8,7 +9,8 @@ are the same for all rules, so differences are paired by seed.
 
     puct            the recipe's: PUCT; replies are shared, new workflows executed twice, promising ones and the best again
     aflow-soft      AFlow's rule of selection, and all else as above
-    puct-prior      as `puct`, edits drawn by a prior that was learnt from searches of other seeds (--prior-seeds)
+    puct-prior      as `puct`, edits drawn by a prior that was learnt from searches of other seeds (--prior-seeds): the same error
+                    rates and prices, so that the best workflow is the same, and only the draws are others
     puct-unshared   as `puct`, but equal parts of workflows share no replies
     aflow           AFlow's rule alone: every workflow executed 5 times, no more and no less, as its paper has it, nothing
                     shared, and the one with the highest mean recommended
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,9 +64,18 @@ def regret(variant: str, calls: int, seed: int, prior_file: Path) -> float:
 def learn_prior(folder: Path, seeds: int) -> Path:
     """The file of a prior that is learnt from so many searches of 300 calls."""
     names = [f"prior-{number}" for number in range(seeds)]
-    for number, name in enumerate(names):
+    results = [
         searched(folder, name, 300, FIRST_PRIOR_SEED + number, "search.test_repeats=0")
-    prior.write(folder / "prior.json", prior.learn([folder / name for name in names]))
+        for number, name in enumerate(names)
+    ]
+    record = prior.learn([folder / name for name in names])
+    prior.write(folder / "prior.json", record)
+    calls = sum(result["spent"]["calls"] for result in results)
+    print(
+        f"the prior: {record['edits']} edits of {seeds} searches, which made {calls:,} calls",
+        file=sys.stderr,
+        flush=True,
+    )
     return folder / "prior.json"
 
 
@@ -105,7 +117,7 @@ def main() -> None:
     )
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        file = learn_prior(Path(folder), chosen.prior_seeds)
+        file = learn_prior(Path(folder), chosen.prior_seeds) if "puct-prior" in chosen.rules else Path()
         for calls in chosen.calls:
             regrets = {name: [regret(name, calls, seed, file) for seed in seeds] for name in chosen.rules}
             for name, values in regrets.items():

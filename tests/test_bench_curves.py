@@ -35,6 +35,14 @@ def test_a_run_spends_its_passes_and_is_not_repeated(
         curves.run_once(replace(TINY, passes=9_000), "trajectory", 3, 1e-3, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "passes"), [("trajectory", 5 + 3 * 5), ("mean_field", 5 + 4), ("coupled", 5 + 4 * 3)]
+)
+def test_a_surrogate_pays_for_its_scoring_of_what_was_written(estimator: str, passes: int) -> None:
+    policy = curves.policy_of(TINY, **curves.ESTIMATORS[estimator].policy)
+    assert curves.passes_of_a_text(TINY, policy) == passes
+
+
 def written(out: Path, name: str, seed: int, rate: float, points: list[float]) -> None:
     curve = [[1000 * q, 10 * q, value] for q, value in enumerate(points)]
     others = {"greedy": 0.5, "random order": 0.25}

@@ -17,7 +17,16 @@ from chat_server import Answer, says, serving
 from commands import relgrad
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt, Score
-from relgrad.environments.workflows.described import Kind, described, draw_kind, judge_of, part_of, programs
+from relgrad.environments.workflows.described import (
+    LEVELS,
+    PRICES,
+    Kind,
+    described,
+    draw_kind,
+    judge_of,
+    part_of,
+    programs,
+)
 from relgrad.environments.workflows.edits import Space
 from relgrad.environments.workflows.language import parse
 from relgrad.rewards import workflow
@@ -27,7 +36,7 @@ SPACE = Space(max_size=5)
 RECIPES = Path(package.__file__).parent / "recipes"
 
 
-def kind_where(**words: str) -> dict[str, Any]:
+def kind_where(**words: Any) -> dict[str, Any]:
     """A kind of problems in which everything mostly fails, but for what is said."""
     usual = {
         "type": "sum", "plain": "mostly", "careful": "mostly", "program": "mostly", "miss": "often", "fixes": "rarely",
@@ -41,7 +50,7 @@ def scores(prompt: Prompt, texts: list[str], **settings: Any) -> list[Score]:
     return asyncio.run(reward(prompt, [Output(text) for text in texts]))
 
 
-def prompt_of(**words: str) -> Prompt:
+def prompt_of(**words: Any) -> Prompt:
     return Prompt("p", {"kind_of_problem": kind_where(**words), "max_size": 5, "seed": 7})
 
 
@@ -64,6 +73,20 @@ def test_the_parts_share_no_kind_whatever_the_seed() -> None:
     assert len(kinds["validation"]) == len(kinds["test"]) == 60
     assert not kinds["train"] & kinds["validation"]
     assert not kinds["train"] & kinds["test"]
+    assert not kinds["validation"] & kinds["test"]
+
+
+def test_no_held_out_kind_has_a_twin_in_training_that_differs_in_its_type_alone() -> None:
+    """Of kinds that may be drawn: whatever the type, equal rates and prices are of one part."""
+    kinds = {
+        part: {
+            json.dumps(draw_kind(part, draw, 0.05).model_dump(exclude={"type"}))
+            for draw in map(random.Random, range(1500))
+        }
+        for part in ("train", "validation", "test")
+    }
+    assert all(len(some) > 150 for some in kinds.values())
+    assert not kinds["train"] & (kinds["validation"] | kinds["test"])
     assert not kinds["validation"] & kinds["test"]
 
 
@@ -132,14 +155,43 @@ def test_executions_agree_with_the_exact_value() -> None:
 
 def test_what_is_no_workflow_has_a_score_of_its_own_and_a_reason() -> None:
     texts = ["", "I would vote.", "solve()", "ensemble(6 * generate())", " generate()\n"]
-    found = scores(prompt_of(), texts, invalid=-0.4, repeats=2)
-    assert [score.value for score in found[:4]] == [-0.4] * 4
+    found = scores(prompt_of(), texts, invalid=-0.9, repeats=2)
+    assert [score.value for score in found[:4]] == [-0.9] * 4
     assert [score.parts["valid"] for score in found] == [0, 0, 0, 0, 1]
     assert "unknown operator 'solve'" in found[2].why
     assert found[3].why == "7 operators; at most 5 are allowed"
     best = judge_of(kind_where(), SPACE).best[1]
-    assert found[0].parts["regret"] == pytest.approx(best + 0.4)
+    assert found[0].parts["regret"] == pytest.approx(best + 0.9)
     assert [score.value for score in scores(prompt_of(), texts, part="valid")] == [0, 0, 0, 0, 1]
+
+
+def test_no_workflow_of_any_kind_is_worth_less_than_what_is_none() -> None:
+    """Errors and prices enter a worth monotonically, but not those of reviews: the worst of their levels is looked for."""
+    invalid = workflow.Settings().invalid
+    lowest = min(
+        judge_of(kind_where(miss=miss, fixes=fixes, careful_price=careful, program_price=program), SPACE).worth(step)
+        for miss in LEVELS
+        for fixes in LEVELS
+        for careful in PRICES
+        for program in PRICES
+        for step in programs(SPACE)
+    )
+    assert lowest == pytest.approx(-0.422, abs=1e-3), "four careful answers that are mostly wrong, at 3 each"
+    dearest = (
+        max(PRICES.values()) * SPACE.max_size * 0.05
+    )  # of an execution, which may be wrong whatever its expectation
+    assert invalid < -dearest < lowest
+
+
+@pytest.mark.parametrize("words", [{"cost_weight": 0.1}, {"cost_weight": 1.0}])
+def test_an_invalid_that_a_workflow_could_fall_below_is_refused(words: dict[str, Any]) -> None:
+    with pytest.raises(RelgradError, match=r"Set invalid to -\S+ or less, or lower cost_weight"):
+        scores(prompt_of(**words), ["generate()"])
+    assert scores(prompt_of(**words), ["?"], invalid=-15.0)[0].value == -15
+    endpoint = {"kind": "endpoint", "url": "http://x", "model": "m"}
+    question = Prompt("p", {"question": "1", "answer": "1"})
+    with pytest.raises(RelgradError, match=r"invalid=-0\.5, and a workflow may score -0\.7"):
+        scores(question, ["?"], backend=endpoint, cost_weight=0.1, invalid=-0.5)
 
 
 def test_a_python_program_runs_in_the_sandbox() -> None:
@@ -149,7 +201,7 @@ def test_a_python_program_runs_in_the_sandbox() -> None:
     found = scores(prompt, [good, bad, "no program"], language="python", repeats=4)
     (same,) = scores(prompt, ["program()"], repeats=4)
     assert found[0].value == same.value, "the same questions, asked from inside"
-    assert [score.value for score in found[1:]] == [-0.2, -0.2]
+    assert [score.value for score in found[1:]] == [-1, -1]
     assert "ZeroDivisionError" in found[1].why
 
 
@@ -197,7 +249,7 @@ def test_a_model_behind_an_endpoint_answers_and_what_fails_is_unscored() -> None
         }  # fmt: skip
         right = Prompt("p", {"question": "What is 2 + 2?", "answer": "two and two\n#### 4"})
         found = scores(right, ["ensemble(3 * generate())", "hm", "generate()", "generate()"], **settings)
-        assert [score.value for score in found] == pytest.approx([1 - 0.03, -0.2, 1 - 0.01, 1 - 0.01])
+        assert [score.value for score in found] == pytest.approx([1 - 0.03, -1, 1 - 0.01, 1 - 0.01])
         assert len(server.asked) == 2 * 3 + 2, "equal workflows are executed once"
         (failed,) = scores(Prompt("p", {"question": "Why?", "answer": "1"}), ["generate()"], **settings)
         (nobody,) = scores(Prompt("p", {"question": "", "answer": "1"}), ["generate()"], **settings)

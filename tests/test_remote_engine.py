@@ -201,6 +201,7 @@ def test_an_older_adapter_is_corrected_for_and_no_fault(tmp_path: Path):
         ("no-logprobs", {}, "tells no log-probabilities"),
         ("ignores-adapters", {}, "nats away from the policy's on average"),
         ("raw-logprobs", {"temperature": 0.5}, "another law than temperature 0.5"),
+        ("raw-logprobs", {"temperature": 1.1}, "another law than temperature 1.1"),
         ("refuses-adapters", {}, "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
         ("silent", {"deadline": 0.2}, r"/models: no answer within 0.2 s"),
     ],
@@ -213,6 +214,13 @@ def test_a_wrong_server_is_refused_at_the_start(
         writer = remote(policy(temperature=temperature), server.address, tmp_path, retries=0, **settings)
         with pytest.raises(ServerFailed, match=message):
             writer.probe(PROMPTS)
+
+
+def test_a_looser_tolerance_is_taken_at_its_word_and_the_default_depends_on_the_temperature() -> None:
+    default, loose = (RemoteSettings(url="http://x/v1", model="m", **more) for more in ({}, {"tolerance": 0.3}))
+    assert default.tolerance_at(1.0) == 0.1
+    assert default.tolerance_at(0.9) < 0.064 / 2, "raw log-probs at 0.9 were 0.064 to 0.090 away"
+    assert loose.tolerance_at(0.9) == loose.tolerance_at(1.0) == 0.3
 
 
 def test_another_model_of_the_same_name_is_refused(tmp_path: Path):

@@ -113,11 +113,15 @@ def test_the_gate_says_by_its_exit_code_whether_a_long_run_is_worth_it(small: li
 @pytest.mark.parametrize(
     ("records", "problem"),
     [
-        ([{"difference": 0.2, "kl": 0.3}], None),
-        ([{"difference": 0.0, "kl": 0.3}], r"the score gained \+0, and more than 0 is asked for"),
-        ([{"difference": None, "kl": 0.3}], r"the score gained \+nan"),
-        ([{"difference": 0.2, "kl": 1.5}], r"is 1\.5 nats per decision, and at most 1 is asked for \(max_kl\)"),
-        ([{"difference": 0.2, "kl": None}], r"was not measured \(set grpo\.beta\)"),
+        ([{"difference": 0.2, "difference_low": 0.1, "kl": 0.3}], None),
+        ([{"difference": 0.0, "difference_low": -0.1, "kl": 0.3}], r"the score gained \+0, at least -0\.1 with"),
+        ([{"difference": 0.2, "difference_low": -0.01, "kl": 0.3}], r"at least -0\.01 .*more than 0 is asked for"),
+        ([{"difference": None, "difference_low": None, "kl": 0.3}], r"the score gained \+nan"),
+        (
+            [{"difference": 0.2, "difference_low": 0.1, "kl": 1.5}],
+            r"is 1\.5 nats per decision, and at most 1 is asked for \(max_kl\)",
+        ),
+        ([{"difference": 0.2, "difference_low": 0.1, "kl": None}], r"was not measured \(set grpo\.beta\)"),
         ([{"difference": -0.2, "kl": 2}], r"gained -0\.2.*; the KL to the start is 2"),
         ([], "no evaluation before and after"),
     ],

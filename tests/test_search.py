@@ -769,6 +769,29 @@ def test_a_prior_weighs_edits_by_their_gains_and_leaves_a_share_as_it_was() -> N
     assert prior.weighted(generate, {program: 0.25, careful: 0.25}, "riddle") == {program: 0.25, careful: 0.25}
 
 
+def test_a_single_lucky_edit_changes_the_prior_by_less_than_a_factor_of_two(tmp_path: Path) -> None:
+    """The first workflow was wrong and its child right, once: a gain of 1, the largest there is. A hundred such are believed."""
+
+    def factor(edits: int) -> float:
+        first = {"scope": "", "node": 0, "parent": None, "score": 0.0}
+        child = {
+            "scope": "",
+            "parent": 0,
+            "score": 1.0,
+            "types": ["sum"],
+            "from": "generate()",
+            "workflow": "program()",
+        }
+        rows = [first, *(child | {"node": 1 + number} for number in range(edits))]
+        (tmp_path / "trajectories.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        gain, count = learn([tmp_path])["gains"]["sum"]["+program -generate"]
+        assert count == edits
+        return math.exp(gain / SHARPNESS)
+
+    assert 1 < factor(1) < 2
+    assert factor(100) > 1e6
+
+
 def test_a_prior_is_learnt_from_searches_and_used_by_others(tmp_path: Path) -> None:
     """Sums want a program: after a search on sums, that edit of the first workflow is likelier than before."""
     problems = {"kind": "noisy", "count": 20, "types": ["sum"]}

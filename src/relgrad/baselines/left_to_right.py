@@ -10,7 +10,8 @@ begins. The law is called "surrogate".
 Writing, files and supervised stages are those of policies/refusion/, so that runs go on from its folders and it from theirs.
 
 In a recipe: `policy: {kind: relgrad.baselines.left_to_right, ...}` with refusion's settings, and
-`grpo: {loss_type: grpo, beta: 0.04}`: of fresh samples its gradient is the L above.
+`grpo: {loss_type: grpo, beta: 0.04, use_bias_correction_kl: false}`: of fresh samples its gradient is the L above. By default k3 is
+multiplied by the importance ratio, which is 1 there but has a gradient of its own.
 """
 
 from __future__ import annotations

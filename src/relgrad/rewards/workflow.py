@@ -7,8 +7,12 @@ also computed exactly, without any execution. With a `backend`, a language model
     exact     the expected value
     regret    the exact value of the best workflow there is, less that of this one
 
-A completion that is no workflow scores `invalid`, and so does a Python program that breaks off. One for which a call or the sandbox
-failed is unscored.
+A completion that is no workflow scores `invalid`, and so does a Python program that breaks off. It has to be less than what any
+workflow can score, or writing nonsense would be learnt: none right, at the price of the dearest workflow. For described problems
+that is -cost_weight * 3 * max_size at the lowest, an operator costing 3 units at most, and with `cost: calls` -cost_weight *
+max_size; an `invalid` above is refused. Of tokens, money and Python programs no bound is known: choose it so.
+
+One for which a call or the sandbox failed is unscored.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from relgrad.core.settings import Component, Strict, settings_of
 from relgrad.core.types import Output, Prompt, Score
 from relgrad.environments.sandbox.limits import SandboxSettings
 from relgrad.environments.sandbox.run import Sandbox
-from relgrad.environments.workflows.described import Judge, judge_of
+from relgrad.environments.workflows.described import PRICES, Judge, judge_of
 from relgrad.environments.workflows.edits import Space
 from relgrad.environments.workflows.execute import Outcome, execute
 from relgrad.environments.workflows.language import LARGEST, NoWorkflow, Step, parse
@@ -59,7 +63,7 @@ class Settings(Strict):
     repeats      executions of each workflow
     score        the mean of executions, or the expected value (described problems only)
     part         for monitors: this in place of the score
-    invalid      the score of a completion that is no workflow
+    invalid      the score of a completion that is no workflow; less than any workflow's, so lower it where cost_weight is large
     max_size     operators of the largest workflow, where the prompt does not say
     question, answer  columns of the problem, with a back end; of an answer what stands behind ####, where it has that
     cost, cost_weight, temperature, max_tokens, seed  of executions, with a back end; described problems have their own prices
@@ -70,7 +74,7 @@ class Settings(Strict):
     repeats: int = Field(8, ge=1)
     score: Literal["executed", "exact"] = "executed"
     part: Literal["valid", "exact", "regret"] | None = None
-    invalid: float = Field(-0.2, le=0)
+    invalid: float = Field(-1.0, le=0)
     max_size: int = Field(7, ge=1, le=LARGEST)
     question: str = "question"
     answer: str = "answer"
@@ -156,8 +160,11 @@ class WorkflowReward:
                 return "column 'kind_of_problem' is None"
             size, seed = int(prompt.columns["max_size"]), int(prompt.columns["seed"])
             judge = judge_of(plain, Space(max_size=size))
+            self._require_lowest(judge.kind.cost_weight * max(PRICES.values()) * size)
             problems = judge.kind.problems(settings.repeats, seed)
             return World(judge.backend, problems, seed, "money", judge.kind.cost_weight, size, judge)
+        if settings.cost == "calls":
+            self._require_lowest(settings.cost_weight * settings.max_size)
         question, answer = (column(prompt, name, "workflow") for name in (settings.question, settings.answer))
         if not question or answer is None:
             return f"no problem: columns {settings.question!r} and {settings.answer!r} are {question!r:.40} and {answer!r:.40}"
@@ -166,6 +173,14 @@ class WorkflowReward:
             self.backend, [problem] * settings.repeats, settings.seed, settings.cost, settings.cost_weight,
             settings.max_size, None,
         )  # fmt: skip
+
+    def _require_lowest(self, dearest: float) -> None:
+        """Raise RelgradError where a workflow that is never right could score less than what is none; of expressions."""
+        if self.settings.language == "expression" and self.settings.invalid > -dearest:
+            raise RelgradError(
+                f"reward 'workflow': invalid={self.settings.invalid:g}, and a workflow may score {-dearest:g} for its cost alone, "
+                f"so that what is no workflow would be preferred. Set invalid to {-dearest:g} or less, or lower cost_weight"
+            )
 
     async def _score(self, text: str, world: World) -> Score:
         program: Step | str = text

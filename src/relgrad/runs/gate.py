@@ -1,4 +1,8 @@
-"""The gate of a stage: whether what it ended with is what its recipe asks for (`evaluation.gate`)."""
+"""The gate of a stage: whether what it ended with is what its recipe asks for (`evaluation.gate`).
+
+The gain has to be shown, not only measured: the lower end of the 95 % interval of the paired difference is compared, since a stage
+that changes nothing measures a gain above zero half of the time.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +32,12 @@ def _problems(folder: RunDir, gate: Gate) -> list[str]:
     if not final:
         return ["there is no evaluation before and after training: give rewards to evaluate by"]
     last, problems = final[-1], []
-    gain, kl = _number(last["difference"]), _number(last.get("kl"))
-    if gate.min_gain is not None and not gain > gate.min_gain:
-        problems.append(f"the score gained {gain:+.4g}, and more than {gate.min_gain:g} is asked for (min_gain)")
+    gain, low, kl = _number(last["difference"]), _number(last.get("difference_low")), _number(last.get("kl"))
+    if gate.min_gain is not None and not low > gate.min_gain:
+        problems.append(
+            f"the score gained {gain:+.4g}, at least {low:+.4g} with 95 % confidence, and more than {gate.min_gain:g} is asked for "
+            "(min_gain)"
+        )
     if gate.max_kl is not None and not kl <= gate.max_kl:
         measured = "was not measured (set grpo.beta)" if math.isnan(kl) else f"is {kl:.4g} nats per decision"
         problems.append(f"the KL to the start {measured}, and at most {gate.max_kl:g} is asked for (max_kl)")

@@ -20,7 +20,9 @@ class Gate(Strict):
     """
 
     min_gain: float | None = Field(
-        0.0, description="the score minus that before the first step must exceed it; null: any will do"
+        0.0,
+        description="the lower end of the 95 % interval of the score minus that before the first step must exceed it; null: any "
+        "will do",
     )
     max_kl: float | None = Field(None, gt=0, description="nats per decision to the reference; null: any will do")
 

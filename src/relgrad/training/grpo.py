@@ -29,7 +29,7 @@ from torch import Tensor
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.memory import spared
-from relgrad.core.protocols import Averaged, CostlyEntropy, Loss, LossTerms, Policy, Rewards, Supervised
+from relgrad.core.protocols import Averaged, CostlyEntropy, Loss, LossTerms, Policy, Rewards, Served, Supervised
 from relgrad.core.randomness import Draws, generator
 from relgrad.core.ranks import ALONE, Ranks
 from relgrad.core.tables import merge_tables, require_scored
@@ -326,7 +326,9 @@ class Grpo:
         batch.correction_BT = torch.where(shaped_BT, shaped_weights(own_BT, gamma_B[:, None]), weight_BT)
         batch.metrics |= mismatch_metrics(own_BT, proposal_BT, proposed_BT & ~shaped_BT)
         if self.settings.remote is not None:
-            require_server_agrees(batch, own_BT, self.settings.remote, self.step)
+            assert isinstance(self.policy, Served)  # as Remote requires
+            temperature = self.policy.served_law().temperature
+            require_server_agrees(batch, own_BT, self.settings.remote, temperature, self.step)
         if not self._parity_seen:
             require_engines_agree(self.policy, batch, own_BT, self.step)
         batch.behaviour_logp_BT = torch.where(proposal_BT.isnan(), batch.behaviour_logp_BT, own_BT)

@@ -100,10 +100,11 @@ class Remote:
         written = self._complete(probed, PROBE_COMPLETIONS, generator(0, "probe"), law)
         gap_N = self._gap(self.served.rollouts_of(probed, written))
         mean, worst = float(gap_N.mean()), float(gap_N.max())
-        if not mean <= settings.tolerance:
+        tolerance = settings.tolerance_at(self.law.temperature)
+        if not mean <= tolerance:
             raise ServerFailed(
                 f"{settings.url}: the server's log-probabilities of {len(gap_N)} tokens that it wrote are {mean:.3g} nats away "
-                f"from the policy's on average, and grpo.remote.tolerance is {settings.tolerance:g}. It holds other weights (is "
+                f"from the policy's on average, and grpo.remote.tolerance is {tolerance:g}. It holds other weights (is "
                 f"{settings.model!r} what policy.model names?), leaves the adapter out, or its log-probabilities are of another "
                 f"law than temperature {self.law.temperature:g} (vLLM: --logprobs-mode processed_logprobs)"
             )
@@ -194,7 +195,9 @@ class Remote:
         return f"{there.rstrip('/')}/{name}" if there else str((self.adapters / name).absolute())
 
 
-def require_server_agrees(batch: Batch, own_BT: Tensor, settings: RemoteSettings, step: int) -> None:
+def require_server_agrees(
+    batch: Batch, own_BT: Tensor, settings: RemoteSettings, temperature: float, step: int
+) -> None:
     """Raise ServerFailed where what the server wrote with the policy's own weights is further from `own_BT` than the tolerance.
 
     Rows that it wrote with an older adapter are no sign: there the policies differ.
@@ -209,10 +212,11 @@ def require_server_agrees(batch: Batch, own_BT: Tensor, settings: RemoteSettings
             gaps.append((own_BT[rows, :width] - part.rollouts.behaviour_logp_BT)[mask_BT].abs())
     gap_N = torch.cat(gaps)
     mean = float(gap_N.mean()) if len(gap_N) else 0.0
-    if not mean <= settings.tolerance:
+    tolerance = settings.tolerance_at(temperature)
+    if not mean <= tolerance:
         raise ServerFailed(
             f"step {step + 1}: {settings.url} wrote completions whose log-probabilities are {mean:.3g} nats away from the policy's "
-            f"on average, and grpo.remote.tolerance is {settings.tolerance:g}: it does not compute with the adapter that it was "
+            f"on average, and grpo.remote.tolerance is {tolerance:g}: it does not compute with the adapter that it was "
             "given. The step was not taken"
         )
 

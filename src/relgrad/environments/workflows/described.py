@@ -1,7 +1,8 @@
 """Kinds of problems described in words: how often each operator errs, and what it costs.
 
 A kind is drawn on a grid: an error rate is one of LEVELS, a price one of PRICES. Which part of a task a kind belongs to is
-settled by its own parameters, for good, so that no seed trains on what another one tests.
+settled by its own rates and prices, for good, so that no seed trains on what another one tests. The type does not count: it has
+no influence on what a workflow is worth, and so kinds that differ in nothing else belong to the same part.
 
     sum, story, riddle   programs err less on sums than on riddles; beyond that the description says all there is to know
 """
@@ -37,6 +38,8 @@ FALSE_ALARM, BREAKS = 0.1, 0.1
 """Of reviews of right solutions, and of revisions of them: the same for all kinds."""
 SHARES: dict[Part, float] = {"train": 0.6, "validation": 0.2, "test": 0.2}
 FIELDS = ("type", "plain", "careful", "program", "miss", "fixes", "careful_price", "program_price", "cost_weight")
+DECISIVE = FIELDS[1:-1]
+"""Fields that settle the part: rates and prices."""
 TEMPLATES = (
     "A {type}. Wrong answers: plain {plain}, careful {careful}, program {program}. Reviews {miss} miss errors, "
     "revisions {fixes} mend them. Careful is {careful_price}, program {program_price}.\nWorkflow:",
@@ -95,8 +98,8 @@ class Kind(Strict):
 
 
 def part_of(kind: Kind) -> Part:
-    """Which part the kind belongs to, whatever the seed and the cost weight, which is one number for a whole task."""
-    spelled = json.dumps([getattr(kind, name) for name in FIELDS[:-1]])
+    """Which part the kind belongs to, by its rates and prices: whatever the seed, the type, and the cost weight of the task."""
+    spelled = json.dumps([getattr(kind, name) for name in DECISIVE])
     place = int.from_bytes(hashlib.sha256(spelled.encode()).digest()[:4], "big") / 2**32
     return "train" if place < SHARES["train"] else "validation" if place < 1 - SHARES["test"] else "test"
 
