@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import contract
@@ -82,11 +83,19 @@ def test_log_probabilities_are_those_of_the_library_reading_the_text(name: str) 
 
 
 def test_a_fresh_step_has_the_gradient_of_reinforce_with_the_mean_over_tokens() -> None:
-    """And of k3 to the reference, which is where it started: no gradient and no value."""
+    """And of k3 to a reference that is far off, with the settings of the recipe; beta is large so that k3 counts."""
+    recipe = yaml.safe_load((Path(__file__).parents[1] / "recipes" / "forms-refusion-baseline.yaml").read_text())[
+        "grpo"
+    ]
+    terms: dict[str, Any] = {key: recipe[key] for key in ("loss_type", "use_bias_correction_kl")} | {"beta": 5.0}
     made = TOYS["two-slots-temperature"]()
+    made.policy.freeze_reference()
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(made.policy.parameters()):
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     rewards = RewardSet([NamedReward("a", lambda completions, **_: [float(c.count("a")) for c in completions])], 60)
-    settings = GrpoSettings(num_prompts=3, num_generations=4, loss_type="grpo", beta=0.04, scale_rewards="none")
-    loop = Grpo(made.policy, made.prompts, rewards, PolicyLoss(loss_type="grpo", beta=0.04), settings)
+    settings = GrpoSettings(num_prompts=3, num_generations=4, scale_rewards="none", **terms)
+    loop = Grpo(made.policy, made.prompts, rewards, PolicyLoss(**terms), settings)
     batch = loop.generate()
     loop.batch = batch
     loop._accumulate(batch, torch.arange(len(batch.group_B)))
@@ -97,8 +106,15 @@ def test_a_fresh_step_has_the_gradient_of_reinforce_with_the_mean_over_tokens() 
     logp_B, length_B = row_logp(made.policy, rollouts), rollouts.mask_BT.sum(-1)
     worth_B = torch.tensor([float(output.text.count("a")) for output in rollouts.outputs])
     advantage_B = (worth_B.view(3, 4) - worth_B.view(3, 4).mean(-1, keepdim=True)).flatten()
-    by_hand = flat_gradient(made.policy, -(advantage_B * logp_B / length_B).mean())
-    torch.testing.assert_close(left.double(), by_hand, atol=1e-6, rtol=1e-4)
+    cells_N2 = rollouts.cells()
+    with torch.no_grad(), made.policy.reference():
+        reference_N = made.policy.score(rollouts, cells_N2).logp_N
+    ahead_N = reference_N - made.policy.score(rollouts, cells_N2).logp_N
+    k3_N = ahead_N.exp() - ahead_N - 1
+    assert float(k3_N.detach().mean()) > 0.01
+    k3_B = torch.zeros(rollouts.rows).index_add(0, cells_N2[:, 0], k3_N) / length_B
+    by_hand = flat_gradient(made.policy, (5.0 * k3_B - advantage_B * logp_B / length_B).mean())
+    torch.testing.assert_close(left.double(), by_hand, atol=5e-6, rtol=1e-4)  # float32, and k3 times 5
 
 
 def test_its_gradient_misses_the_masks_and_the_choice_of_slots() -> None:
