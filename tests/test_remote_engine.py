@@ -217,7 +217,8 @@ def test_a_wrong_server_is_refused_at_the_start(
 
 
 def test_a_looser_tolerance_is_taken_at_its_word_and_the_default_depends_on_the_temperature() -> None:
-    default, loose = (RemoteSettings(url="http://x/v1", model="m", **more) for more in ({}, {"tolerance": 0.3}))
+    default = RemoteSettings(url="http://x/v1", model="m")
+    loose = RemoteSettings(url="http://x/v1", model="m", tolerance=0.3)
     assert default.tolerance_at(1.0) == 0.1
     assert default.tolerance_at(0.9) < 0.064 / 2, "raw log-probs at 0.9 were 0.064 to 0.090 away"
     assert loose.tolerance_at(0.9) == loose.tolerance_at(1.0) == 0.3

@@ -773,8 +773,8 @@ def test_a_single_lucky_edit_changes_the_prior_by_less_than_a_factor_of_two(tmp_
     """The first workflow was wrong and its child right, once: a gain of 1, the largest there is. A hundred such are believed."""
 
     def factor(edits: int) -> float:
-        first = {"scope": "", "node": 0, "parent": None, "score": 0.0}
-        child = {
+        first: dict[str, Any] = {"scope": "", "node": 0, "parent": None, "score": 0.0}
+        child: dict[str, Any] = {
             "scope": "",
             "parent": 0,
             "score": 1.0,
