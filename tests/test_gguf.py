@@ -141,6 +141,9 @@ def test_what_the_format_does_not_have_is_refused_by_name(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
     ended = CliRunner().invoke(app, ["merge", "fill-quick", str(tmp_path / "b.gguf"), "--format", "gguf"])
     assert "a policy of kind fill_in cannot be written as GGUF" in " ".join(ended.stderr.split())
+    ended = CliRunner().invoke(app, ["merge", "quick", str(tmp_path / "b.gguf"), "--format", "gguf"])
+    assert "Qwen3ForCausalLM cannot be written" in " ".join(ended.stderr.split())
+    assert "a few completions" not in ended.stderr, "refused before any work"
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ from typer.testing import CliRunner
 
 from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
-from relgrad.launch.job import Job, name_for, require_hours
+from relgrad.launch.job import Job, name_for
 from relgrad.launch.script import script
 from relgrad.launch.target import names, target
-from relgrad.launch.targets import slurm
+from relgrad.launch.targets import local, ray, slurm
 
 GOLDEN = Path(__file__).parent / "jobs"
 JOB = Job(
@@ -133,8 +134,8 @@ exit "$code"
 """
 
 
-def started(folder: Path, codes: str, **settings: Any) -> subprocess.Popen[str]:
-    (folder / "stub").write_text(STUB)
+def started(folder: Path, codes: str, stub: str = STUB, **settings: Any) -> subprocess.Popen[str]:
+    (folder / "stub").write_text(stub)
     (folder / "stub").chmod(0o755)
     (folder / "codes").write_text("\n".join(codes.split()) + "\n")
     job = replace(JOB, **{"directory": folder, "folder": folder, "hours": None, "secrets": (), **settings})
@@ -179,6 +180,53 @@ def test_the_script_passes_sigterm_on_once_and_waits_for_the_checkpoint(tmp_path
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
 
 
+def test_a_stop_reaches_the_evaluation_too(tmp_path: Path):
+    process = started(tmp_path, "0 wait", hours=2.0)
+    while not (tmp_path / "waiting").exists():
+        time.sleep(0.02)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 124
+    assert (tmp_path / "signals").read_text() == "TERM\n"
+    assert (tmp_path / "calls").read_text().splitlines()[1] == "-m relgrad evaluate /data/runs/mine"
+
+
+def test_the_evaluation_ends_with_the_hours(tmp_path: Path):
+    """Of these hours one second is left."""
+    process = started(tmp_path, "0 wait", hours=0.01)
+    process.communicate(timeout=60)
+    assert process.returncode == 124
+    assert (tmp_path / "signals").read_text() == "TERM\n"
+
+
+def test_a_stop_before_the_evaluation_leaves_it_out(tmp_path: Path):
+    """The training is done in the step in which it is stopped: its code is 0."""
+    process = started(tmp_path, "wait", stub=STUB.replace("code=124", "exit 0"))
+    while not (tmp_path / "waiting").exists():
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+
+
+def test_a_local_script_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its name would run commands if it were read by the shell."""
+    odd = tmp_path / 'it\'s a $(touch one) `touch two` "folder"'
+    odd.mkdir()
+    stub = odd / "stub"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    (odd / "codes").write_text("0\n3\n")
+    monkeypatch.setattr(sys, "executable", str(stub))
+    job = replace(JOB, directory=odd, folder=odd, run=odd / "mine", secrets=())
+    (odd / "job.sh").write_text(target("local").write(job))
+    assert subprocess.run(["bash", str(odd / "job.sh")], cwd=tmp_path, check=False).returncode == 3
+    assert (odd / "exit_code").read_text() == "3\n"
+    assert (odd / "calls").read_text().splitlines()[1] == f"-m relgrad evaluate {odd}/mine"
+    assert not [path for name in ("one", "two") for path in tmp_path.rglob(name)]
+    assert not [path for path in tmp_path.iterdir() if path != odd]
+
+
 def test_attempts_share_the_hours(tmp_path: Path):
     """5 minutes of them are kept for the last step; never is nothing left."""
     started(tmp_path, "kill 0 0", hours=2.0).communicate(timeout=60)
@@ -189,6 +237,16 @@ def test_attempts_share_the_hours(tmp_path: Path):
     (tmp_path / "calls").unlink()
     started(tmp_path, "0 0", hours=0.01).communicate(timeout=60)
     assert re.search(r"max_hours=0.000\d+", (tmp_path / "calls").read_text())
+
+
+@pytest.mark.parametrize(("own", "trains"), [(1.0, 1.0), (3.0, 2 - 5 / 60)])
+def test_the_recipes_own_limit_is_of_the_training(own: float, trains: float, tmp_path: Path):
+    job = replace(JOBS["slurm"], hours=2.0, max_hours=own)
+    assert "#SBATCH --time=120" in target("slurm").write(job).splitlines()
+    started(tmp_path, "0 0", hours=2.0, max_hours=own).communicate(timeout=60)
+    limit = re.search(r"max_hours=(\S+)", (tmp_path / "calls").read_text())
+    assert limit is not None
+    assert float(limit[1]) == pytest.approx(trains, abs=0.01)
 
 
 def test_a_secret_that_is_not_set_where_it_runs(tmp_path: Path):
@@ -251,6 +309,140 @@ def test_stop_ends_a_job_with_the_code_of_a_limit(here: Path):
     assert file.parent.joinpath("job.json").is_file()
 
 
+SAVES = "trap 'echo saved >> saved; echo 124 > CODEFILE; exit 124' TERM; touch ready; while :; do sleep 0.05; done"
+
+
+def test_a_job_that_is_started_again_is_stopped_with_a_checkpoint_again(here: Path):
+    edited(here, SAVES)
+    for times in (1, 2):
+        assert relgrad("jobs", "start", "quick-1").exit_code == 0
+        while not (here / "ready").exists():
+            time.sleep(0.02)
+        assert relgrad("jobs", "stop", "quick-1").exit_code == 0
+        assert relgrad("jobs", "logs", "quick-1").exit_code == 124
+        assert (here / "saved").read_text() == "saved\n" * times
+        (here / "ready").unlink()
+
+
+def test_commands_that_are_printed_find_the_job_in_another_folder(here: Path):
+    """As they stand, in the shell's own reading."""
+
+    def printed(result: Any) -> list[str]:
+        match = re.search(r"`relgrad (jobs [^`]*)`", said(result))
+        assert match is not None, said(result)
+        return shlex.split(match[1])
+
+    start = printed(relgrad("submit", "quick", "out=my runs", "--dry-run"))
+    assert start == ["jobs", "start", "quick-1", "--out", str(here / "my runs")]
+    job = here / "my runs" / "quick" / "jobs" / "quick-1"
+    (job / "job.sh").write_text(
+        f"trap 'echo 124 > \"{job}/exit_code\"; exit 124' TERM; touch ready; while :; do sleep 0.05; done"
+    )
+    assert printed(relgrad("jobs", "stop", "quick-1", "--out", "my runs")) == start
+    logs = printed(relgrad(*start))
+    stop = printed(relgrad(*start))
+    assert stop[1] == "stop"
+    while not (here / "ready").exists():
+        time.sleep(0.02)
+    assert relgrad(*stop).exit_code == 0
+    assert relgrad(*logs).exit_code == 124
+
+
+def test_jobs_of_several_runs_have_names_of_their_own(here: Path):
+    for name in ("a b", "a-b"):
+        assert relgrad("submit", "quick", f"name={name}", "--dry-run").exit_code == 0
+    assert sorted(path.name for path in here.glob("runs/*/jobs/*")) == ["a-b-1", "a-b-2"]
+    shutil.copytree(here / "runs" / "a b" / "jobs" / "a-b-1", here / "runs" / "a-b" / "jobs" / "a-b-1")
+    both = relgrad("jobs", "start", "a-b-1")
+    assert both.exit_code == 2
+    assert "several jobs are called a-b-1" in said(both)
+    assert all(f"runs/{run}/jobs/a-b-1" in said(both) for run in ("a b", "a-b"))
+    assert "was not submitted" in said(relgrad("jobs", "stop", "runs/a b/jobs/a-b-1"))
+
+
+def test_a_folder_that_somebody_else_makes_meanwhile(here: Path, monkeypatch: pytest.MonkeyPatch):
+    theirs = here / "runs" / "quick" / "jobs" / "quick-1"
+    write = local.Local.write
+
+    def meanwhile(self: local.Local, job: Job) -> str:
+        theirs.mkdir(parents=True, exist_ok=True)
+        return write(self, job)
+
+    monkeypatch.setattr(local.Local, "write", meanwhile)
+    result = relgrad("submit", "quick", "--dry-run")
+    assert result.exit_code == 0, said(result)
+    file = theirs.with_name("quick-2") / "job.sh"
+    assert "quick-2/exit_code" in file.read_text()
+    assert not list(theirs.iterdir())
+
+
+def test_every_start_on_ray_has_an_identity_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also the one after a refusal, since Ray may have taken the first."""
+    sent: list[str] = []
+
+    class Client:
+        def submit_job(self, **request: Any) -> str:
+            sent.append(request["submission_id"])
+            if len(sent) == 1:
+                raise RuntimeError("no room")
+            return sent[-1]
+
+        def get_job_info(self, number: str) -> Any:
+            return SimpleNamespace(status="FAILED", driver_exit_code=1, message="")
+
+    monkeypatch.setattr(ray, "client_at", lambda address: Client())
+    refused = relgrad("submit", "quick", "--to", "ray")
+    assert refused.exit_code == 2
+    job = here / "runs" / "quick" / "jobs" / "quick-1"
+    assert (
+        f"no room. The job file is written, {job / 'job.yaml'}, and not submitted: `relgrad jobs start quick-1`"
+        in said(refused)
+    )
+    for _ in range(2):
+        assert relgrad("jobs", "start", "quick-1").exit_code == 0
+    assert len(set(sent)) == 3
+    assert all(number.startswith("quick-1-") for number in sent)
+    assert json.loads((job / "job.json").read_text())["handle"]["id"] == sent[-1]
+
+
+TOKENS = ("https://me:pass4711word@host/simple", "x @ git+https://4711abcdefgh@host/x", "hf_abcdef4711ghijk")
+
+
+@pytest.mark.parametrize("option", ["--pip", "--address", "--image"])
+@pytest.mark.parametrize("text", TOKENS)
+def test_secrets_in_options_are_refused_unsaid(option: str, text: str, here: Path):
+    result = relgrad("submit", "quick", "--to", "ray", "--storage", "/mnt/s", option, text, "--dry-run")
+    assert result.exit_code == 2
+    assert "this looks like a secret" in said(result)
+    assert "4711" not in said(result)
+    assert not (here / "runs").exists()
+
+
+def test_a_password_in_rays_own_variable_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://me:pass4711word@127.0.0.1:8265")
+    result = relgrad("submit", "quick", "--to", "ray", "--storage", "/mnt/s")
+    assert "the address of the Ray cluster: this looks like a secret" in said(result)
+    assert not any("4711" in path.read_text() for path in here.rglob("job.*"))
+
+
+@pytest.mark.parametrize("compute", ["a b", "a'b", 'a"b', "a%b"])
+def test_what_a_directive_of_sbatch_cannot_have(compute: str, here: Path):
+    assert "is a directive of sbatch" in said(relgrad("submit", "quick", "--to", "slurm", "--compute", compute))
+    assert "is a directive of sbatch" in said(relgrad("submit", "quick", "--to", "slurm", f"out={compute}"))
+    assert not list(here.rglob("job.*"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--compute", "a\nsrun rm"), ("--storage", "/mnt/a\nb"), ("grpo.output_dir=a\nb",)]
+)
+def test_no_line_of_a_job_file_is_ended_from_outside(arguments: tuple[str, ...], here: Path):
+    with pytest.raises(RelgradError, match="cannot have the control character"):
+        replace(JOB, recipe="mine.yaml\nrm -r /")
+    result = relgrad("submit", "quick", "--to", "slurm", *arguments)
+    assert result.exit_code == 2
+    assert not list(here.rglob("job.*"))
+
+
 def test_names_count_on(here: Path):
     for number in (1, 2):
         assert f"quick-{number}" in relgrad("submit", "quick", "--dry-run").stdout
@@ -276,6 +468,8 @@ def test_no_value_of_a_secret_is_kept(here: Path, monkeypatch: pytest.MonkeyPatc
         (["--secret", "hf_ab/cd+12"], "takes the name of an environment variable"),
         (["--hours", "0"], "--hours 0: give a positive number"),
         (["--hours", "nan"], "--hours nan"),
+        (["--hours", "0.1"], "--hours 0.1 is 6 minutes: the last 5 are kept for the step in progress"),
+        (["--gpus", "4711"], "--gpus 4711 with --to local: torch sees"),
         (["--hours", "soon"], "hours"),
         (["--to", "local", "--nodes", "2"], "--nodes has no meaning with --to local"),
         (["--to", "local", "--pip", "torch"], "--pip has no meaning with --to local"),
@@ -287,7 +481,8 @@ def test_no_value_of_a_secret_is_kept(here: Path, monkeypatch: pytest.MonkeyPatc
         (["grpo.stepz=3"], "grpo.stepz"),
     ],
 )  # fmt: skip
-def test_what_is_refused(arguments: list[str], message: str, here: Path):
+def test_what_is_refused(arguments: list[str], message: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(here))  # without sbatch
     result = relgrad("submit", "quick", *arguments)
     assert result.exit_code == 2
     assert message in said(result)
@@ -296,12 +491,16 @@ def test_what_is_refused(arguments: list[str], message: str, here: Path):
 
 
 def test_a_reference_in_the_recipe_is_a_secret_of_the_job(here: Path, monkeypatch: pytest.MonkeyPatch):
-    setting = "rewards.0.characters=env:MY_SECRET"
-    assert require_hours(1.0) is None
+    settings = ["stages.1.grpo.remote={url: http://127.0.0.1:1/v1, model: m, key: env:MY_SECRET}"]
     monkeypatch.delenv("MY_SECRET", raising=False)
-    result = relgrad("submit", "quick", "--dry-run", setting)
+    result = relgrad("submit", "quick", "--dry-run", *settings)
     assert result.exit_code == 2
+    assert "environment variable MY_SECRET, which is not set" in said(result)
     assert not (here / "runs").exists()
+    monkeypatch.setenv("MY_SECRET", "do-not-write-4711")
+    result = relgrad("submit", "quick", "--dry-run", *settings)
+    assert result.exit_code == 0, said(result)
+    assert json.loads((here / "runs/quick/jobs/quick-1/job.json").read_text())["secrets"] == ["MY_SECRET"]
 
 
 def test_folders_that_are_no_runs(here: Path):
@@ -323,7 +522,8 @@ def test_without_ray(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert "needs Ray: pip install 'relgrad[ray]'" in said(result)
 
 
-def test_without_anyscale(here: Path):
+def test_without_anyscale(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "anyscale", None)
     result = relgrad("submit", "quick", "--to", "anyscale", "--storage", "/mnt/s")
     assert result.exit_code == 2
     assert "pip install anyscale" in said(result)
@@ -342,6 +542,7 @@ def test_a_ray_cluster_that_is_not_there(here: Path):
 
 SBATCH_STUB = """#!/usr/bin/env bash
 [ "$1" = --parsable ] || exit 9
+[ ! -e "$(dirname "$2")/exit_code" ] || exit 8
 SLURM_JOB_NODELIST=here setsid bash "$2" > "$(sed -n 's/#SBATCH --output=//p' "$2")" 2>&1 &
 echo $! > {folder}/shell
 echo "41;cluster"
@@ -373,6 +574,7 @@ def test_a_job_of_slurm(here: Path, monkeypatch: pytest.MonkeyPatch):
     (here / "stub").write_text(STUB)
     (here / "stub").chmod(0o755)
     (here / "codes").write_text("wait\n")
+    file.with_name("exit_code").write_text("0\n")  # of an earlier start, which the queue's wait must not show
     assert relgrad("jobs", "start", "quick-1").exit_code == 0
     while not (here / "waiting").exists():
         time.sleep(0.02)
@@ -388,10 +590,10 @@ def _quickly(log: Path, state: Any) -> Any:
     return follow_file(log, state, pause=0.05)
 
 
-def test_states_of_slurm():
+def test_states_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert slurm._state("CANCELLED by 1000").word == "stopped"
     assert slurm._state("OUT_OF_MEMORY", 1).word == "failed"
     assert slurm._state("PENDING").word == "waiting"
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RelgradError, match=r"scancel is not on the PATH"):
         slurm.call("scancel", "41")
-    assert signal.SIGTERM == 15

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import forked
@@ -370,3 +371,25 @@ def test_the_quick_task_is_learnt_through_a_server(tmp_path: Path):
     )
     print(f"score of test prompts {before:.3f} -> {after:.3f}")
     assert after > before + 0.1
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("http://127.0.0.1:abc/v1", "cannot be read"),
+        ("http://127.0.0.1:99999/v1", "cannot be read"),
+        ("http://[::1/v1", "cannot be read"),
+        ("http://127.0.0.1\n:8000/v1", "a space or a control character"),
+        ("http://", "names no host"),
+        ("http:///v1", "names no host"),
+        ("ftp://127.0.0.1/v1", "begins with http:// or https://"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_the_recipe(url: str, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        RemoteSettings(url=url, model="m")
+
+
+def test_an_address_that_the_client_refuses() -> None:
+    with pytest.raises(ServerFailed, match="is no address of a server"):
+        Completions("http://[::1/v1")

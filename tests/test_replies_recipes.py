@@ -178,6 +178,13 @@ def test_the_pass_judge_agrees_with_the_labels_by_hand() -> None:
     assert "no second labeller" in relgrad("rewards", "agreement", "--guideline").replace("\n", " ")
 
 
+@pytest.mark.parametrize("threshold", ["nan", "5", "-0.1"])
+def test_a_threshold_that_is_none(threshold: str):
+    ended = CliRunner().invoke(app, ["rewards", "agreement", f"--threshold={threshold}"], env={"COLUMNS": "300"})
+    assert ended.exit_code == 2
+    assert f"--threshold {threshold}: give a number from 0 to 1" in ended.stderr
+
+
 def test_agreement_is_counted() -> None:
     rows = [labels.Labelled("p", str(n), "own", n < 2) for n in range(5)]
     figures = labels.agreement(rows, [True, False, False, True, None])

@@ -55,12 +55,15 @@ class Completions:
     ) -> None:
         self.url, self.deadline, self.timeout = url, deadline, timeout
         self.retries, self.concurrency, self.first_wait = retries, concurrency, first_wait
-        self._client = httpx2.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx2.Limits(max_connections=concurrency),
-            trust_env=False,
-        )
+        try:
+            self._client = httpx2.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                limits=httpx2.Limits(max_connections=concurrency),
+                trust_env=False,
+            )
+        except httpx2.InvalidURL as error:
+            raise ServerFailed(f"{url!r} is no address of a server: {error}") from None
 
     def models(self) -> list[str]:
         """See Server."""

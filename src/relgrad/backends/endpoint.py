@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from relgrad.backends import reading
 from relgrad.backends.pace import FIRST_WAIT, Pace, wait_after
 from relgrad.backends.protocol import CallFailed, Reply, Request, Usage
+from relgrad.core.addresses import http_url
 from relgrad.core.settings import Strict
 
 AGAIN = frozenset({408, 409, 425, 429})
@@ -62,9 +63,7 @@ class Settings(Strict):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("url begins with http:// or https://, for example http://127.0.0.1:8000/v1")
-        return url.rstrip("/")
+        return http_url(url)
 
 
 def build(settings: Settings, seed: int = 0) -> Endpoint:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import typer
@@ -18,10 +17,7 @@ from relgrad.commands.endings import say
 from relgrad.core.errors import RelgradError
 from relgrad.launch import records
 from relgrad.launch.job import Job, name_for, require_hours, secret_names
-from relgrad.launch.target import Record, State, target
-
-if TYPE_CHECKING:
-    from relgrad.runs.recipe import Recipe
+from relgrad.launch.target import DEFAULT_OUT, Record, State, target
 
 HERE = ("localhost", "127.0.0.1", "::1")
 WHERE, WHAT = "Where", "What it needs"
@@ -87,7 +83,9 @@ def submit(
     resolved = resolve(load_recipe(file, overrides or ()))
     named = [name for stage in resolved.stages for name in references(stage.used)]
     local = resolved.stages[0].out.resolve() / resolved.name
-    name = name_for(resolved.name, records.names_in(local))
+    name = name_for(resolved.name, records.names_in(local.parent))
+    if to == "local":
+        _require_gpus(gpus)
     job = Job(
         name=name,
         recipe=_recipe_there(recipe, file, place.away),
@@ -98,7 +96,8 @@ def submit(
         processes=processes or max(gpus, 1),
         nodes=nodes,
         gpus=gpus,
-        hours=_hours(hours, resolved),
+        hours=hours,
+        max_hours=min((stage.max_hours for stage in resolved.stages if stage.max_hours is not None), default=None),
         image=image,
         pip=tuple(pip or ()),
         secrets=secret_names([*(secret or ()), *named]),
@@ -113,19 +112,35 @@ def submit(
         print(record.folder / record.file)
         say(
             "not submitted",
-            f"edit it as you like, then `relgrad jobs start {shlex.quote(name)}`, or `{by_hand}`",
+            "edit it as you like, then "
+            + " or ".join(f"`{way}`" for way in dict.fromkeys((record.command("start"), by_hand))),
             "yellow",
         )
         return
-    record = _start(record)
+    try:
+        record = _start(record)
+    except RelgradError as error:
+        raise RelgradError(
+            f"{error}. The job file is written, {record.folder / record.file}, and not submitted: `{record.command('start')}` "
+            "submits it"
+        ) from None
     if wait:
         _wait(record)
 
 
 def _write(job: Job, to: str) -> Record:
+    """Write the job's folder: a new one, with the next number where somebody else just made it."""
     place = target(to)
-    text = place.write(job)
-    job.folder.mkdir(parents=True)
+    text, taken = place.write(job), [job.name]
+    while True:
+        try:
+            job.folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            name = name_for(job.run.name, [*taken, *records.names_in(job.folder.parents[2])])
+            job = replace(job, name=name, folder=job.folder.with_name(name))
+            text = place.write(job)
+            taken.append(name)
     (job.folder / place.file).write_text(text, encoding="utf-8")
     handle = {"address": job.address} if job.address is not None else {}
     record = Record(job.name, to, job.run, job.folder, place.file, job.secrets, handle=handle)
@@ -136,7 +151,7 @@ def _write(job: Job, to: str) -> Record:
 def _start(record: Record) -> Record:
     secret_names(record.secrets)
     record = records.submitted(record, target(record.target).submit(record))
-    say("submitted", f"{record.name}; `relgrad jobs logs {shlex.quote(record.name)}` follows it", "green")
+    say("submitted", f"{record.name}; `{record.command('logs')}` follows it", "green")
     return record
 
 
@@ -144,7 +159,7 @@ def _wait(record: Record) -> None:
     try:
         state = target(record.target).follow(record)
     except KeyboardInterrupt:
-        say("no longer followed", f"the job goes on; `relgrad jobs stop {shlex.quote(record.name)}` ends it", "yellow")
+        say("no longer followed", f"the job goes on; `{record.command('stop')}` ends it", "yellow")
         raise typer.Exit(130) from None
     say(state.word, f"{record.name}{_ending(state)}", "green" if state.word == "done" else "yellow")
     code = state.code if state.code is not None else {"done": 0, "stopped": 124}.get(state.word, 1)
@@ -156,10 +171,17 @@ def _ending(state: State) -> str:
     return code + (f" ({state.detail})" if state.detail else "")
 
 
-def _hours(given: float | None, recipe: Recipe) -> float | None:
-    """The job's own limit, or the recipe's where that is shorter."""
-    own = [stage.max_hours for stage in recipe.stages if stage.max_hours is not None]
-    return min([given, *own]) if given is not None else None
+def _require_gpus(count: int) -> None:
+    """Raise RelgradError where a job of this machine is to have more GPUs than there are."""
+    if count == 0:
+        return
+    import torch
+
+    there = torch.accelerator.device_count()
+    if count > there:
+        raise RelgradError(
+            f"--gpus {count} with --to local: torch sees {there} here. Ask for no more; --processes sets processes without GPUs"
+        )
 
 
 def _recipe_there(recipe: str, file: Path, away: bool) -> str:
@@ -202,7 +224,7 @@ def _storage(given: str | None, to: str, away: bool, address: str | None, out: P
 @app.callback()
 def jobs(
     context: typer.Context,
-    out: Out = Path("runs"),
+    out: Out = Path(DEFAULT_OUT),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """List jobs that `relgrad submit` started, with what their targets say of them.
@@ -243,7 +265,7 @@ def _show(kept: Sequence[Record], states: Sequence[State | None]) -> None:
 
 
 @app.command()
-def stop(name: Name, out: Out = Path("runs")) -> None:
+def stop(name: Name, out: Out = Path(DEFAULT_OUT)) -> None:
     """End a job after its present step, with a checkpoint; `relgrad jobs start` continues it.
 
     Example: [bold]relgrad jobs stop quick-1[/bold]
@@ -256,7 +278,7 @@ def stop(name: Name, out: Out = Path("runs")) -> None:
 @app.command()
 def start(
     name: Name,
-    out: Out = Path("runs"),
+    out: Out = Path(DEFAULT_OUT),
     wait: Annotated[bool, typer.Option("--wait", help="Follow the log, and end with the job's exit code.")] = False,
 ) -> None:
     """Submit a job's file, as it stands, again; its run continues.
@@ -267,16 +289,14 @@ def start(
     if record.submitted:
         state = target(record.target).state(record)
         if not state.ended:
-            raise RelgradError(
-                f"job {record.name} is {state.word}: stop it first, with `relgrad jobs stop {record.name}`"
-            )
+            raise RelgradError(f"job {record.name} is {state.word}: stop it first, with `{record.command('stop')}`")
     record = _start(replace(record, submitted=""))
     if wait:
         _wait(record)
 
 
 @app.command()
-def logs(name: Name, out: Out = Path("runs")) -> None:
+def logs(name: Name, out: Out = Path(DEFAULT_OUT)) -> None:
     """Follow a job's log to its end, and end with its exit code.
 
     Example: [bold]relgrad jobs logs quick-1[/bold]
@@ -287,5 +307,5 @@ def logs(name: Name, out: Out = Path("runs")) -> None:
 def _submitted(out: Path, name: str) -> Record:
     record = records.find(out, name)
     if not record.submitted:
-        raise RelgradError(f"job {record.name} was not submitted: `relgrad jobs start {record.name}` does it")
+        raise RelgradError(f"job {record.name} was not submitted: `{record.command('start')}` does it")
     return record

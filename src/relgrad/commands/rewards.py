@@ -65,7 +65,7 @@ def agreement(
         str, typer.Option("--kind", help="The reward: sensible_reply, another kind, or your own .py file.")
     ] = "sensible_reply",
     threshold: Annotated[
-        float, typer.Option("--threshold", help="A reply passes where the reward is at least this.")
+        float, typer.Option("--threshold", help="A reply passes where the reward is at least this, from 0 to 1.")
     ] = 0.5,
     texts: Annotated[int, typer.Option("--texts", min=0, help="Replies to show on which they differ.")] = 5,
     show_guideline: Annotated[
@@ -76,9 +76,14 @@ def agreement(
 
     Example: [bold]relgrad rewards agreement --kind replies --threshold 0.6[/bold]
     """
+    from relgrad.core.errors import RelgradError
     from relgrad.monitor.console import printable
     from relgrad.rewards.sensible_reply import agreement as labels
 
+    if not 0 <= threshold <= 1:
+        raise RelgradError(
+            f"rewards agreement: --threshold {threshold:g}: give a number from 0 to 1, such as 0.5; a reply passes from there on"
+        )
     if show_guideline:
         for name, text in labels.guideline().items():
             print(f"{name.replace('_', ' ')}: {text}\n")

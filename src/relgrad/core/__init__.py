@@ -7,6 +7,7 @@ options.py     options of `relgrad sample` that only some kinds of policy have; 
 tables.py      tables of several parts as one
 ranks.py       the processes that run one job together
 settings.py    the base of all settings: unknown keys are errors
+addresses.py   addresses of servers, checked; no torch
 whole_text.py  text that a file can hold; no torch
 secrets.py     `env:NAME` in recipes; what is never written or shown; no torch
 randomness.py  random numbers as a function of seed, purpose and item

@@ -297,6 +297,10 @@ class Served(Protocol):
 class WritesGguf(Protocol):
     """A policy whose model, its adapter folded in, can be written as a GGUF file."""
 
+    def require_gguf(self) -> None:
+        """Raise RelgradError, before any work, for a model or tokenizer that the format does not have, and without the package."""
+        ...
+
     def write_gguf(self, file: Path, name: str) -> str:
         """Write the file and read it back; says what was compared. Raises RelgradError for a model the format does not have."""
         ...

@@ -6,14 +6,18 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from relgrad.core.errors import RelgradError
-from relgrad.core.secrets import NAME, PREFIX
+from relgrad.core.secrets import LITERAL, NAME, PREFIX
 
 LAST_MINUTES = 5
 """Minutes before a time limit in which a run has to end its step and save."""
+SHORTEST_MINUTES = 2 * LAST_MINUTES
+"""The shortest time limit: as long again for the work itself."""
+TOKEN_IN_URL = re.compile(r"(?<=https://)[^/\s@]{8,}(?=@)|(?<=http://)[^/\s@]{8,}(?=@)")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -30,6 +34,7 @@ class Job:
     processes   on every node
     gpus        on every node; 0: none is asked for
     hours       after which the job ends, with a checkpoint; None: no limit
+    max_hours   the recipe's own limit of a training; None: none
     image       a container image
     pip         requirements to install first
     secrets     names of environment variables that the job needs; their values are nowhere in it
@@ -49,6 +54,7 @@ class Job:
     nodes: int = 1
     gpus: int = 0
     hours: float | None = None
+    max_hours: float | None = None
     image: str | None = None
     pip: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()
@@ -56,7 +62,23 @@ class Job:
     evaluate: bool = False
     address: str | None = None
     compute: str | None = None
-    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise RelgradError for what may not be in a job file: control characters, which end its lines, and secrets."""
+        for setting, value in vars(self).items():
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, (str, Path)) and CONTROL.search(str(text)):
+                    raise RelgradError(
+                        f"the job's {setting} is {str(text)!r}: a job file cannot have the control character in it; leave it out"
+                    )
+        for option, texts in (
+            ("--address", (self.address,)),
+            ("--compute", (self.compute,)),
+            ("--image", (self.image,)),
+            ("--pip", self.pip),
+        ):
+            for text in texts:
+                refuse_secret(option, text or "")
 
     def refuse(self, target: str, settings: Sequence[str], why: str) -> None:
         """Raise RelgradError where one of these settings was given to a target that has no use for it."""
@@ -65,10 +87,26 @@ class Job:
                 raise RelgradError(f"--{setting} has no meaning with --to {target}: {why}")
 
 
+def refuse_secret(where: str, text: str) -> None:
+    """Raise RelgradError, without repeating it, for a text with a known kind of token, or a URL with a password or a token."""
+    if LITERAL.search(text) or TOKEN_IN_URL.search(text):
+        raise RelgradError(
+            f"{where}: this looks like a secret (a token, or a password in a URL), and job files are kept. Leave it out, and let "
+            "the job's machines know it: pip, for one, reads ~/.netrc there"
+        )
+
+
 def require_hours(hours: float | None) -> None:
-    """Raise RelgradError for a time that is no time."""
-    if hours is not None and not (math.isfinite(hours) and hours > 0):
+    """Raise RelgradError for a time that is no time, or too short a one."""
+    if hours is None:
+        return
+    if not (math.isfinite(hours) and hours > 0):
         raise RelgradError(f"--hours {hours:g}: give a positive number of hours")
+    if 60 * hours < SHORTEST_MINUTES:
+        raise RelgradError(
+            f"--hours {hours:g} is {60 * hours:.3g} minutes: the last {LAST_MINUTES} are kept for the step in progress and its "
+            f"checkpoint, so give at least {SHORTEST_MINUTES} minutes, --hours {math.ceil(100 * SHORTEST_MINUTES / 60) / 100:g}"
+        )
 
 
 def secret_names(texts: Sequence[str]) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ FOLDER = "jobs"
 FILE = "job.json"
 
 
-def names_in(run: Path) -> list[str]:
-    """The jobs of one run."""
-    return sorted(path.name for path in (run / FOLDER).glob("*") if path.is_dir())
+def names_in(out: Path) -> list[str]:
+    """The names of jobs that are taken, of all runs of a folder."""
+    return sorted(path.name for path in out.glob(f"*/{FOLDER}/*"))
 
 
 def keep(record: Record) -> None:
@@ -60,10 +60,19 @@ def all_in(out: Path) -> list[Record]:
 
 
 def find(out: Path, name: str) -> Record:
-    """One job by its name, or by the folder of its run: the newest. Raises RelgradError that names those there are."""
+    """One job by its name, its folder, or the folder of its run: the newest.
+
+    Raises RelgradError that names those there are, and for a name that several have.
+    """
     records = all_in(out)
+    named = [record for record in records if record.name == name]
+    if len(named) > 1:
+        folders = " and ".join(str(record.folder) for record in named)
+        raise RelgradError(f"several jobs are called {name}: give the folder of the one that you mean, {folders}")
+    if named:
+        return named[0]
     for record in records:
-        if record.name == name or record.folder == Path(name):
+        if record.folder.resolve() == Path(name).resolve():
             return record
     if Path(name).is_dir():
         of_run = [record for record in records if record.folder.parents[1].resolve() == Path(name).resolve()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -12,6 +13,8 @@ from relgrad.core.errors import RelgradError
 from relgrad.launch.job import Job
 
 Word = Literal["waiting", "running", "done", "stopped", "failed", "lost"]
+DEFAULT_OUT = "runs"
+"""The folder in which `relgrad jobs` looks, without --out."""
 ENDED: frozenset[Word] = frozenset({"done", "stopped", "failed", "lost"})
 
 
@@ -48,6 +51,14 @@ class Record:
     secrets: tuple[str, ...] = ()
     submitted: str = ""
     handle: dict[str, Any] = field(default_factory=dict)
+
+    def command(self, action: Literal["start", "stop", "logs"]) -> str:
+        """The command that does this to the job, typed in the working directory."""
+        out = self.folder.absolute().parents[2]
+        words = ["relgrad", "jobs", action, self.name]
+        if out.resolve() != Path(DEFAULT_OUT).resolve():
+            words += ["--out", str(out)]
+        return shlex.join(words)
 
 
 @runtime_checkable

@@ -90,6 +90,7 @@ def write_gguf(source: str, file: Path, overrides: Sequence[str] = (), tell: Tel
         raise RelgradError(
             f"{source}: a policy of kind {stage.policy.kind} cannot be written as GGUF; autoregressive ones can"
         )
+    policy.require_gguf()
     tell("writing a few completions to check by")
     samples = _fresh_samples(policy, stage)
     RunDir(file.parent)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from relgrad.core.addresses import http_url
 from relgrad.core.registry import is_own
 from relgrad.core.secrets import is_reference
 from relgrad.core.settings import NamesCode, Strict
@@ -66,9 +67,7 @@ class RemoteSettings(Strict):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("url begins with http:// or https://, for example http://127.0.0.1:8000/v1")
-        return url.rstrip("/")
+        return http_url(url)
 
     @field_validator("key")
     @classmethod

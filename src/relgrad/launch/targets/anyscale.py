@@ -5,9 +5,9 @@ Fields as the reference of JobConfig names them (https://docs.anyscale.com/refer
 has them (https://docs.anyscale.com/reference/sdk/job): submit, status, terminate, wait, get_logs. None of it was ever run against
 Anyscale.
 
-The job runs on the head node, so the compute configuration names a head with the GPUs. Anyscale starts it again when its machine
-was lost (`max_retries`), and the script when the run was; either way it continues. Values of secrets are added when it is
-submitted.
+The job runs on the head node, so the compute configuration names a head with the GPUs. The script starts a run that was lost again;
+Anyscale itself does not (`max_retries` is 0, or the two would multiply), so that a lost machine ends the job: `relgrad jobs start`
+continues it. Values of secrets are added when it is submitted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Anyscale:
             "working_dir": str(job.directory),
             "excludes": list(EXCLUDED),
             "env_vars": {"PYTHONUNBUFFERED": "1"},
-            "max_retries": job.retries,
+            "max_retries": 0,
         }
         config |= {"image_uri": job.image} if job.image is not None else {}
         config |= {"requirements": list(job.pip)} if job.pip else {}

@@ -19,6 +19,8 @@ from relgrad.launch.script import EXIT_CODE, script
 from relgrad.launch.target import Record, State
 
 LOG = "job.log"
+STOPPING = "stopping"
+"""The file, in the job's folder, that says that SIGTERM was sent."""
 
 
 class Local:
@@ -33,7 +35,8 @@ class Local:
         return f"bash {shlex.quote(str(record.folder / record.file))}"
 
     def submit(self, record: Record) -> dict[str, Any]:
-        (record.folder / EXIT_CODE).unlink(missing_ok=True)
+        for left in (EXIT_CODE, STOPPING):
+            (record.folder / left).unlink(missing_ok=True)
         with open(record.folder / LOG, "ab") as log:
             process = subprocess.Popen(
                 ["bash", str(record.folder / record.file)],
@@ -60,7 +63,7 @@ class Local:
         process = _process(record)
         if process is None:
             raise RelgradError(f"job {record.name} is not running")
-        again = record.folder / "stopping"
+        again = record.folder / STOPPING
         if not again.exists():
             again.touch()
             process.terminate()

@@ -1,8 +1,8 @@
 """A Ray cluster: a job of its Jobs API, on one node that has the GPUs.
 
 The job file holds the arguments of `JobSubmissionClient.submit_job`, which are the body of the REST API's POST /api/jobs/ too
-(https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html). The working directory is uploaded (up to 500
-MiB, `excludes` in the file). Ray sends SIGTERM to every process of a job itself, and kills after RAY_JOB_STOP_WAIT_TIME_S seconds.
+(https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html); a new `submission_id` is added whenever it is
+sent. The working directory is uploaded (up to 500 MiB, `excludes` in the file). Ray sends SIGTERM to every process of a job itself, and kills after RAY_JOB_STOP_WAIT_TIME_S seconds.
 Values of secrets are put into the request when it is sent, and kept by the cluster: who reaches its dashboard can read them.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from relgrad.core.errors import RelgradError
-from relgrad.launch.job import Job
+from relgrad.launch.job import Job, refuse_secret
 from relgrad.launch.job_yaml import as_yaml
 from relgrad.launch.script import script
 from relgrad.launch.target import Record, State, Word
@@ -50,7 +51,6 @@ class Ray:
         environment |= {"image_uri": job.image} if job.image is not None else {}
         text = script(job, "python", directory=False, forward=False, record=False)
         request: dict[str, Any] = {
-            "submission_id": job.name,
             "entrypoint": f"bash -c {shlex.quote(text)}",
             "entrypoint_num_cpus": job.processes if not job.gpus else 1,
             "runtime_env": environment,
@@ -60,7 +60,7 @@ class Ray:
         return as_yaml(request)
 
     def by_hand(self, record: Record) -> str:
-        return f"relgrad jobs start {shlex.quote(record.name)}"
+        return record.command("start")
 
     def submit(self, record: Record) -> dict[str, Any]:
         request = yaml.safe_load((record.folder / record.file).read_text(encoding="utf-8"))
@@ -68,8 +68,7 @@ class Ray:
         variables = request.setdefault("runtime_env", {}).setdefault("env_vars", {})
         variables |= {name: os.environ[name] for name in record.secrets}
         client = client_at(address)
-        if record.handle.get("id"):  # an identity is used once on a cluster
-            request["submission_id"] = _next(record.handle["id"], record.name)
+        request["submission_id"] = f"{record.name}-{secrets.token_hex(4)}"  # is used once on a cluster, by whomever
         number = reached(address, lambda: client.submit_job(**request))
         return {"address": address, "id": str(number)}
 
@@ -101,16 +100,15 @@ class Ray:
             raise RelgradError(f"job {record.name} is not running")
 
 
-def _next(last: str, name: str) -> str:
-    """`quick-1`, then `quick-1.2`, `quick-1.3`."""
-    number = last.removeprefix(f"{name}.")
-    return f"{name}.{int(number) + 1 if number.isdecimal() else 2}"
-
-
 def address_of(given: str | None) -> str:
-    """The address of the cluster's job server: the one given, what Ray's own variables say, or this machine's."""
+    """The address of the cluster's job server: the one given, what Ray's own variables say, or this machine's.
+
+    Raises RelgradError for one with a password, since it is kept.
+    """
     set_here = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS", "")
-    return given or (set_here if set_here.startswith("http") else DEFAULT)
+    address = given or (set_here if set_here.startswith("http") else DEFAULT)
+    refuse_secret("the address of the Ray cluster", address)
+    return address
 
 
 def client_at(address: str) -> Any:

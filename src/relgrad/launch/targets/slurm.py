@@ -10,6 +10,7 @@ first node.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ from relgrad.launch.targets.local import ended
 
 LOG = "job.log"
 PORT = 29500
+IN_DIRECTIVES = re.compile(r"""[\s'"%\\#]""")
+"""What a directive's value may not have in it."""
 WORDS: dict[str, Word] = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "SUSPENDED": "waiting", "RUNNING": "running",
     "COMPLETING": "running", "COMPLETED": "done", "CANCELLED": "stopped", "TIMEOUT": "stopped", "PREEMPTED": "stopped",
@@ -50,6 +53,7 @@ class Slurm:
         return f"sbatch {shlex.quote(str(record.folder / record.file))}"
 
     def submit(self, record: Record) -> dict[str, Any]:
+        (record.folder / EXIT_CODE).unlink(missing_ok=True)
         printed = call("sbatch", "--parsable", str(record.folder / record.file))
         number = printed.strip().partition(";")[0]
         if not number.isdecimal():
@@ -95,6 +99,12 @@ def _directives(job: Job) -> list[str]:
     options += [f"--time={math.ceil(60 * job.hours)}"] if job.hours is not None else []
     options += [f"--partition={job.compute}"] if job.compute is not None else []
     options += ["--requeue"] if job.retries else []
+    for option in options:
+        if bad := IN_DIRECTIVES.search(option.partition("=")[2]):
+            raise RelgradError(
+                f"--to slurm: {option} is a directive of sbatch, which may not have {bad[0]!r} in its value: spaces and quotes "
+                "end it, % stands for something else. Use another name, or a folder without it (out=FOLDER)"
+            )
     return [f"#SBATCH {option}" for option in options]
 
 

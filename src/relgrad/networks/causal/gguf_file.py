@@ -33,12 +33,9 @@ SPLITS: Mapping[str, Mapping[str, Any]] = {"gpt-2": GPT2_SPLIT, "smollm": SMOLLM
 
 def write(model: Any, tokenizer: Any, file: Path, name: str) -> None:
     """Write the file. Raises RelgradError for another architecture or kind of tokenizer, and without the gguf package."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise RelgradError(f"{file.name}: writing GGUF files needs: pip install 'relgrad[gguf]' ({error})") from None
-    require_llama(model)
-    pieces = vocabulary(tokenizer, model.config.vocab_size)
+    pieces = require_writable(model, tokenizer)
+    import gguf
+
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name(name)
     _add_shape(writer, model.config)
@@ -49,6 +46,16 @@ def write(model: Any, tokenizer: Any, file: Path, name: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def require_writable(model: Any, tokenizer: Any) -> Mapping[str, Any]:
+    """The vocabulary of a model and tokenizer that can be written. Raises RelgradError as `write` does."""
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise RelgradError(f"writing GGUF files needs: pip install 'relgrad[gguf]' ({error})") from None
+    require_llama(model)
+    return vocabulary(tokenizer, model.config.vocab_size)
 
 
 def require_llama(model: Any) -> None:

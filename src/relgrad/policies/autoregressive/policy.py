@@ -272,10 +272,13 @@ class AutoregressivePolicy:
             )
         return copy.deepcopy(self.model).merge_and_unload()
 
+    def require_gguf(self) -> None:
+        """See protocols.WritesGguf."""
+        gguf_file.require_writable(bare(self.model), self.tokenizer)
+
     def write_gguf(self, file: Path, name: str) -> str:
         """See protocols.WritesGguf. Takes the memory of a second model while it works."""
         model = self._merged() if is_adapted(self.model) else self.model
-        gguf_file.require_llama(model)
         gguf_file.write(model, self.tokenizer, file, name)
         count = gguf_file.require_same(file, model, self.tokenizer)
         return f"{count} tensors and the tokenizer read back as they are"
