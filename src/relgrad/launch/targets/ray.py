@@ -2,8 +2,9 @@
 
 The job file holds the arguments of `JobSubmissionClient.submit_job`, which are the body of the REST API's POST /api/jobs/ too
 (https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html); a new `submission_id` is added whenever it is
-sent. The working directory is uploaded (up to 500 MiB, `excludes` in the file). Ray sends SIGTERM to every process of a job itself, and kills after RAY_JOB_STOP_WAIT_TIME_S seconds.
-Values of secrets are put into the request when it is sent, and kept by the cluster: who reaches its dashboard can read them.
+sent. The working directory is uploaded (up to 500 MiB, `excludes` in the file). Ray sends SIGTERM to every process of a job itself,
+and kills after RAY_JOB_STOP_WAIT_TIME_S seconds. Values of secrets are put into the request when it is sent, and kept by the
+cluster: who reaches its dashboard can read them.
 """
 
 from __future__ import annotations
