@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from relgrad.core.protocols import Place
-from relgrad.search.decisions import DecisionTree, TreeSettings, grow
+from relgrad.search.decisions import DecisionTree, TreeSettings, finish, grow
 
 QUIET = TreeSettings(noise=0.0, temperature=1.0)
 
@@ -128,3 +128,22 @@ def test_trees_do_the_same_together_as_alone():
     for one, other in zip(together, trees(), strict=True):
         grow([other], prior(0.3, 0.7))
         assert [one.found(leaf) for leaf in one.leaves] == [other.found(leaf) for leaf in other.leaves]
+
+
+def test_failures_are_finished_by_draws_from_the_policy_until_they_are_solved_or_at_their_last_step():
+    problem = Letters((0, 1, 1), most_steps=4)
+    begun = tree(problem, most=1)
+    grow([begun], prior(0.9, 0.1))
+    (leaf,) = begun.leaves
+    row = begun.found(leaf)
+    assert row.decisions == (0,)
+    assert finish([(problem, row)], prior(0.3, 0.7), [[0.0, 0.31, 0.29, 0.99]])[0].decisions == (0, 1, 0, 1)
+    solved, _ = finish([(problem, row)] * 2, prior(0.3, 0.7), [[0.0, 0.3001, 0.9, 0.0], [0.0] * 4])
+    assert (solved.decisions, solved.solved) == ((0, 1, 1), True)
+    assert solved.select_logp == pytest.approx((*row.select_logp, math.log(0.7), math.log(0.7)))
+    assert solved.prior_logp == pytest.approx((*row.prior_logp, math.log(0.7), math.log(0.7)))
+    assert finish([(problem, solved)], prior(0.3, 0.7), [[0.0] * 4]) == [solved]
+    uniform = torch.rand(4000, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = finish([(problem, row)] * 4000, prior(0.3, 0.7), uniform)
+    share = sum(one.decisions[1] for one in drawn) / 4000
+    assert share == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 4000))

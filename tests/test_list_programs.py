@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.types import Output, Prompt
-from relgrad.environments.lists.examples import agrees, explained, read, written
+from relgrad.environments.lists.examples import Example, agrees, explained, read, written
 from relgrad.environments.lists.functions import canonical, functions
 from relgrad.environments.lists.operators import LIMIT, NAMES, OPERATORS
 from relgrad.environments.lists.program import PROBES, Program
@@ -112,6 +112,20 @@ def test_the_same_seed_makes_the_same_task_and_another_one_another(task: Any):
     )
     assert [p.text for p in list_programs.load(settings, seed=3).test] == [p.text for p in task.test]
     assert [p.text for p in list_programs.load(settings, seed=4).test] != [p.text for p in task.test]
+
+
+def test_no_other_function_of_as_many_operators_is_right_on_the_hidden_examples(task: Any):
+    """By the default number of hidden examples: every short program that a task accepts does the same to 300 other lists."""
+    draw = random.Random(0)
+    others = [tuple(draw.randint(-9, 9) for _ in range(draw.randint(3, 7))) for _ in range(300)]
+    for prompt in task.test:
+        assert len(prompt.columns["hidden"]) == 16
+        right = Program.parse(prompt.columns["program"])
+        examples = [*read(prompt.text), *(Example(tuple(a), tuple(b)) for a, b in prompt.columns["hidden"])]
+        accepted = [program for level in functions(2) for program in level if agrees(program, examples)]
+        assert accepted
+        for program in accepted:
+            assert sum(program(values) != right(values) for values in others) <= 3, f"{program.text} for {right.text}"
 
 
 def test_short_programs_come_first(task: Any):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import workflow_learning
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -16,6 +17,7 @@ import forked
 from commands import lines, relgrad
 from relgrad.commands.cli import app
 from relgrad.core.errors import RelgradError
+from relgrad.core.types import Score
 from relgrad.evaluation.held_out import evaluate
 from relgrad.objectives import expert_iteration
 from relgrad.objectives.losses import PolicyLoss, shaped_weights
@@ -90,7 +92,7 @@ def test_rows_of_a_search_weigh_what_is_asked_for(task: Any):
         made.batch = batch = made.generate()
         if weights == "none":
             assert batch.correction_BT is None
-            assert parts_of(made, "search") == []
+            assert parts_of(made, "search")[0][0].proposal_logp_BT is None
             continue
         ((part, keep_B, first),) = parts_of(made, "search")
         row = first + int(keep_B.nonzero()[0, 0])
@@ -104,6 +106,36 @@ def test_rows_of_a_search_weigh_what_is_asked_for(task: Any):
         assert torch.allclose(batch.correction_BT[row][mask_T], expected, rtol=1e-5)
         fresh_B = torch.arange(len(batch.keep_B)) < first
         assert bool((batch.correction_BT[fresh_B] == 1).all())
+
+
+@pytest.mark.parametrize("weights", ["shaping", "none"])
+def test_figures_are_of_the_policys_own_rows_whatever_the_weights(task: Any, weights: str):
+    made = loop(task, search={"evaluations": 60, "weights": weights})
+    made.batch = batch = made.generate()
+    fresh = batch.parts[0]
+    assert int(parts_of(made, "search")[0][1].sum()) > 0
+    assert batch.metrics["reward"] == pytest.approx(float(fresh.rewards.value_BR.mean()))
+    assert batch.metrics["completions/total_tokens"] == int(fresh.rollouts.mask_BT.sum())
+    marked = [sample for sample in batch.samples if sample.get("source") == "search"]
+    assert len(marked) == int(parts_of(made, "search")[0][1].sum())
+    assert all(("proposal_logp" in sample) == (weights == "shaping") for sample in marked)
+
+
+def test_under_shaping_rows_of_a_search_that_are_no_better_than_their_group_weigh_nothing(task: Any):
+    def wrong_is_better(prompt: Any, outputs: Any) -> list[Score]:
+        return [Score(2.0 - score.value) for score in list_program.build(list_program.Settings())(prompt, outputs)]
+
+    made = loop(task, search={"evaluations": 60, "when": "always"})
+    made.source.fresh.rewards = RewardSet([NamedReward("wrong", wrong_is_better)], 60)
+    made.batch = batch = made.generate()
+    ((_, keep_B, first),) = parts_of(made, "search")
+    rows = first + keep_B.nonzero()[:, 0]
+    assert batch.correction_BT is not None
+    assert bool((batch.advantage_B[rows] < 0).any()), "the search found what scores less"
+    better_B = batch.advantage_B[rows] > 0
+    weighs_B = (batch.correction_BT[rows] * batch.mask_BT[rows]).sum(-1) > 0
+    assert torch.equal(weighs_B, better_B)
+    assert bool((batch.correction_BT[:first] == 1).all()), "the policy's own rows learn from being worse"
 
 
 def test_the_shaped_weight_is_the_slope_of_p_over_p_plus_gamma():
@@ -149,9 +181,16 @@ def test_the_originals_way_takes_solutions_and_failures_as_samples(task: Any):
     search = {"when": "always", "evaluations": 40, "solutions": 4, "failures": 12, "weights": "none"}
     made = loop(task, search=search)
     made.batch = batch = made.generate()
-    assert {part.source for part in batch.parts} == {"policy"}
+    assert [part.source for part in batch.parts] == ["policy", "search"]
     part = batch.parts[1]
     assert bool(batch.keep_B.all())
+    assert set(part.rollouts.stop) == {"eos"}, "a row ends with a solution or at its last step"
+    visible_B = torch.tensor([parts["right/visible"] > 0 for parts in part.rewards.parts])
+    length_B = part.rollouts.mask_BT.sum(-1)
+    assert bool((length_B[~visible_B] == made.policy.max_decisions).all())
+    own_N = made.policy.score(part.rollouts, part.rollouts.cells(torch.arange(part.rollouts.rows))).logp_N.detach()
+    assert torch.allclose(part.rollouts.behaviour_logp_BT[part.rollouts.mask_BT], own_N, atol=1e-6)
+    assert 0 < batch.metrics["search/finished"] <= int(length_B.sum())
     right_B = part.rewards.value_BR[:, 0] > 0
     for group in part.group_B.unique():
         assert int((right_B & (part.group_B == group)).sum()) <= 4
@@ -213,6 +252,7 @@ def test_an_evaluation_tells_what_searches_solve_and_its_figures_agree(task: Any
     ("settings", "message"),
     [
         ({"search": {"failures": 3}}, "failures=3 with search.weights='shaping'"),
+        ({"search": {"failures": 3, "weights": "importance"}}, "failures=3 with search.weights='importance'"),
         ({"search": {}, "replay": {"keep": "groups", "share": 0.5}}, "use that"),
         ({"search": {}, "credit": "decision"}, "credit='decision' with search"),
         ({"search": {"evaluations": 0}}, "greater than or equal to 1"),
@@ -227,6 +267,40 @@ def test_a_policy_that_no_search_can_walk_with_is_refused(task: Any):
     policy = TablePolicy([p.text for p in task.train], Truncation(), seed=0)
     with pytest.raises(RelgradError, match=r"policy\.kind=workflow"):
         Grpo(policy, task.train, REWARDS, PolicyLoss(), GrpoSettings(search={"evaluations": 5}))
+
+
+def test_arms_of_the_benchmark_differ_in_what_their_names_say_and_count_operators():
+    mixed = workflow_learning.stage_of("mixed", 1).grpo.model_dump()
+    expected = {
+        "unweighted": {"search.weights"},
+        "as-sampled": {"search.weights", "search.when", "search.solutions", "search.failures"},
+        "on-policy": {"search", "replay"},
+        "expert": {"loss", "entropy_coef", "beta"},  # its loss refuses these two
+    }
+    for arm, names in expected.items():
+        own = workflow_learning.stage_of(arm, 1).grpo.model_dump()
+        different = {name for name, value in own.items() if value != mixed[name]}
+        if own["search"] and "search" in different:
+            different.remove("search")
+            different |= {f"search.{name}" for name, value in own["search"].items() if value != mixed["search"][name]}
+        assert different == names, arm
+    with pytest.raises(RelgradError, match="does not know entropy_coef"):
+        expert_iteration.build(GrpoSettings(entropy_coef=0.1))
+
+
+def test_differences_of_arms_are_over_seeds_and_paired():
+    records = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "points": [{"figures": {name: [seed + gain, seed + gain] for name in workflow_learning.NAMES}}],
+        }
+        for arm, gains in {"mixed": (0, 0, 0), "expert": (1, 2, 3)}.items()
+        for seed, gain in zip((10, 20, 30), gains, strict=True)
+    ]
+    shown = workflow_learning.against(records, "mixed")
+    # Student with two degrees of freedom: 2 -+ 4.303 / sqrt(3)
+    assert "| expert | +2.000 [-0.484, +4.484] |" in shown
 
 
 # ---------------------------------------------------------------------- from the command line

@@ -7,16 +7,16 @@ drawn from a Dirichlet law, so that a prior that is sharp and wrong leaves a way
 state: that is what budgets count. Q is the share of evaluations below that solved the problem. A state that was seen before is
 not searched again, and what was searched to its end is closed.
 
-A search is a proposal of decisions of two factors, and both are recorded: how often the tree chose the decision at its state (the
-share of visits, which stands for the probability of selection; PUCT itself draws nothing), and the prior of the decision, noise
-included.
+A search proposes decisions by two factors, and both are recorded: how often the tree chose the decision at its state (the share of
+visits), and the prior of the decision, noise included. Neither is the probability with which a row was proposed: PUCT draws
+nothing, and a row is taken because it solved the problem.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -179,6 +179,46 @@ class DecisionTree:
     def solved(self) -> list[Found]:
         """All that solved the problem, in the order in which they were found."""
         return [self.found(leaf) for leaf in self.leaves if leaf[3]]
+
+
+def finish(
+    rows: Sequence[tuple[DecisionProblem, Found]],
+    priors: Callable[[Sequence[Place]], Tensor],
+    uniform: Sequence[Sequence[float]],
+) -> list[Found]:
+    """The rows, continued by decisions drawn from `priors` until each ends as a policy's row does: solved, or at its last step.
+
+    `uniform` has a number in [0, 1) for every step of every row. Of drawn decisions both log-probabilities are the policy's own.
+    """
+    finished = [row for _, row in rows]
+    states = []
+    for problem, row in rows:
+        state = problem.start
+        for action in row.decisions:
+            state = problem.apply(state, action)
+        states.append(state)
+    while True:
+        places = [
+            place
+            for place, (problem, _) in enumerate(rows)
+            if not problem.solved(states[place]) and len(finished[place].decisions) < problem.most_steps
+        ]
+        if not places:
+            return finished
+        prior_NA = priors([(rows[place][0], states[place], len(finished[place].decisions)) for place in places])
+        for place, prior_A in zip(places, prior_NA.double(), strict=True):
+            problem, row = rows[place][0], finished[place]
+            ends_A = prior_A.cumsum(0)
+            action = int((ends_A <= uniform[place][len(row.decisions)] * ends_A[-1]).sum())
+            states[place] = problem.apply(states[place], action)
+            logp = math.log(float(prior_A[action]))
+            finished[place] = replace(
+                row,
+                decisions=(*row.decisions, action),
+                select_logp=(*row.select_logp, logp),
+                prior_logp=(*row.prior_logp, logp),
+                solved=problem.solved(states[place]),
+            )
 
 
 def grow(

@@ -26,7 +26,7 @@ class Settings(Strict):
     validation_size: int = Field(40, ge=0)
     test_size: int = Field(120, ge=0)
     visible: int = Field(4, ge=1, description="examples that are shown")
-    hidden: int = Field(2, ge=1, description="examples that a program is also judged by")
+    hidden: int = Field(16, ge=1, description="examples that a program is also judged by")
     order: int = Field(
         6000, ge=1, description="training prompts of one epoch: the tasks, with repetition, short ones first"
     )

@@ -133,6 +133,12 @@ class Batch:
             return self.advantage_BT[rows]
         return self.advantage_B[rows][:, None].expand(-1, self.mask_BT.shape[1])
 
+    def learn_only_what_is_better(self) -> None:
+        """Weight 0 for rows weighted by shaping that are no better than their group: they are there to be learnt."""
+        if self.correction_BT is not None:
+            worse_B = ~self.shaping_B.isnan() & (self.advantage_B <= 0)
+            self.correction_BT = self.correction_BT.masked_fill(worse_B[:, None], 0.0)
+
     def figures(self) -> dict[str, float]:
         """What every step that uses the batch logs of its rewards."""
         return {
@@ -206,11 +212,13 @@ class Batch:
         return samples
 
     def _proposed(self, row: int, source: str, proposal_BT: Tensor | None) -> dict[str, Any]:
-        """Of a row that a search chose: that it did, and by which log-probabilities (nats), decision by decision."""
-        if source != "search" or proposal_BT is None:
+        """Of a row that a search chose: that it did, and the log-probabilities (nats) it is weighed by, decision by decision."""
+        if source != "search":
             return {}
-        logp_T = proposal_BT[row][self.mask_BT[row]]
-        return {"source": source, "proposal_logp": [round(value, 4) for value in logp_T.tolist()]}
+        told: dict[str, Any] = {"source": source}
+        if proposal_BT is not None and not bool(proposal_BT[row].isnan().any()):
+            told["proposal_logp"] = [round(value, 4) for value in proposal_BT[row][self.mask_BT[row]].tolist()]
+        return told
 
     def _length_metrics(self, fresh_B: Tensor) -> dict[str, float]:
         length_B = self.length_B[fresh_B].double()

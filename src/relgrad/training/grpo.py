@@ -308,6 +308,7 @@ class Grpo:
         table = merge_tables(tables, batch.mask_BT.shape[1])
         credited = table.only(keep_B)
         batch.describe(table, give_credit(settings, credited, batch.group_B, batch.drawn_BT, penalty_B), self.policy)
+        batch.learn_only_what_is_better()
         self.tokens += batch.written_tokens
         return batch
 

@@ -5,11 +5,16 @@ over decisions (search/decisions.py) within a budget of evaluations. What it fin
 more row; then there is something to compare, and it is kept as replay keeps solutions. The next batch is searched with the prior
 that learnt from it.
 
-The row was not drawn from the policy. Three ways to weigh it, `search.weights`:
+The row was not drawn from the policy, and its probability is not known: PUCT draws nothing, and the row is there because it solved
+the task. So no weight makes it unbiased. Three ways to weigh it, `search.weights`:
 
-    shaping      the slope of p / (p + gamma), p the policy's own probability (LUFFY, Yan et al. 2025, arXiv:2504.14945)
-    importance   min(pi / mu, importance_sampling_cap), mu(a | s) = the share of the tree's visits at s that took a
-    none         as if the policy had drawn it itself: biased, and here to be compared with
+    shaping      the slope of p / (p + gamma), p the policy's own probability (LUFFY, Yan et al. 2025, arXiv:2504.14945); 0 where
+                 the row is no better than its group, since rows of others are there to be learnt and not to be avoided
+    importance   min(pi / s, importance_sampling_cap), s the share of the tree's visits at the state that took the decision: a
+                 heuristic that has the form of importance sampling and is none
+    none         as if the policy had drawn it itself: biased, and here to be compared with. Only so are `search.failures` possible:
+                 what else the search tried, drawn at random and finished by the policy, since the law of its rows ends none before
+                 the task is solved or the steps are used up
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from relgrad.core.randomness import derived, generator
 from relgrad.core.ranks import Ranks
 from relgrad.core.tables import merge_tables, stack
 from relgrad.core.types import Experience, Prompt
-from relgrad.search.decisions import DecisionTree, Found, grow
+from relgrad.search.decisions import DecisionTree, Found, finish, grow
 from relgrad.training.credit import give_credit
 from relgrad.training.experience import Collected, Fresh, Source, elsewhere
 from relgrad.training.replay import Replay
@@ -39,11 +44,13 @@ from relgrad.training.settings import GrpoSettings, SearchSettings
 
 @dataclasses.dataclass
 class Figures:
-    """Of one batch: groups that were searched, evaluations made, groups whose search found a solution that rewards confirm."""
+    """Of one batch: groups that were searched, evaluations made, groups whose search found a solution that rewards confirm, and
+    decisions with which the policy finished failures."""
 
     groups: int = 0
     evaluations: int = 0
     solved: int = 0
+    finished: int = 0
 
 
 class Searched:
@@ -76,6 +83,7 @@ class Searched:
             "search/groups": float(figures.groups),
             "search/evaluations": float(figures.evaluations),
             "search/solved": float(figures.solved),
+            "search/finished": float(figures.finished),
             "time/search": time.perf_counter() - started,
         }
         return collected
@@ -112,17 +120,16 @@ class Searched:
         ranks: Ranks = self.fresh.ranks
         own: list[Experience] = []
         share = ranks.share(len(due))
-        evaluations = 0
+        evaluations = finished = 0
 
         def search() -> Experience | None:
-            nonlocal evaluations
+            nonlocal evaluations, finished
             mine = due[share.start : share.stop]
             trees = [self._tree(prompt, number, group) for group, prompt in mine]
             grow(trees, self.policy.priors)
             evaluations = sum(tree.evaluations for tree in trees)
-            part = self._part(
-                mine, [self._chosen(tree, number, group) for tree, (group, _) in zip(trees, mine, strict=True)]
-            )
+            failures, finished = self._failures(trees, [group for group, _ in mine], number)
+            part = self._part(mine, [tree.solved + more for tree, more in zip(trees, failures, strict=True)])
             if part is not None:
                 own.append(part)
             return None if part is None else elsewhere(part, part.rollouts.prompts)
@@ -135,8 +142,8 @@ class Searched:
                 solved += len(part.group_B[right_B].unique())
                 keep_B = right_B if not self.search.failures else torch.ones_like(right_B)
                 parts.append((own[0] if rank == ranks.rank else part, keep_B))
-        total = sum(int(each[0]) for each in ranks.numbers(float(evaluations)))
-        self._figures = Figures(len(due), total, solved)
+        made, drawn = (sum(int(each[0]) for each in ranks.numbers(float(own))) for own in (evaluations, finished))
+        self._figures = Figures(len(due), made, solved, drawn)
         return parts
 
     def _tree(self, prompt: Prompt, number: int, group: int) -> DecisionTree:
@@ -145,11 +152,21 @@ class Searched:
             self.policy.problem(prompt), self.search, self.search.evaluations, noise, solutions=self.search.solutions
         )
 
-    def _chosen(self, tree: DecisionTree, number: int, group: int) -> list[Found]:
-        """The solutions, and as many of the failures as are asked for, drawn at random."""
-        failed = [leaf for leaf in tree.leaves if not leaf[3]]
-        order = torch.randperm(len(failed), generator=generator(self.seed, "failures", number, group))
-        return tree.solved + [tree.found(failed[place]) for place in order[: self.search.failures].tolist()]
+    def _failures(
+        self, trees: Sequence[DecisionTree], groups: Sequence[int], number: int
+    ) -> tuple[list[list[Found]], int]:
+        """As many failures of every tree as are asked for, drawn at random, finished by the policy; and by how many decisions."""
+        failures: list[list[Found]] = []
+        finished = 0
+        for tree, group in zip(trees, groups, strict=True):
+            draw = generator(self.seed, "failures", number, group)
+            failed = [leaf for leaf in tree.leaves if not leaf[3]]
+            order = torch.randperm(len(failed), generator=draw)[: self.search.failures].tolist()
+            uniform = torch.rand(len(order), tree.problem.most_steps, generator=draw, dtype=torch.float64).tolist()
+            begun = [tree.found(failed[place]) for place in order]
+            failures.append(finish([(tree.problem, row) for row in begun], self.policy.priors, uniform))
+            finished += sum(len(row.decisions) for row in failures[-1]) - sum(len(row.decisions) for row in begun)
+        return failures, finished
 
     def _part(self, due: Sequence[tuple[int, Prompt]], found: Sequence[Sequence[Found]]) -> Experience | None:
         """Rows of what was found, rewarded; None where nothing was."""
@@ -177,7 +194,7 @@ class Searched:
             rollouts=rollouts,
             rewards=table,
             group_B=torch.tensor([due[local][0] for local, _ in rows]),
-            source="search" if foreign else "policy",
+            source="search",
             age_B=torch.zeros(len(rows), dtype=torch.int64),
             proposal_logp_BT=proposal_BT if foreign else None,
             shaping=self.search.gamma if self.search.weights == "shaping" else None,

@@ -85,18 +85,23 @@ class SearchSettings(TreeSettings):
     )
     evaluations: int = Field(100, ge=1, description="programs that one search may execute")
     solutions: int = Field(1, ge=1, description="solutions of a prompt that are looked for")
-    failures: int = Field(0, ge=0, description="what else a search tried, added to the group: so many, drawn at random")
+    failures: int = Field(
+        0,
+        ge=0,
+        description="what else a search tried, drawn at random and finished by the policy: so many join the group",
+    )
     weights: Literal["shaping", "importance", "none"] = Field(
-        "shaping", description="of rows that a search chose; none: as if the policy had drawn them"
+        "shaping",
+        description="of rows that a search chose; importance: a heuristic by shares of visits; none: as the policy's own",
     )
     gamma: float = Field(0.1, gt=0, description="of shaping, the slope of p / (p + gamma)")
 
     @model_validator(mode="after")
-    def _failures_have_ratios(self) -> SearchSettings:
-        if self.failures and self.weights == "shaping":
+    def _failures_are_a_baseline(self) -> SearchSettings:
+        if self.failures and self.weights != "none":
             raise ValueError(
-                f"search.failures={self.failures} with search.weights='shaping', which is for what is to be learnt: use "
-                "importance, or failures=0"
+                f"search.failures={self.failures} with search.weights={self.weights!r}: failures are not drawn from the policy and "
+                "are there to be compared with alone, with weights='none'; else leave failures at 0"
             )
         return self
 
