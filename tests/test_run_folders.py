@@ -29,6 +29,7 @@ from relgrad.monitor.report import write_report
 from relgrad.runs import lock, named_files
 from relgrad.runs.build import RECIPES, resolve
 from relgrad.runs.contenders import open_one
+from relgrad.runs.decision_search import load_decision_search
 from relgrad.runs.lock import Lock, held, machine
 from relgrad.runs.plan import plan
 from relgrad.runs.recipe import Recipe, load_recipe, parse_recipe
@@ -617,7 +618,7 @@ def test_built_in_recipes_need_no_file_but_weights(tmp_path: Path, monkeypatch: 
     }
     for path in RECIPES.glob("*.yaml"):
         if "\nsearch:" in path.read_text(encoding="utf-8"):
-            load_search(str(path))
+            assert load_decision_search(str(path)) or load_search(str(path))
             continue
         whole = resolve(load_recipe(path))
         if path.stem in missing:

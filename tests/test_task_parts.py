@@ -255,7 +255,8 @@ def test_splits_of_a_dataset(tmp_path: Path) -> None:
 def test_settings_that_were_written_out_are_read_again(kind: str) -> None:
     """A run folder's recipe has every default in it."""
     some = {"file": {"held_out_path": "b", "test_path": "c"}, "dataset": {"held_out_split": "b", "test_split": "c"},
-            "site": {"url": "http://127.0.0.1:5000"}}  # fmt: skip
+            "site": {"url": "http://127.0.0.1:5000"},
+            "sites": {"sites": {name: {"folder": name, "cases": "a"} for name in "ab"}}}  # fmt: skip
     model = registry.find("tasks", kind).Settings
     required = {name: "a" for name, field in model.model_fields.items() if field.is_required()}
     settings = model.model_validate(required | some.get(kind, {}))

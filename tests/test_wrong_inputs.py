@@ -32,7 +32,7 @@ WRONG = {
     "run quick --nothing": "No such option: --nothing",
     "run quick --processes 0": "Input should be greater than or equal to 1",
     "run quick --from nowhere": "there are sft, grpo",
-    "run nowhere": "built-in are demo",
+    "run nowhere": "built-in are countdown-unmasking, demo",
     "run empty.yaml": "a recipe is a mapping of settings, got NoneType",
     "run list.yaml": "a recipe is a mapping of settings, got list",
     "run tab.yaml": "not valid YAML",

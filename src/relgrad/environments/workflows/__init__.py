@@ -10,6 +10,7 @@ compiled.py   a workflow as a Python program of the operators
 programs.py   such a program executed, in the sandbox
 edits.py      everything that one edit makes of a workflow, with probabilities
 noisy.py      problems for the scripted solver, and the best workflow of all, by enumeration
+described.py  such problems told in words, each with its own rates and prices
 aflow.py      workflows of AFlow's workspaces, read and never executed
 file.py       workflows in files
 sources.py    problems by the kind that a recipe names
