@@ -29,12 +29,16 @@ def explain(
     for line, stage in zip(planned, recipe.stages, strict=True):
         print(f"# {line}")
         print(write_yaml(stage.used))
-    found = forecast(recipe, measure)
-    for line in (line for stage in found for line in in_lines(stage, price)):
+    forecasts = forecast(recipe, measure)
+    for line in (line for stage in forecasts for line in in_lines(stage, price)):
         print(f"# {line}")
-    hours = [stage.hours for stage in found]
-    known = [number for number in hours if number is not None]
-    if len(found) > 1 and known:
-        missing = "" if len(known) == len(hours) else f", without {len(hours) - len(known)} of {len(hours)} stages"
-        cost = "" if price is None else f", {sum(known) * price:,.2f} at {price:g} an hour"
-        print(f"# all together: {sum(known):.2g} hours{cost}{missing}")
+    hours = [stage.hours for stage in forecasts]
+    known_hours = [number for number in hours if number is not None]
+    if len(forecasts) > 1 and known_hours:
+        missing = (
+            ""
+            if len(known_hours) == len(hours)
+            else f", without {len(hours) - len(known_hours)} of {len(hours)} stages"
+        )
+        cost = "" if price is None else f", {sum(known_hours) * price:,.2f} at {price:g} an hour"
+        print(f"# all together: {sum(known_hours):.2g} hours{cost}{missing}")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from relgrad.core.checksums import of_file
 from relgrad.core.errors import RelgradError
 from relgrad.core.protocols import GuidesSearch
 from relgrad.core.ranks import ALONE
-from relgrad.core.run_folder import RunDir, cut_torn_line, fault_of_name, read_lines, require_writable
+from relgrad.core.run_folder import RunDir, cut_torn_line, read_lines, require_writable
 from relgrad.core.settings import Strict, checked
 from relgrad.core.types import Prompt
 from relgrad.evaluation.searched import first_solution, search_all
@@ -27,7 +27,7 @@ from relgrad.objectives.advantages import combine
 from relgrad.rewards.combine import RewardSet
 from relgrad.runs.build import load_task
 from relgrad.runs.lock import held
-from relgrad.runs.search import read_search, require_no_training
+from relgrad.runs.search import KeptSearch, read_search, require_no_training
 from relgrad.runs.use import open_source, rewards_of
 from relgrad.runs.yaml_text import read_yaml, write_yaml
 from relgrad.search.decisions import TreeSettings
@@ -65,24 +65,10 @@ class DecisionSearch(Strict):
         )
 
 
-class DecisionRecipe(Strict):
-    """One search: where it is kept, what its randomness is derived from, and all the rest."""
+class DecisionRecipe(KeptSearch):
+    """One search for decisions."""
 
-    name: str
-    seed: int = 0
-    out: Path = Path("runs")
     search: DecisionSearch
-
-    @field_validator("name")
-    @classmethod
-    def _names_a_folder(cls, name: str) -> str:
-        if fault := fault_of_name(name):
-            raise ValueError(fault)
-        return name
-
-    @property
-    def folder(self) -> Path:
-        return self.out / self.name
 
 
 def names_a_prior(data: Mapping[str, Any]) -> bool:

@@ -93,14 +93,14 @@ def _stage(stage: Stage, measured: bool) -> StageForecast:
     except RelgradError as error:
         return replace(empty, why=str(error))
     there = machine.memory(device.choose(settings.device))
-    found = replace(
+    outlook = replace(
         empty, needs=needs, evaluated_prompts=_evaluations(stage), libraries=there.libraries, free=there.free,
         total=there.total, device=there.device,
     )  # fmt: skip
-    found = replace(found, advice=_advice(stage, size, found) if found.bytes > HEADROOM * there.free else "")
-    if found.advice and measured:
-        return found  # two steps would end without memory
-    return _by_two_steps(stage, found) if measured else _by_speed(settings, size, found)
+    outlook = replace(outlook, advice=_advice(stage, size, outlook) if outlook.bytes > HEADROOM * there.free else "")
+    if outlook.advice and measured:
+        return outlook  # two steps would end without memory
+    return _by_two_steps(stage, outlook) if measured else _by_speed(settings, size, outlook)
 
 
 def _prompts(stage: Stage, module: Sized, settings: Any) -> Prompts:
@@ -136,24 +136,24 @@ def _evaluations(stage: Stage) -> float:
 # ---------------------------------------------------------------------- time
 
 
-def _by_speed(settings: Any, size: PolicySize, found: StageForecast) -> StageForecast:
+def _by_speed(settings: Any, size: PolicySize, outlook: StageForecast) -> StageForecast:
     """Operations by the speed of a layer of this shape on this machine."""
-    needs = found.needs
+    needs = outlook.needs
     assert needs is not None
     where, dtype = device.choose(settings.device), DTYPES[settings.dtype]
     drawing = machine.speed(size.network, needs.drawn_at_once, where, dtype, learning=False)
     learning = machine.speed(size.network, needs.learnt_at_once, where, dtype, learning=True)
     return replace(
-        found,
+        outlook,
         step_seconds=needs.step.draw_operations / drawing + needs.step.learn_operations / learning,
-        evaluation_seconds=found.evaluated_prompts * needs.evaluation.draw_operations / drawing,
+        evaluation_seconds=outlook.evaluated_prompts * needs.evaluation.draw_operations / drawing,
     )
 
 
-def _by_two_steps(stage: Stage, found: StageForecast) -> StageForecast:
+def _by_two_steps(stage: Stage, outlook: StageForecast) -> StageForecast:
     """Two optimizer steps and a few evaluated prompts of the stage itself, from its untrained start."""
     if is_linked(stage):
-        return replace(found, why="its rewards need what another stage trains, so no steps can be tried before")
+        return replace(outlook, why="its rewards need what another stage trains, so no steps can be tried before")
     task = load_task(stage)
 
     def rewards(components: Any, timeout: float) -> Any:
@@ -167,25 +167,25 @@ def _by_two_steps(stage: Stage, found: StageForecast) -> StageForecast:
         step = time.perf_counter() - started
         prompts = list(task.test[: min(EVALUATED, stage.evaluation.num_prompts)])
         started = time.perf_counter()
-        if found.evaluated_prompts:
+        if outlook.evaluated_prompts:
             parts.policy.sample(prompts, stage.evaluation.num_generations, generator(stage.seed, "estimate"))
         one = (time.perf_counter() - started) / max(len(prompts), 1)
     finally:
         for rewarded in {id(r): r for r in (parts.rewards, parts.judged_by) if r is not None}.values():
             rewarded.close()
-    return replace(found, step_seconds=step, evaluation_seconds=found.evaluated_prompts * one, measured=True)
+    return replace(outlook, step_seconds=step, evaluation_seconds=outlook.evaluated_prompts * one, measured=True)
 
 
 # ---------------------------------------------------------------------- where it does not fit
 
 
-def _advice(stage: Stage, size: PolicySize, found: StageForecast) -> str:
+def _advice(stage: Stage, size: PolicySize, outlook: StageForecast) -> str:
     """The setting to change, by what takes most."""
-    needs = found.needs
+    needs = outlook.needs
     assert needs is not None
     section, settings = kind_of(stage).loop, loop_settings(stage)
     item = max(needs.either, key=lambda name: needs.either[name])
-    if sum(needs.memory.values()) > HEADROOM * found.free - found.libraries:
+    if sum(needs.memory.values()) > HEADROOM * outlook.free - outlook.libraries:
         if not size.adapted:
             return "train an adapter (policy.lora) in place of all weights, or take a smaller model"
         return "keep the weights in fewer bits (policy.quantize, or policy.dtype), or take a smaller model"
@@ -203,53 +203,59 @@ def _advice(stage: Stage, size: PolicySize, found: StageForecast) -> str:
 # ---------------------------------------------------------------------- for people and programs
 
 
-def as_record(found: StageForecast, price: float | None) -> dict[str, Any]:
+def as_record(outlook: StageForecast, price: float | None) -> dict[str, Any]:
     """Plain data: bytes, seconds, operations."""
-    record: dict[str, Any] = {"stage": found.stage, "steps": found.steps}
-    if found.why:
-        record["why"] = found.why
-    if found.needs is not None:
-        needs = found.needs
+    record: dict[str, Any] = {"stage": outlook.stage, "steps": outlook.steps}
+    if outlook.why:
+        record["why"] = outlook.why
+    if outlook.needs is not None:
+        needs = outlook.needs
         record |= {
-            "parameters": needs.parameters, "trained": needs.trained, "bytes": found.bytes, "free_bytes": found.free,
-            "device": found.device, "memory": {"libraries": found.libraries, **needs.memory}, "either": needs.either,
+            "parameters": needs.parameters, "trained": needs.trained, "bytes": outlook.bytes, "free_bytes": outlook.free,
+            "device": outlook.device, "memory": {"libraries": outlook.libraries, **needs.memory}, "either": needs.either,
             "chunk_tokens": needs.chunk_tokens, "tokens_per_step": needs.step.tokens,
-            "operations_per_step": needs.step.operations, "evaluation": asdict(needs.evaluation), "advice": found.advice,
+            "operations_per_step": needs.step.operations, "evaluation": asdict(needs.evaluation), "advice": outlook.advice,
         }  # fmt: skip
-    record |= {"step_seconds": found.step_seconds, "evaluation_seconds": found.evaluation_seconds, "hours": found.hours}
-    record["time_from"] = "two steps" if found.measured else "operations" if found.step_seconds is not None else None
+    record |= {
+        "step_seconds": outlook.step_seconds,
+        "evaluation_seconds": outlook.evaluation_seconds,
+        "hours": outlook.hours,
+    }
+    record["time_from"] = (
+        "two steps" if outlook.measured else "operations" if outlook.step_seconds is not None else None
+    )
     if price is not None:
-        record["cost"] = None if found.hours is None else found.hours * price
+        record["cost"] = None if outlook.hours is None else outlook.hours * price
     return record
 
 
-def in_lines(found: StageForecast, price: float | None) -> list[str]:
+def in_lines(outlook: StageForecast, price: float | None) -> list[str]:
     """A few lines for people."""
-    if found.needs is None:
-        return [f"estimate of {found.stage}: none; {found.why}"]
-    needs = found.needs
+    if outlook.needs is None:
+        return [f"estimate of {outlook.stage}: none; {outlook.why}"]
+    needs = outlook.needs
     least = sorted(needs.memory.items(), key=lambda item: -item[1])
     widest = max(needs.either, key=lambda name: needs.either[name])
     held = ", ".join(f"{name} {_bytes(value)}" for name, value in least)
     others = ", or ".join(f"{name} {_bytes(value)}" for name, value in needs.either.items() if value)
     lines = [
-        f"estimate of {found.stage}: {needs.parameters:,} parameters, {needs.trained:,} trained",
-        f"  memory  {_bytes(found.bytes)} of {_bytes(found.free)} free ({found.device}): libraries {_bytes(found.libraries)}, "
-        f"{held}; then {others} (most: {widest})",
+        f"estimate of {outlook.stage}: {needs.parameters:,} parameters, {needs.trained:,} trained",
+        f"  memory  {_bytes(outlook.bytes)} of {_bytes(outlook.free)} free ({outlook.device}): libraries "
+        f"{_bytes(outlook.libraries)}, {held}; then {others} (most: {widest})",
         f"  a step  {needs.step.tokens:,.0f} tokens, {_operations(needs.step.operations)} FLOPs; widest chunk "
         f"{needs.chunk_tokens:,.0f} tokens",
     ]
-    if found.step_seconds is not None and found.hours is not None:
-        source = "by two steps here" if found.measured else "by the speed of one such layer here"
-        cost = "" if price is None else f", {found.hours * price:,.2f} at {price:g} an hour"
+    if outlook.step_seconds is not None and outlook.hours is not None:
+        source = "by two steps here" if outlook.measured else "by the speed of one such layer here"
+        cost = "" if price is None else f", {outlook.hours * price:,.2f} at {price:g} an hour"
         lines.append(
-            f"  time    {found.steps:,} steps x {found.step_seconds:.3g} s + evaluations {found.evaluation_seconds or 0:.3g} s = "
-            f"{found.hours:.2g} hours ({source}, without rewards that take long){cost}"
+            f"  time    {outlook.steps:,} steps x {outlook.step_seconds:.3g} s + evaluations "
+            f"{outlook.evaluation_seconds or 0:.3g} s = {outlook.hours:.2g} hours ({source}, without rewards that take long){cost}"
         )
-    if found.why:
-        lines.append(f"  time    {found.why}")
-    if found.advice:
-        lines.append(f"  warning: this will hardly fit: {found.advice}")
+    if outlook.why:
+        lines.append(f"  time    {outlook.why}")
+    if outlook.advice:
+        lines.append(f"  warning: this will hardly fit: {outlook.advice}")
     return lines
 
 

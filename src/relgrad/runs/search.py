@@ -54,13 +54,12 @@ FREE = ("budget", "iterations", "concurrency")
 Progress = Callable[[str, int, int], None]
 
 
-class SearchRecipe(Strict):
-    """One search: where it is kept, what its randomness is derived from, and all the rest."""
+class KeptSearch(Strict):
+    """Where a search is kept, and what its randomness is derived from."""
 
     name: str
     seed: int = 0
     out: Path = Path("runs")
-    search: Search
 
     @field_validator("name")
     @classmethod
@@ -72,6 +71,12 @@ class SearchRecipe(Strict):
     @property
     def folder(self) -> Path:
         return self.out / self.name
+
+
+class SearchRecipe(KeptSearch):
+    """One search for workflows."""
+
+    search: Search
 
     @property
     def plain(self) -> dict[str, Any]:
