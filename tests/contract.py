@@ -6,7 +6,8 @@ Each check takes a fresh toy and raises AssertionError with what it found.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import torch
@@ -96,16 +97,16 @@ def check_frequency(toy: Toy) -> None:
     move(toy.policy)
     each = DRAWS // len(toy.prompts)
     known = [enumeration(toy, prompt) for prompt in toy.prompts]
-    observed = [torch.zeros(e.rollouts.rows, dtype=torch.float64) for e in known]
+    observed = [Counter[Hashable]() for _ in known]
     generator, per_call = seeded(2), max(BATCH // len(toy.prompts), 1)
     for start in range(0, each, per_call):
         rollouts = toy.policy.sample(toy.prompts, min(per_call, each - start), generator)
-        for row, group in enumerate(rollouts.group_B.tolist()):
-            key = toy.key(rollouts, row)
+        for key, group in zip(toy.keys(rollouts), rollouts.group_B.tolist(), strict=True):
             assert key in known[group].row, f"sampled {key!r}, which the enumeration does not have"
-            observed[group][known[group].row[key]] += 1
+            observed[group][key] += 1
     statistic, freedom = 0.0, 0
-    for count_B, e in zip(observed, known, strict=True):
+    for counts, e in zip(observed, known, strict=True):
+        count_B = torch.tensor([counts[key] for key in e.row], dtype=torch.float64)
         expected_B = e.logp_B.exp() * each
         rare_B = expected_B < 5
         cells = [
@@ -184,7 +185,10 @@ def check_company(toy: Toy, prompts: Sequence[Prompt]) -> None:
     scored_B, recorded_B = row_logp(toy.policy, rollouts).cpu(), rollouts.behaviour_logp_BT.double().sum(-1)
     known = [enumeration(toy, prompt) for prompt in prompts]
     wanted_B = torch.stack(
-        [known[g].logp_B[known[g].row[toy.key(rollouts, i)]] for i, g in enumerate(rollouts.group_B.tolist())]
+        [
+            known[g].logp_B[known[g].row[key]]
+            for key, g in zip(toy.keys(rollouts), rollouts.group_B.tolist(), strict=True)
+        ]
     )
     names = [p.text for p in prompts]
     close(scored_B, wanted_B, 1e-5, f"rows scored in the batch {names} and enumerated alone")
@@ -234,9 +238,7 @@ def check_seed(toy: Toy) -> None:
         assert torch.equal(getattr(first, name), getattr(again, name)), f"{name} differs under the same generator"
     for name, tensor in first.trace.items():
         assert torch.equal(tensor, again.trace[name]), f"trace[{name!r}] differs under the same generator"
-    assert [toy.key(first, i) for i in range(first.rows)] != [toy.key(other, i) for i in range(other.rows)], (
-        "another generator gives the same rows"
-    )
+    assert toy.keys(first) != toy.keys(other), "another generator gives the same rows"
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class Enumeration:
 @torch.no_grad()
 def enumeration(toy: Toy, prompt: Prompt) -> Enumeration:
     rollouts = toy.enumerate(prompt)
-    row = {toy.key(rollouts, i): i for i in range(rollouts.rows)}
+    row = {key: i for i, key in enumerate(toy.keys(rollouts))}
     assert len(row) == rollouts.rows, f"{rollouts.rows} enumerated rows have only {len(row)} different keys"
     return Enumeration(rollouts, row_logp(toy.policy, rollouts).cpu(), row)
 

@@ -67,15 +67,15 @@ def toy(**options: Any) -> Callable[[], Toy]:
         def every(prompt: Prompt) -> Rollouts:
             return policy.noised(flow_toy.enumerate_all(flow_policy, prompt), Draws.of(seeded(0), 1))
 
-        return Toy(policy, PROMPTS, every, key, flow_toy.reward)
+        return Toy(policy, PROMPTS, every, keys, flow_toy.reward)
 
     return build
 
 
-def key(rollouts: Rollouts, row: int) -> Hashable:
+def keys(rollouts: Rollouts) -> list[Hashable]:
     """All states, and the draws: what a row holds."""
-    drawn = (rollouts.trace["time_B2"][row], rollouts.trace["noised_B2E"][row].flatten())
-    return (*flow_toy.key(rollouts, row), *(x for part in drawn for x in part.tolist()))
+    drawn = (rollouts.trace["time_B2"].tolist(), rollouts.trace["noised_B2E"].flatten(1).tolist())
+    return [(states, *map(tuple, row)) for states, *row in zip(flow_toy.keys(rollouts), *drawn, strict=True)]
 
 
 def toys() -> dict[str, Callable[[], Toy]]:

@@ -270,7 +270,7 @@ def test_the_policy_of_the_docs_passes_the_contract(own: types.SimpleNamespace, 
         policy=policy,
         prompts=(Prompt("go a", id=0), Prompt("go b", id=1), Prompt("go on", id=2)),
         enumerate=lambda prompt: own.check_my_policy.everything(policy, prompt),
-        key=lambda rollouts, row: (rollouts.outputs[row].text, rollouts.stop[row]),
+        keys=lambda rollouts: [(o.text, stop) for o, stop in zip(rollouts.outputs, rollouts.stop, strict=True)],
         reward=lambda output: output.text.count("b") / 3,
     )
     (contract.EVERYONE | contract.EXACT_ONLY)[name](toy)
@@ -281,7 +281,7 @@ def test_the_policy_of_the_docs_saves_and_refuses(own: types.SimpleNamespace, tm
     policy.save(tmp_path / "there")
     again = own.my_policy.build(own.my_policy.Settings(), seed=1, start=tmp_path / "there")
     assert torch.equal(again.table_VV, policy.table_VV)
-    toy = Toy(policy, (Prompt("red"),), lambda _: policy.sample([], 0, torch.Generator()), lambda *_: 0, lambda _: 0.0)
+    toy = Toy(policy, (Prompt("red"),), lambda _: policy.sample([], 0, torch.Generator()), lambda _: [], lambda _: 0.0)
     contract.check_load_refuses(toy, tmp_path)
 
 

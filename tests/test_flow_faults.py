@@ -93,7 +93,7 @@ def published(*, argmax: bool, **options: Any) -> Toy:
         pick = {n: tuple(getattr(everything, n)[i] for i in keep.tolist()) for n in ("outputs", "stop")}
         return Rollouts(prompts=everything.prompts, policy_version=0, trace=trace, **fields, **pick)
 
-    return Toy(policy, honest.prompts, enumerate_all, flow_toy.key, flow_toy.reward)
+    return Toy(policy, honest.prompts, enumerate_all, flow_toy.keys, flow_toy.reward)
 
 
 def test_parity_and_mass_catch_an_arg_max_that_is_recorded_as_a_jump() -> None:
@@ -135,7 +135,7 @@ def test_the_frequency_check_tells_which_kernel_drew(drawn: str, scored: str) ->
     In the first of two steps with kappa = t a token of probability 1/3 stays with probability .67, .72 and .63.
     """
     sampler, scorer = (flow_toy.make(kernel=kernel)() for kernel in (drawn, scored))
-    mixed = Toy(Mixed(sampler.policy, scorer.policy), scorer.prompts, scorer.enumerate, flow_toy.key, flow_toy.reward)
+    mixed = Toy(Mixed(sampler.policy, scorer.policy), scorer.prompts, scorer.enumerate, flow_toy.keys, flow_toy.reward)
     if drawn == scored:
         contract.check_frequency(mixed)
         return

@@ -33,7 +33,7 @@ def toy(**options: Any) -> Callable[[], Toy]:
     def build() -> Toy:
         made = refusion_toy.make(**options)()
         policy = LeftToRightPolicy(made.policy)
-        return Toy(policy, made.prompts, lambda p: policy.as_texts(made.enumerate(p)), refusion_toy.key, made.reward)
+        return Toy(policy, made.prompts, lambda p: policy.as_texts(made.enumerate(p)), refusion_toy.keys, made.reward)
 
     return build
 

@@ -134,6 +134,6 @@ def test_settings_written_as_its_command_line_has_them():
 
 
 def test_the_command_line_takes_both(config: Path):
-    shown = relgrad("run", "demo", "--dry-run", "--group_size=16", "grpo.steps=7")
-    assert "num_generations: 16" in shown
+    shown = relgrad("run", "quick", "--dry-run", "--group_size=8", "grpo.steps=7")
+    assert "num_generations: 8" in shown
     assert "steps: 7" in shown

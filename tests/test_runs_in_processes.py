@@ -107,13 +107,9 @@ def children(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "rank", "stage"),
-    [
-        ("replay", 1, "2-grpo"),
-        pytest.param("judge", 0, "2-judge", marks=pytest.mark.slow),
-        pytest.param("judge", 1, "3-grpo", marks=pytest.mark.slow),
-    ],
+    ("name", "rank", "stage"), [("replay", 1, "2-grpo"), ("judge", 0, "2-judge"), ("judge", 1, "3-grpo")]
 )
 def test_one_process_killed_is_one_error_and_the_command_goes_on(
     name: str, rank: int, stage: str, recipes: dict[str, Path], tmp_path: Path

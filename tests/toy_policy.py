@@ -181,7 +181,7 @@ def toy(truncation: Truncation, policy: Callable[..., TablePolicy] = TablePolicy
         policy=table,
         prompts=(Prompt("x", id=0), Prompt("y", id=1)),
         enumerate=table.enumerate,
-        key=lambda rollouts, row: (rollouts.outputs[row].text, rollouts.stop[row]),
+        keys=lambda rollouts: [(o.text, stop) for o, stop in zip(rollouts.outputs, rollouts.stop, strict=True)],
         reward=share_of_b,
         untouched=lambda rollouts: untouched(table, truncation, rollouts),
     )

@@ -77,7 +77,7 @@ class Toy:
     """A tiny CPU instance that a policy offers to the contract tests (`toys() -> dict[name, () -> Toy]` in its module).
 
     enumerate  every trajectory the policy can produce for one prompt, one row each, as Rollouts ready for `score`
-    key        which trajectory a row of some Rollouts took, comparable between sampled and enumerated rows
+    keys       which trajectory every row of some Rollouts took, comparable between sampled and enumerated rows
     reward     what the "gradient" and "learns" tests reward; the toy must be able to raise its mean
     untouched  where the network comes from a library: log-probabilities [B, T] of some Rollouts' decisions by the library's own
                forward, on a model of its own with the policy's weights of the moment
@@ -88,7 +88,7 @@ class Toy:
     policy: Policy
     prompts: tuple[Prompt, ...]
     enumerate: Callable[[Prompt], Rollouts]
-    key: Callable[[Rollouts, int], Hashable]
+    keys: Callable[[Rollouts], list[Hashable]]
     reward: Callable[[Output], float]
     untouched: Callable[[Rollouts], Tensor] | None = None
     jumps: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def make(kind: str = "llama", padding_side: str = "right", lora: bool = False, *
             policy,
             prompts,
             enumerate=lambda prompt: enumerate_all(policy, prompt),
-            key=key,
+            keys=keys,
             reward=reward,
             untouched=lambda rollouts: untouched_log_probs(policy, plain_copy(policy, kind), rollouts),
         )
@@ -87,9 +87,10 @@ def make(kind: str = "llama", padding_side: str = "right", lora: bool = False, *
     return build
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """The row's token ids."""
-    return tuple(rollouts.trace["token_BT"][row, : int(rollouts.trace["length_B"][row])].tolist())
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """Every row's token ids."""
+    rows = zip(rollouts.trace["token_BT"].tolist(), rollouts.trace["length_B"].tolist(), strict=True)
+    return [tuple(tokens[:length]) for tokens, length in rows]
 
 
 def reward(output: Output) -> float:

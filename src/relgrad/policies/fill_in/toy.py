@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -37,14 +37,14 @@ def make(*, attends_padding: bool = False, **options: Any) -> Callable[[], Toy]:
         prompts = tuple(
             Prompt(text, columns, id=i) for i, (text, columns) in enumerate(zip(texts, widths, strict=True))
         )
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
+        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), keys, reward)
 
     return build
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """The completed ids."""
-    return rollouts.outputs[row].ids
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """The completed ids of every row."""
+    return [output.ids for output in rollouts.outputs]
 
 
 def reward(output: Output) -> float:

@@ -7,7 +7,7 @@ there is to test; how x_0 is drawn is tested by itself (tests/test_flow.py).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def make(*, student: bool = False, **options: Any) -> Callable[[], Toy]:
         policy.initial = lambda group_B, prompts, draws: fixed(policy, group_B, prompts)
         policy.freeze_reference()
         prompts = (Prompt("ab", id=0), Prompt("", id=1), Prompt("babab", id=2))
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
+        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), keys, reward)
 
     return build
 
@@ -72,9 +72,9 @@ def fixed(policy: FlowPolicy, group_B: Tensor, prompts: Sequence[Prompt]) -> Ten
     return source_K[(first_B[:, None] + torch.arange(policy.settings.max_completion_length)) % len(source_K)]
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """All states."""
-    return tuple(unpack_states(rollouts.trace, torch.tensor([row])).flatten().tolist())
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """All states of every row."""
+    return [tuple(row) for row in unpack_states(rollouts.trace, torch.arange(rollouts.rows)).flatten(1).tolist()]
 
 
 def reward(output: Output) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def make(**options: Any) -> Callable[[], Toy]:
             policy,
             prompts,
             enumerate=lambda prompt: enumerate_all(policy, prompt),
-            key=key,
+            keys=keys,
             reward=reward,
             untouched=lambda rollouts: untouched_log_probs(policy, rollouts),
         )
@@ -82,10 +82,11 @@ def adapted(model: Any, lora: Lora) -> Any:
     return causal.add_lora(model, r=lora.r, alpha=lora.alpha, dropout=lora.dropout, targets=lora.target_modules)
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """Which slots were written when, with what."""
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """Which slots were written when, with what, in every row."""
     trace = rollouts.trace
-    return (*trace["slot_BTK"][row].flatten().tolist(), *trace["token_BTKS"][row].flatten().tolist())
+    parts = [trace["slot_BTK"].flatten(1), trace["token_BTKS"].flatten(1)]
+    return [tuple(row) for row in torch.cat(parts, 1).tolist()]
 
 
 def reward(output: Output) -> float:

@@ -23,7 +23,7 @@ from relgrad.policies.unmasking.policy import UnmaskingPolicy
 from relgrad.policies.unmasking.published import PublishedStore
 from relgrad.policies.unmasking.settings import Law, Settings
 from relgrad.policies.unmasking.tokens import TokenizerSymbols
-from relgrad.policies.unmasking.toy import enumerate_all, key, plain_step, reward
+from relgrad.policies.unmasking.toy import enumerate_all, keys, plain_step, reward
 from relgrad.trajectories.states import unpack_states
 
 MASK, ENTRIES, BLOCK = 3, 6, 2
@@ -89,7 +89,7 @@ def make(name: str, order: str, **options: Any) -> Callable[[], Toy]:
             policy,
             PROMPTS,
             lambda prompt: enumerate_all(policy, prompt),
-            key,
+            keys,
             reward,
             untouched=lambda rollouts: untouched(policy, rollouts),
             jumps=jumps,

@@ -6,7 +6,7 @@ Trajectories are enumerated from what could happen at all, and scored by plain f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +56,7 @@ def make(
 
     def build() -> Toy:
         policy = small(law=Law(order=order, **(law or {})), **options)
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward, jumps=policy.jumps)
+        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), keys, reward, jumps=policy.jumps)
 
     return build
 
@@ -77,10 +77,12 @@ def small(*, length: int = 8, **options: Any) -> UnmaskingPolicy:
     return policy
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """All states, and the order within steps where it counts."""
-    states = unpack_states(rollouts.trace, torch.tensor([row])).flatten().tolist()
-    return tuple(states + (rollouts.trace["order_BE"][row].tolist() if "order_BE" in rollouts.trace else []))
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """All states of every row, and the order within steps where it counts."""
+    parts = [unpack_states(rollouts.trace, torch.arange(rollouts.rows)).flatten(1)]
+    if "order_BE" in rollouts.trace:
+        parts.append(rollouts.trace["order_BE"])
+    return [tuple(row) for row in torch.cat(parts, 1).tolist()]
 
 
 def reward(output: Output) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -29,14 +29,14 @@ def make(temperature: float = 1.0) -> Callable[[], Toy]:
             policy.network.last.weight.mul_(10)  # far enough from uniform that a wrong law would be seen
         policy.keeper.freeze_reference()
         prompts = tuple(Prompt(text, id=number) for number, text in enumerate(TEXTS))
-        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), key, reward)
+        return Toy(policy, prompts, lambda prompt: enumerate_all(policy, prompt), keys, reward)
 
     return build
 
 
-def key(rollouts: Rollouts, row: int) -> tuple[int, ...]:
-    """The operators."""
-    return rollouts.outputs[row].ids
+def keys(rollouts: Rollouts) -> list[Hashable]:
+    """The operators of every row."""
+    return [output.ids for output in rollouts.outputs]
 
 
 def reward(output: Output) -> float:
