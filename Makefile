@@ -26,9 +26,9 @@ test: setup ## lint, type-check and run the tests
 	@$(MAKE) --no-print-directory -j 2 lint suite
 
 # A file's tests stay in one process: what they share, often a trained run, is made once. Three processes on two cores: many
-# tests wait for a browser, a server or a child.
+# tests wait for a browser, a server or a child. Bytecode is kept: the tests start a hundred interpreters.
 suite: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,13 +1,18 @@
-"""What holds for the whole suite: one thread per test process, and the long files first."""
+"""What holds for the whole suite: one thread per test process, the long files first, the command line made once."""
 
 from __future__ import annotations
 
+import functools
 import os
 
 import pytest
+import typer.testing
 
 # Tests run side by side, and OpenMP threads that wait for each other spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The runner makes every command anew, of all their types, for each one that it invokes.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 LONG = (
     "test_policy_contract", "test_sites_browser", "test_forms_browser", "test_fill_recipe", "test_docs", "test_quick_recipe",

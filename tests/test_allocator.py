@@ -33,6 +33,7 @@ def faults(**environment: str) -> tuple[bool, int]:
     return raised == "True", int(count)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds")
 def test_blocks_are_reused_without_a_page_fault():
     assert faults(MALLOC_MMAP_THRESHOLD_="131072")[0] is False  # a choice of the user's own stays

@@ -95,6 +95,7 @@ def test_flow(arm: str) -> None:
     assert figures["tokens_per_s"] == pytest.approx(figures["rows"] * 6 / figures["seconds"])
 
 
+@pytest.mark.slow
 def test_sections_run_apart_and_what_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELGRAD_CACHE", str(tmp_path))
     sections = (

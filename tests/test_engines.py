@@ -374,9 +374,25 @@ def test_the_gradient_of_the_exact_kl(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma2-softcaps", "gpt-oss-sinks", "granite-scaled-logits", "opt-dropout-in-its-layers"]
+    ("engine", "name"),
+    [
+        ("auto", "llama"),
+        ("auto", "granite-scaled-logits"),
+        ("transformers", "gemma2-softcaps"),
+        ("transformers", "opt-dropout-in-its-layers"),
+        *(
+            pytest.param(engine, name, marks=pytest.mark.slow)
+            for engine, name in [
+                ("auto", "gemma2-softcaps"),
+                ("auto", "gpt-oss-sinks"),
+                ("auto", "opt-dropout-in-its-layers"),
+                ("transformers", "gpt-oss-sinks"),
+                ("transformers", "granite-scaled-logits"),
+                ("transformers", "llama"),
+            ]
+        ),
+    ],
 )
-@pytest.mark.parametrize("engine", ["auto", "transformers"])
 def test_gradient_checkpointing_changes_neither_samples_nor_gradients(name: str, engine: str):
     kept, passes = [], []
     for recompute in (False, True):

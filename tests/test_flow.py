@@ -283,8 +283,17 @@ def test_a_sum_over_some_steps_stands_for_the_sum_over_all() -> None:
         assert sum(parts) / len(parts) == pytest.approx(whole, abs=1e-6), loss_type
 
 
-@pytest.mark.parametrize("options", [{"train_steps": 1}, {"branch_steps": 1}, {"branch_steps": 2, "sampling_steps": 3}])
-@pytest.mark.parametrize("source", ["uniform", "mask"])
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("uniform", {"train_steps": 1}),
+        ("mask", {"branch_steps": 1}),
+        ("mask", {"branch_steps": 2, "sampling_steps": 3}),
+        pytest.param("mask", {"train_steps": 1}, marks=pytest.mark.slow),
+        pytest.param("uniform", {"branch_steps": 1}, marks=pytest.mark.slow),
+        pytest.param("uniform", {"branch_steps": 2, "sampling_steps": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_gradient_of_some_steps_is_that_of_all_on_average(options: dict, source: str) -> None:
     """Monte Carlo against the exact gradient of the expected reward, by enumeration; the part that is trained varies."""
     toy: Toy = flow_toy.make(source=source, **options)()

@@ -178,6 +178,7 @@ def test_an_audit_is_the_same_under_the_same_generator(audited) -> None:
     assert made.audit(TASK.validation, generator(5, "audit")) == found
 
 
+@pytest.mark.slow
 def test_a_whole_text_judge_tells_untouched_from_refilled() -> None:
     made = trained("sequence", warm=1, steps=200)
     assert made.audit(TASK.validation, generator(5, "audit"))["auc"] > 0.8

@@ -137,14 +137,6 @@ def test_an_adapter_goes_on_over_the_model_it_was_trained_on(tmp_path: Path) -> 
 # ---------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize("name", ["refusion-quick", "forms-refusion", "refusion-8b"])
-def test_a_dry_run_shows_both_stages(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shown = relgrad("run", name, "--dry-run")
-    assert f"runs/{name}/1-sft: " in shown
-    assert f"runs/{name}/2-grpo: " in shown
-
-
 def test_the_settings_of_the_8b_are_those_of_the_plan() -> None:
     _, grpo = resolve(load_recipe(find_recipe("refusion-8b"))).stages
     policy = Settings(**grpo.policy.options)

@@ -183,6 +183,7 @@ def test_what_the_browser_refuses_is_not_sent(run: Any) -> None:
     assert outcome.submitted == (("town", "Bonn"),)
 
 
+@pytest.mark.slow
 def test_a_page_that_never_rests_is_filled_in_all_the_same(run: Any) -> None:
     outcome = run("/lively", SEND)
     assert outcome.success
@@ -219,6 +220,7 @@ def test_a_host_is_reached_where_the_recipe_names_it(run: Any) -> None:
     assert not {"refused cdn.example.org", "refused fonts.example.org"} & set(outcome.incidents)
 
 
+@pytest.mark.slow
 def test_every_plan_gets_an_empty_profile(run: Any, pages: tuple[str, Any]) -> None:
     for _ in range(2):
         pages[1].cookies.clear()
@@ -228,7 +230,11 @@ def test_every_plan_gets_an_empty_profile(run: Any, pages: tuple[str, Any]) -> N
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    {"/captcha": "has a captcha", "/none": "has nothing to fill in", "/nowhere": "answered 404"}.items(),
+    [
+        ("/captcha", "has a captcha"),
+        ("/nowhere", "answered 404"),
+        pytest.param("/none", "has nothing to fill in", marks=pytest.mark.slow),
+    ],
 )
 def test_a_page_that_allows_nothing_is_unscored(run: Any, path: str, why: str) -> None:
     outcome = run(path, SEND)
@@ -236,9 +242,8 @@ def test_a_page_that_allows_nothing_is_unscored(run: Any, path: str, why: str) -
     assert why in str(outcome)
 
 
-@pytest.mark.parametrize(
-    "path", ["/dialogs", *(pytest.param(page, marks=pytest.mark.slow) for page in ("/silent", "/hang"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/dialogs", "/silent", "/hang"])
 def test_a_page_that_does_not_end_costs_one_time_out(run: Any, chromium: Chromium, path: str) -> None:
     chromium.timeout = 6.0
     try:

@@ -156,6 +156,7 @@ def test_the_files_say_what_they_hold(prepared: Path) -> None:
         assert arrays["mask_ratio"][row] == pytest.approx(masks / length)
 
 
+@pytest.mark.slow
 def test_every_process_writes_the_same_bytes(prepared: Path, text: Path, tmp_path: Path) -> None:
     arguments = ["--files", "3", "--samples-per-file", str(EACH), "--seed", "5", *settings(text)[1:]]
     process = command("prepare", "--text", str(text), "--out", str(tmp_path / "a"), *arguments, PYTHONHASHSEED="77")

@@ -406,6 +406,7 @@ def test_the_jumps_of_a_step_are_a_table_and_the_whole_trajectory_a_picture(
     assert look.complaints == []
 
 
+@pytest.mark.slow
 def test_masks_tokens_of_several_characters_and_line_ends_can_be_read(browser: Any, tmp_path: Path) -> None:
     policy = spread(flow.build(fresh(symbols="byte", source="mask", max_completion_length=12), seed=0))
     (one,) = policy.film([Prompt("é\n")], 1, seeded())

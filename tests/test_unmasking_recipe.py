@@ -45,11 +45,6 @@ def test_films_and_other_laws_of_the_same_weights(run: Path) -> None:
     assert "1234=" in relgrad("sample", run, "--prompt", "1234=", "--animate", "policy.block_length=2")
 
 
-@pytest.mark.parametrize("recipe", ["forms-unmasking", "fill-steps"])
-def test_recipes_are_valid(recipe: str) -> None:
-    assert "kind: unmasking" in relgrad("run", recipe, "--dry-run")
-
-
 @pytest.mark.slow
 def test_a_generator_of_fill_in_learns_to_write_its_holes_in_steps(tmp_path: Path) -> None:
     """`fill-steps` on a text that a tiny network learns: the supervised stage's network goes on as another kind of policy."""

@@ -15,6 +15,7 @@ or a path to a Python file (`rewards/mine.py`), looked up from the working direc
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -41,6 +42,7 @@ executing: list[Path] = []
 """Files of the user's that are being executed at this moment, the innermost last."""
 
 
+@functools.cache
 def kinds(room: str) -> tuple[str, ...]:
     """The built-in kinds of a room: its modules that offer `Settings` (names starting with _ are helpers)."""
     package = importlib.import_module(f"relgrad.{room}")
@@ -50,11 +52,10 @@ def kinds(room: str) -> tuple[str, ...]:
 
 def _offers_settings(room: str, name: str) -> bool:
     spec = importlib.util.find_spec(f"relgrad.{room}.{name}")
-    return bool(spec and spec.origin and re.search(r"^class Settings|import .*\bSettings\b", _text(spec.origin), re.M))
-
-
-def _text(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+    if spec is None or spec.origin is None:
+        return False
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    return bool(re.search(r"^class Settings|import .*\bSettings\b", text, re.M))
 
 
 def find(room: str, kind: str) -> ModuleType:
@@ -155,10 +156,10 @@ def by_path(place: str, room: str) -> ModuleType:
         raise RelgradError(f"{room}: {place[:60]!r} is no path of a file ({error.__class__.__name__})") from None
     if not is_file:
         raise RelgradError(f"{room}: no file {place!r} (working directory {Path.cwd()})")
-    if (module := _executed(path)) is not None:
-        return module
     path = path.resolve()
     name = f"relgrad_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if (module := sys.modules.get(name) or _executed(path)) is not None:
+        return module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RelgradError(f"{room}: {place!r} is not a Python file")
@@ -176,7 +177,7 @@ def by_path(place: str, room: str) -> ModuleType:
 
 
 def _executed(path: Path) -> ModuleType | None:
-    """The module that was made of this file, if there is one."""
+    """The module that was made of this file, if there is one, under whatever name."""
     path = path.resolve()
     for module in list(sys.modules.values()):
         file = vars(module).get("__file__") if isinstance(module, ModuleType) else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from relgrad.core.run_folder import finite, write_atomic
 from relgrad.monitor.intervals import counted
+from relgrad.monitor.report.templates import template
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WIDTH = 200
@@ -83,17 +84,11 @@ def write_comparison(record: Mapping[str, Any], path: Path, pictures: Sequence[s
 
 def render(record: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """The HTML text, with figures as SVG. Jinja escapes every value; there are no scripts."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("relgrad.monitor.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["number"] = _number
     plain = finite(record)
     contenders = plain["contenders"]
-    return environment.get_template("comparison.html.j2").render(
+    return template("comparison.html.j2", _number).render(
         facts=facts(plain),
         notes=plain["notes"],
         heading=heading(plain),

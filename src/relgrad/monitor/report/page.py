@@ -19,6 +19,7 @@ from relgrad.monitor.report.cards import before_after, outcomes
 from relgrad.monitor.report.charts import evaluation_chart, plain, reliability_chart, stage_charts, trajectory_charts
 from relgrad.monitor.report.read import StageFiles, headline, read_stage, stage_folders
 from relgrad.monitor.report.result import result_of, run_facts, scored_by
+from relgrad.monitor.report.templates import template
 from relgrad.monitor.report.words import duration, first_word, flatten, mapping, number, when
 
 TASK_KEYS = ("path", "dataset", "name", "file")
@@ -84,18 +85,12 @@ def write_report(run: Path) -> Path:
 
 def render(name: str, stages: Sequence[StageFiles]) -> str:
     """The HTML text. Jinja escapes every value; scripts run only by their hash (see the page's security policy)."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     scripts = [_script(text) for text in (get_plotlyjs(), *map(_asset, SCRIPTS))]
-    environment = Environment(
-        loader=PackageLoader("relgrad.monitor.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["number"] = number
     views = [stage_view(number, stage) for number, stage in enumerate(stages)]
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2", number).render(
         name=name,
         stages=views,
         result=result_of(stages, views),

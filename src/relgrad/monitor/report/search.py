@@ -11,6 +11,7 @@ from typing import Any
 
 from relgrad.core.errors import RelgradError
 from relgrad.core.run_folder import finite, write_atomic
+from relgrad.monitor.report.templates import template
 
 SCRIPTS = ("base.js", "search.js")
 
@@ -29,16 +30,11 @@ def write_page(folder: Path) -> Path:
 
 def render(record: dict[str, Any]) -> str:
     """The HTML text. Jinja escapes every value; scripts run only by their hash."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     scripts = [_asset(name).replace("\r\n", "\n") for name in SCRIPTS]
-    environment = Environment(
-        loader=PackageLoader("relgrad.monitor.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    return environment.get_template("search.html.j2").render(
+    return template("search.html.j2").render(
         name=record["name"],
         trees=record["trees"],
         payload=finite({"trees": record["trees"]}),
