@@ -25,6 +25,7 @@ VALUES: dict[str, Any] = {
     "composition_config": "complex", "save_interval": 7, "out_dir": "results", "wandb_log": True, "kl_coeff": 0.04,
     "clip_range": 0.3, "n_generations": 6, "max_new_tokens": 33,
     "checkpoint_path": "adapters/x", "reward_type": "heuristic",
+    "lora_learning_rate": 5e-4, "clip_ratio": 0.1, "entropy_coeff": 0.01, "checkpoint_every": 9, "eval_every": 11,
     "generation_temperature": 0.7, "num_generation_steps": 12, "num_sampled_timesteps": 3,
 }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """The names that the originals' configuration files use, and what they are called here. Pure.
 
-The originals are the trainer of the diffusion GPT, the Flow-GRPO trainer of FS-DFM, and the two-phase trainer of replies. Their
-names are understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in overrides; those of the
-sections `lora` and `polychromic` inside of these. `learning_rate` and the like keep their name inside a section, where they mean
-the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused with the place where it is
-found (ELSEWHERE).
+The originals are the trainer of the diffusion GPT, the Flow-GRPO trainer of FS-DFM, the two-phase trainer of replies, and the search
+for workflows. Their names are understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in overrides;
+those of the sections `lora` and `polychromic` inside of these. `learning_rate` and the like keep their name inside a section, where
+they mean the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused with the place where it
+is found (ELSEWHERE).
 
 `gradient_accumulation_steps` cuts an optimizer step of the original into so many batches, so that a step takes `batch_size`
 times as many prompts. Here a step takes `num_prompts` prompts whatever memory there is (`micro_batch_tokens`), so
@@ -55,6 +55,11 @@ NAMES: dict[str, Path] = {
     "max_new_tokens": ("policy", "max_completion_length"),
     "checkpoint_path": ("policy", "adapter"),
     "reward_type": ("rewards",),
+    "lora_learning_rate": ("grpo", "learning_rate"),
+    "clip_ratio": ("grpo", "epsilon"),
+    "entropy_coeff": ("grpo", "entropy_coef"),
+    "checkpoint_every": ("checkpoint", "every"),
+    "eval_every": ("evaluation", "every"),
 }
 OF_SECTIONS: dict[str, dict[str, Path]] = {
     "lora": {
@@ -88,6 +93,7 @@ SHAPES: dict[str, Callable[[Any], Any]] = {
     "reward_type": _reward_of,
 }
 """Values that look otherwise here."""
+NO_CRITIC = "advantages are relative to their group: there is no critic and no discount; leave it out"
 EVERY_STEP = "every step is logged, to metrics.jsonl and to the trackers; leave it out"
 NEVER_CLIPS = "advantages are not clipped here: scaled by their group of G, none exceeds (G - 1) / sqrt(G), 2.5 for 8; leave it out"
 ELSEWHERE: dict[str, str] = {
@@ -103,9 +109,17 @@ ELSEWHERE: dict[str, str] = {
     "_base_": "a recipe stands alone; write out what it takes from another one, or change a built-in one by overrides",
     "use_grpo": "a stage says what it is: stage: sft, grpo or polychromic",
     "experiment": "`name` and `seed` stand at the top of a recipe (experiment.name, experiment.random_seed)",
-    "model": "it is policy.model, a folder or a hub name, and policy.quantize: 4bit",
+    "model": "it is policy.model, a folder or a hub name; policy.quantize: 4bit; policy.lora: {r, alpha} is lora_rank and lora_alpha",
     "training": "what it says of the optimizer is in the sections sft and grpo, by transformers' names: num_epochs is epochs, "
-    "per_device_train_batch_size times gradient_accumulation_steps is sft.batch_size (grpo.num_prompts), bf16 is policy.dtype",
+    "per_device_train_batch_size times gradient_accumulation_steps is sft.batch_size (grpo.num_prompts), bf16 is policy.dtype; "
+    "problems_per_episode is grpo.num_prompts, and episodes are grpo.steps",
+    "dataset": "it is the section task (gsm8k, competition_math, humaneval, mbpp ..., path), with three parts of its own",
+    "mcts": "a search within training is grpo.search (evaluations a task), one for itself `relgrad search` (docs/workflows.md): "
+    "num_search_rounds is search.iterations, num_samples_per_iteration search.selection.top_k, num_iterations search.trials.most",
+    "num_epochs": "epochs over the task are grpo.epochs, passes over what was drawn grpo.num_iterations",
+    "gamma": NO_CRITIC,
+    "lam": NO_CRITIC,
+    "value_coeff": NO_CRITIC,
     "reward": "weights, bands and gates are settings of the reward: rewards: [{kind: replies, weights: {...}}]",
     "data": "it is the section task (path, phase); max_length is given by the model; enable_thinking: false is "
     "policy.chat_template_kwargs: {enable_thinking: false}",
