@@ -1,10 +1,10 @@
 """The names that the originals' configuration files use, and what they are called here. Pure.
 
-The originals are the trainer of the diffusion GPT, the Flow-GRPO trainer of FS-DFM, the two-phase trainer of replies, and the search
-for workflows. Their names are understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in overrides;
-those of the sections `lora` and `polychromic` inside of these. `learning_rate` and the like keep their name inside a section, where
-they mean the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused with the place where it
-is found (ELSEWHERE).
+The originals are the trainer of the diffusion GPT, the Flow-GRPO trainer of FS-DFM, the two-phase trainer of replies, and the
+search for workflows. Their names are understood at the top of a recipe (or of one of its stages), in a `grpo` section, and in
+overrides; those of the sections `lora` and `polychromic` inside of these. `learning_rate` and the like keep their name inside a
+section, where they mean the section's own; `sft` has names of its own. What is no setting here, or no single one, is refused with
+the place where it is found (ELSEWHERE).
 
 `gradient_accumulation_steps` cuts an optimizer step of the original into so many batches, so that a step takes `batch_size`
 times as many prompts. Here a step takes `num_prompts` prompts whatever memory there is (`micro_batch_tokens`), so
@@ -109,7 +109,7 @@ ELSEWHERE: dict[str, str] = {
     "_base_": "a recipe stands alone; write out what it takes from another one, or change a built-in one by overrides",
     "use_grpo": "a stage says what it is: stage: sft, grpo or polychromic",
     "experiment": "`name` and `seed` stand at the top of a recipe (experiment.name, experiment.random_seed)",
-    "model": "it is policy.model, a folder or a hub name; policy.quantize: 4bit; policy.lora: {r, alpha} is lora_rank and lora_alpha",
+    "model": "it is policy.model, a folder or a hub name; policy.quantize: 4bit; policy.lora: {r, alpha} for lora_*",
     "training": "what it says of the optimizer is in the sections sft and grpo, by transformers' names: num_epochs is epochs, "
     "per_device_train_batch_size times gradient_accumulation_steps is sft.batch_size (grpo.num_prompts), bf16 is policy.dtype; "
     "problems_per_episode is grpo.num_prompts, and episodes are grpo.steps",
