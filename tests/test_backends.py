@@ -126,6 +126,8 @@ def test_another_model_may_answer_where_that_is_wanted_and_a_dated_name_is_the_s
     ("name", "answering", "same"),
     [
         ("gpt-4o", "gpt-4o-2024-08-06", True),
+        ("/models/smollm2", "/models/smollm2@main", True),
+        ("/models/smollm2", "/models/smollm2@other", False),
         ("gpt-4", "gpt-4-0613", True),
         ("mistral-small-latest", "mistral-small-2409", True),
         ("llama3", "llama3:latest", True),

@@ -31,7 +31,7 @@ from relgrad.environments.workflows.operators import Calculator
 from relgrad.environments.workflows.problem import Problem
 from relgrad.runs.search import load_search, run_search
 from relgrad.search.budget import Budget, BudgetSpent
-from relgrad.search.journal import Asker, Journal
+from relgrad.search.journal import HOPELESS, Asker, Journal
 from relgrad.search.prior import MIX, SHARPNESS, Prior, kind_of_edit, learn, read
 from relgrad.search.proposals import Grammar
 from relgrad.search.selection import choose, puct_scores, soft_chances
@@ -621,18 +621,35 @@ def test_half_a_character_in_a_proposed_prompt_or_a_reply_ends_nothing(tmp_path:
         parse(r'generate("Think \ud83d now")')
 
 
-@pytest.mark.parametrize("bad", [Answer({}, 429, {"Retry-After": "0"}), Answer(b"<html>"), Answer({}, 503)])
+BAD = [Answer({}, 429, {"Retry-After": "0"}), Answer(b"<html>"), Answer({}, 503)]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_calls_that_fail_leave_workflows_unscored(tmp_path: Path, bad: Answer) -> None:
-    with serving(lambda *_: bad) as server:
-        section = with_server(server.url, tmp_path, proposer={"kind": "grammar"}, test_repeats=0)
-        result, folder = searched(tmp_path, **section)
-    best = result["best"][0]
-    assert math.isnan(best["score"])
-    assert best["trials"] == 0
-    line = lines(folder / "trajectories.jsonl")[0]
-    assert line["score"] is None
-    assert all(one["right"] is None and one["failure"] for one in line["executions"])
-    assert "unscored" in relgrad("search", tmp_path / "s.yaml")
+    with serving(lambda number, body: bad if number else chat(number, body)) as server:
+        section = with_server(server.url, tmp_path, proposer={"kind": "grammar"}, test_repeats=0, concurrency=1)
+        result, folder = searched(tmp_path, **section, budget={"calls": 15})
+    assert result["best"][0]["trials"] == 1
+    executions = [one for line in lines(folder / "trajectories.jsonl") for one in line.get("executions", ())]
+    assert {one["right"] is None for one in executions} == {True, False}
+    assert all((one["right"] is None) == bool(one["failure"]) for one in executions)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("calls", [10, 500])
+def test_a_search_of_which_every_call_fails_says_so_soon_and_goes_on_once_they_do_not(
+    tmp_path: Path, bad: Answer, calls: int
+) -> None:
+    broken = True
+    with serving(lambda number, body: bad if broken else chat(number, body)) as server:
+        section = with_server(server.url, tmp_path, proposer={"kind": "grammar"}, iterations=50, concurrency=1)
+        with pytest.raises(RelgradError, match=rf"all of {min(calls, HOPELESS)} calls failed, the first with: http.*kept in"):
+            searched(tmp_path, **section, budget={"calls": calls})
+        assert len(server.asked) == min(calls, HOPELESS)
+        broken = False
+        result, _ = searched(tmp_path, **section, budget={"calls": 500}, patience=1)
+    assert result["best"][0]["trials"] > 0
+    assert result["spent"]["calls"] == len(server.asked)
 
 
 # ---------------------------------------------------------------------- the command line, the page, mistakes

@@ -25,8 +25,9 @@ AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 after which a request is repeated."""
 TEMPLATE = 64
 """Tokens that a chat template may add to each message."""
-DATED = re.compile(r"[-@:](\d{4}(-?\d\d){0,2}|\d\d-\d\d|\d{3}|v\d+(\.\d+)*|latest)")
-"""What a server may add to a model's name: a date (-2024-08-06, -20241022, -0613), a version (-002, -v2), :latest."""
+ADDED = re.compile(r"[-@:](\d{4}(-?\d\d){0,2}|\d\d-\d\d|\d{3}|v\d+(\.\d+)*|latest)|@(main|[0-9a-f]{40})")
+"""What a server may add to a model's name: a date (-2024-08-06, -20241022, -0613), a version (-002, -v2), :latest, a revision
+(@main)."""
 
 
 class Price(Strict):
@@ -171,7 +172,7 @@ class Endpoint:
         )  # fmt: skip
 
     def _require_model(self, answered: str, usage: Usage) -> None:
-        """Raise CallFailed for an answer of another model; the same name with a date or a version is no other."""
+        """Raise CallFailed for an answer of another model; the same name with a date, a version or a revision is no other."""
         if not answered or self.settings.any_model or _same_model(self.settings.model, answered):
             return
         raise CallFailed(
@@ -217,9 +218,9 @@ def _at(start: float, seconds: float) -> float:
 
 
 def _same_model(name: str, answered: str) -> bool:
-    """Whether a model that answers is the one of this name, or of this name with a date or a version in place of `latest`."""
+    """Whether a model that answers is the one of this name, or of this name with what servers add to it."""
     base = name.removesuffix("-latest").removesuffix(":latest")
-    return answered in (name, base) or (answered.startswith(base) and DATED.fullmatch(answered, len(base)) is not None)
+    return answered in (name, base) or (answered.startswith(base) and ADDED.fullmatch(answered, len(base)) is not None)
 
 
 def _refusal(answer: httpx2.Response) -> str:

@@ -259,6 +259,7 @@ class _Run:
             for number, (name, problems) in enumerate(trees):
                 self.budget.narrow(len(trees) - number, self.journal.why_ended(name, self.settings.budget))
                 self.reasons.append(await self._grow(name, problems))
+            self.asker.require_an_answer()
             result = await self._result()
         except CallFailed as failure:
             raise RelgradError(

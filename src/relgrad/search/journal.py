@@ -126,14 +126,23 @@ class Journal:
         self._file.close()
 
 
+HOPELESS = 20
+"""Calls that all failed, and none was answered: whatever it is, the others will fail too."""
+
+
 class Asker:
-    """Answers requests from the journal, or from a back end within the budget. A call counts once, however often it is read."""
+    """Answers requests from the journal, or from a back end within the budget. A call counts once, however often it is read.
+
+    Where the first HOPELESS calls all failed, the next failure is fatal; the next session makes these calls again.
+    """
 
     def __init__(self, backend: Backend, journal: Journal, budget: Budget) -> None:
         self.backend, self.journal, self.budget = backend, journal, budget
         self._prefix = hashlib.sha256(backend.identity.encode()).hexdigest()[:8]
         self._charged: set[str] = set()
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
+        self._answered = False
+        self._failed: dict[str, CallFailed] = {}
 
     def _key(self, request: Request) -> str:
         return f"{self._prefix}-{request.key}"
@@ -149,11 +158,23 @@ class Asker:
         if (ended := self.journal.get(key)) is not None:
             self._charge_once(key, ended.usage)
             if isinstance(ended, CallFailed):
+                self._failed[key] = ended
                 raise ended
+            self._answered = True
             return ended
         if key not in self._under_way:
             self._under_way[key] = asyncio.ensure_future(self._call(key, request))
         return await asyncio.shield(self._under_way[key])
+
+    def require_an_answer(self) -> None:
+        """Raises CallFailed, a fatal one, where calls were made and none was answered."""
+        if self._answered or not self._failed:
+            return
+        failed, self._failed = self._failed, {}
+        for key in failed:
+            self.journal.again(key, self.budget.seconds)
+        first = next(iter(failed.values()))
+        raise CallFailed(f"all of {len(failed)} calls failed, the first with: {first}", fatal=True)
 
     def _charge_once(self, key: str, usage: Usage) -> None:
         if key not in self._charged:
@@ -171,12 +192,16 @@ class Asker:
             except CallFailed as failure:
                 self.budget.settle(worst, failure.usage)
                 self.journal.failed(key, failure, self.budget.seconds)
+                self._failed[key] = failure
+                if len(self._failed) >= HOPELESS:
+                    self.require_an_answer()
                 raise
             except BaseException:
                 self.budget.settle(worst, worst)
                 raise
             self.budget.settle(worst, reply.usage)
             self.journal.answered(key, reply, self.budget.seconds)
+            self._answered = True
             return reply
         finally:
             del self._under_way[key]
