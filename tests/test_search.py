@@ -642,12 +642,14 @@ def test_a_search_of_which_every_call_fails_says_so_soon_and_goes_on_once_they_d
 ) -> None:
     broken = True
     with serving(lambda number, body: bad if broken else chat(number, body)) as server:
-        section = with_server(server.url, tmp_path, proposer={"kind": "grammar"}, iterations=50, concurrency=1)
-        with pytest.raises(RelgradError, match=rf"all of {min(calls, HOPELESS)} calls failed, the first with: http.*kept in"):
+        section = with_server(server.url, tmp_path, proposer={"kind": "grammar"}, iterations=12, test_repeats=0)
+        with pytest.raises(
+            RelgradError, match=rf"all of {min(calls, HOPELESS)} calls failed, the first with: http.*kept in"
+        ):
             searched(tmp_path, **section, budget={"calls": calls})
-        assert len(server.asked) == min(calls, HOPELESS)
+        assert min(calls, HOPELESS) <= len(server.asked) <= min(calls, HOPELESS + 3), "those under way end"
         broken = False
-        result, _ = searched(tmp_path, **section, budget={"calls": 500}, patience=1)
+        result, _ = searched(tmp_path, **section, budget={"calls": 600})
     assert result["best"][0]["trials"] > 0
     assert result["spent"]["calls"] == len(server.asked)
 

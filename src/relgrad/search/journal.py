@@ -143,6 +143,7 @@ class Asker:
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
         self._answered = False
         self._failed: dict[str, CallFailed] = {}
+        self._hopeless: CallFailed | None = None
 
     def _key(self, request: Request) -> str:
         return f"{self._prefix}-{request.key}"
@@ -154,6 +155,8 @@ class Asker:
 
     async def ask(self, request: Request) -> Reply:
         """Raises CallFailed, and BudgetSpent before a call that might pass a limit and for a call that runs out of time."""
+        if self._hopeless is not None:
+            raise self._hopeless
         key = self._key(request)
         if (ended := self.journal.get(key)) is not None:
             self._charge_once(key, ended.usage)
@@ -168,13 +171,13 @@ class Asker:
 
     def require_an_answer(self) -> None:
         """Raises CallFailed, a fatal one, where calls were made and none was answered."""
-        if self._answered or not self._failed:
-            return
-        failed, self._failed = self._failed, {}
-        for key in failed:
-            self.journal.again(key, self.budget.seconds)
-        first = next(iter(failed.values()))
-        raise CallFailed(f"all of {len(failed)} calls failed, the first with: {first}", fatal=True)
+        if self._hopeless is None and self._failed and not self._answered:
+            for key in self._failed:
+                self.journal.again(key, self.budget.seconds)
+            first = next(iter(self._failed.values()))
+            self._hopeless = CallFailed(f"all of {len(self._failed)} calls failed, the first with: {first}", fatal=True)
+        if self._hopeless is not None:
+            raise self._hopeless
 
     def _charge_once(self, key: str, usage: Usage) -> None:
         if key not in self._charged:

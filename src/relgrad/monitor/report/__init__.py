@@ -6,6 +6,7 @@ cards.py       prompts before and after, those that changed most first
 charts.py      metrics to chart data
 result.py      what a run came to, for the head of the page
 words.py       numbers, times and settings in words
+templates.py   the templates, each compiled once
 page.py        the page, from the templates, style and scripts beside it
 search.py      the page of a search, its trees to click through
 comparison.py  the page of `relgrad compare`, in the same style
