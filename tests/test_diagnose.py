@@ -240,12 +240,14 @@ def test_weights_that_a_schedule_has_stilled_are_not_without_effect():
 
 
 @pytest.mark.parametrize(
-    ("best", "worst", "advice"), [(0.7, 0.05, "too easy"), (0.05, 0.7, "too hard"), (0.0, 0.0, "temperature")]
+    ("best", "worst", "advice"),
+    [(0.7, 0.05, "too easy"), (0.5, 0.0, "too easy"), (0.05, 0.7, "too hard"), (0.0, 0.0, "temperature")],
 )
 def test_no_spread_tells_solved_from_hopeless(best, worst, advice):
     records = healthy(
-        frac_reward_zero_std=lambda t: 0.8, frac_groups_all_max=lambda t: best, frac_groups_all_min=lambda t: worst
-    )
+        frac_reward_zero_std=lambda t: 0.8, frac_groups_all_max=lambda t: best, frac_groups_all_min=lambda t: worst,
+        reward=lambda t: 0.2 + min(0.5, t / 50) - worst / 4,
+    )  # fmt: skip
     warning = next(w for w in diagnose(records, RECIPE) if w.name == "no_spread")
     assert warning.severity == ("note" if advice == "too easy" else "warning")
     assert advice in warning.advice

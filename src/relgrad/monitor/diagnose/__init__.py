@@ -159,7 +159,7 @@ def no_spread(history: History) -> Warning_ | None:
     if high is not None and low is not None:
         evidence += f": {high:.0%} all at the best reward, {low:.0%} all at the worst"
     at_best = high is not None and high > max(low or 0.0, now / 2)
-    solved = at_best and history.solved
+    solved = at_best and history.well_rewarded
     if solved:
         advice = "The prompts are too easy by now: take harder ones, drop solved ones, or stop here."
     elif at_best:

@@ -155,15 +155,18 @@ class History:
         return None
 
     @property
-    def solved(self) -> bool:
-        """Whether most groups are all at the batch's best reward, and that is more than half of what the rewards' weights allow.
-
-        Without the latter they may all be stuck at the same partial credit. Rewards are taken to lie in [0, 1].
-        """
-        at_best, reward = self.now("frac_groups_all_max"), self.now("reward")
+    def well_rewarded(self) -> bool:
+        """Whether the reward is more than half of what the rewards' weights allow. Rewards are taken to lie in [0, 1]."""
+        reward = self.now("reward")
         weights = [float(r.get("weight", 1)) for r in self.recipe.get("rewards") or () if isinstance(r, Mapping)]
         best = sum(weight for weight in weights if weight > 0) or 1.0
-        return at_best is not None and at_best >= MOST and (reward is None or reward > best / 2)
+        return reward is None or reward > best / 2
+
+    @property
+    def solved(self) -> bool:
+        """Whether most groups are all at the batch's best reward, and are not all stuck at the same partial credit."""
+        at_best = self.now("frac_groups_all_max")
+        return at_best is not None and at_best >= MOST and self.well_rewarded
 
     def warn(self, name: str, severity: Severity, evidence: str, advice: str) -> Warning_:
         return Warning_(name, severity, evidence, advice, self.step)
