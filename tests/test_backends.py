@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from relgrad.backends.pace import LONGEST_WAIT, Pace, wait_after
 from relgrad.backends.protocol import Backend, CallFailed, Reply, Request, Usage
 from relgrad.core.errors import RelgradError
 from relgrad.core.settings import Component, checked, settings_of
+from served_model import served_smollm2
 
 HELLO = Request(({"role": "user", "content": "hello"},), max_tokens=5, seed=3)
 
@@ -314,25 +313,13 @@ def test_a_local_model_answers_with_its_log_probabilities() -> None:
 @pytest.mark.slow
 def test_transformers_serve_answers_like_any_endpoint(tmp_path: Path) -> None:
     """The converted SmolLM2 of relgrad's cache behind `transformers serve`: a real server with a real model."""
-    pytest.importorskip("openai")
-    from relgrad.networks.causal.load import resolve
-
-    folder = resolve("smollm2-135m-instruct")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", folder, "--port", str(port)]
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        backend = client(f"http://127.0.0.1:{port}/v1", model=folder, timeout=120, retries=60, first_wait=2.0)
+    log = tmp_path / "log"
+    with served_smollm2(log) as (url, model):
+        backend = client(url, model=model, timeout=120)
         question = Request(
             ({"role": "user", "content": "What is the capital of France?"},), max_tokens=12, temperature=0
         )
         (reply,) = ask(backend, question)
-        assert "Paris" in reply.text, (reply, (tmp_path / "log").read_text()[-2000:])
-        assert 0 < reply.usage.output_tokens <= 12
-        assert reply.usage.input_tokens > 5
-    finally:
-        server.terminate()
-        server.wait(30)
+    assert "Paris" in reply.text, (reply, log.read_text()[-2000:])
+    assert 0 < reply.usage.output_tokens <= 12
+    assert reply.usage.input_tokens > 5

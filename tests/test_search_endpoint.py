@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import forked
 from commands import lines, relgrad
+from served_model import served_smollm2
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train_2000.jsonl"
 CALLS = 60
@@ -24,31 +21,8 @@ CALLS = 60
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """(url, name of the model)."""
-    pytest.importorskip("openai")
-    from relgrad.networks.causal.load import resolve
-
-    folder = resolve("smollm2-135m-instruct")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", folder, "--port", str(port)]
-    with open(tmp_path_factory.mktemp("server") / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(port)
-        yield f"http://127.0.0.1:{port}/v1", str(folder)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"nothing listens at port {port}")
+    with served_smollm2(tmp_path_factory.mktemp("server") / "log") as place:
+        yield place
 
 
 @pytest.mark.slow
