@@ -66,10 +66,15 @@ class SupervisedLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Output:
-    """One finished generation as a reward reads it: its text and, where it has them, its token ids."""
+    """One finished generation as a reward reads it: its text and, where it has them, its token ids.
+
+    drafts  where a policy was asked for them, one text more than the row has decisions: before the first decision and after each,
+            the whole text as the policy would fill it in at once. The last is `text`
+    """
 
     text: str
     ids: tuple[int, ...] = ()
+    drafts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ forms.py           what a plan for a web form is worth
 site.py            what a plan for a page of a site is worth
 workflow.py        what a written workflow is worth, executed
 diversity.py       the distance to the other completions of the prompt
+drafts.py          another reward, asked about drafts too: credit for single steps
 python.py          a function of the script that started the run
 engagement.py      what a judge that learnt from likes says of a reply
 replies/           what a reply to a post is worth, and attacks on that

@@ -4,6 +4,7 @@ settings.py    what a recipe may say
 policy.py      sampling, scoring, supervised loss, weights
 steps.py       the steps: drawn, and described to an estimator
 schedule.py    blocks, and what a step has to reveal
+drafts.py      what would be written at once, on the way
 engine.py      its way through the network
 rows.py        prompts, and the positions that are written
 supports.py    the tokens that could be drawn, as a trace keeps them

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ from relgrad.networks.weights.facts import count_parameters, truncation_facts
 from relgrad.networks.weights.keeper import Keeper
 from relgrad.networks.weights.seeded_dropout import seeded
 from relgrad.policies.unmasking import film
+from relgrad.policies.unmasking.drafts import filled
 from relgrad.policies.unmasking.engine import Engine
 from relgrad.policies.unmasking.open import open_parts
 from relgrad.policies.unmasking.parts import Opened
@@ -161,7 +163,23 @@ class UnmaskingPolicy:
             trace["order_BE"] = order_BE.to(torch.int16)
         if self.engine.law.truncation.truncates:
             trace |= log.trace()
-        return self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
+        rollouts = self._rollouts(tuple(prompts), group_B, states[-1], logp_BT, mask_BT, trained.stands_for, trace)
+        return self.drafted(rollouts, states) if self.settings.drafts else rollouts
+
+    def drafted(self, rollouts: Rollouts, states: Sequence[Tensor]) -> Rollouts:
+        """The same rollouts, whose outputs have drafts; `states`, T + 1 tensors [B, E], are those that they went through."""
+        trace, group_B, engine = dict(rollouts.trace), rollouts.group_B, self.engine
+        drafts = [
+            self.texts(trace, group_B, filled(engine, trace, group_B, state_BE, self.symbols.mask_id))[0]
+            for state_BE in states[:-1]
+        ] + [rollouts.outputs]
+        outputs = [
+            replace(output, drafts=(drafts[0][row].text, *(drafts[step + 1][row].text for step in live)))
+            for row, (output, live) in enumerate(
+                zip(rollouts.outputs, (mask_T.nonzero()[:, 0].tolist() for mask_T in rollouts.mask_BT), strict=True)
+            )
+        ]
+        return replace(rollouts, outputs=tuple(outputs))
 
     def _rollouts(
         self,

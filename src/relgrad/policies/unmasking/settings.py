@@ -147,6 +147,8 @@ class Settings(Strict):
                            is judged or used
     train_steps            train so many steps of each trajectory, drawn at random
     estimator              how log-probabilities are computed in training: exactly, step by step, or by a surrogate (estimators/)
+    drafts                 before every step and at the end, keep the whole text as it would be filled in at once, for the reward
+                           `drafts`: a second forward pass a step
     """
 
     model: Annotated[str, NamesFiles((NEW,), or_hub=True)] = NEW
@@ -164,6 +166,7 @@ class Settings(Strict):
     top_k: int = Field(0, ge=0)
     train_steps: int | None = Field(None, ge=1)
     estimator: EstimatorSettings = Trajectory()
+    drafts: bool = False
     ema_decay: float = Field(0.0, ge=0, lt=1)
     family: str | None = None
     trust_remote_code: bool = False
@@ -202,6 +205,11 @@ class Settings(Strict):
             raise ValueError(
                 f"train_steps={self.train_steps} with estimator.kind={self.estimator.kind}: a surrogate looks at finished texts, "
                 "which have no steps; leave one of them out"
+            )
+        if self.drafts and (self.train_steps is not None or self.estimator.kind != "exact"):
+            raise ValueError(
+                f"drafts=true with train_steps={self.train_steps}, estimator.kind={self.estimator.kind}: drafts give credit to "
+                "single steps, so every step has to be a decision. Leave train_steps and estimator out"
             )
         if self.estimator.kind != "exact" and (self.top_p < 1 or self.top_k):
             raise ValueError(
