@@ -348,6 +348,10 @@ def test_pages_are_held_out_for_ever_and_cases_say_that_their_pages_are_not(tmp_
             parts, (load(settings(tmp_path), 9).train, task.validation, task.own_test), strict=True
         )
     }
+    tested = task.own_test or ()
+    first = tested[: len(pages["test"])]
+    assert {prompt.family for prompt in first} == pages["test"], "a few test prompts are of all pages"
+    assert len({prompt.id for prompt in tested}) == len(tested)
     by_case = load(settings(tmp_path, split="case"), 0)
     assert {p.family for p in by_case.test} & {p.family for p in by_case.train}
     assert "pages that were trained on" in by_case.facts["Held out"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,14 @@ def part_by_hash(key: str, test_fraction: float, validation_fraction: float) -> 
     if place < test_fraction:
         return "test"
     return "validation" if place < test_fraction + validation_fraction else "train"
+
+
+def in_turn(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """One of every page, then the next of every page, ...: so an evaluation of the first few has all pages."""
+    by_page: dict[str, list[Prompt]] = {}
+    for one in prompts:
+        by_page.setdefault(one.family, []).append(one)
+    return [one for turn in zip_longest(*by_page.values()) for one in turn if one is not None]
 
 
 def prompt_of(case: Case, number: int, settings: ToldSite, site: str = "") -> Prompt:

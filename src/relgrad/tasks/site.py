@@ -17,7 +17,7 @@ from relgrad.core.types import Prompt
 from relgrad.environments.sites.cases import Case
 from relgrad.environments.sites.serving import server_of
 from relgrad.tasks import Task
-from relgrad.tasks._site_cases import Part, ToldSite, all_cases, part_by_hash, prompt_of, row
+from relgrad.tasks._site_cases import Part, ToldSite, all_cases, in_turn, part_by_hash, prompt_of, row
 
 
 class Settings(ToldSite):
@@ -55,9 +55,8 @@ def load(settings: Settings, seed: int) -> Task:
     parts = parted(settings)
     _require(parts, settings, {prompt.columns["page"] for prompts in parts.values() for prompt in prompts})
     server_of(settings.key).require()
-    return Task(
-        "site", parts["train"], parts["validation"], parts["test"] or None, facts={"Held out": _facts(parts, settings)}
-    )
+    held_out = {"Held out": _facts(parts, settings)}
+    return Task("site", parts["train"], in_turn(parts["validation"]), in_turn(parts["test"]) or None, facts=held_out)
 
 
 def parted(settings: Settings) -> dict[Part, list[Prompt]]:

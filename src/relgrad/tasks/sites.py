@@ -16,7 +16,7 @@ from relgrad.core.settings import Strict
 from relgrad.core.types import Prompt
 from relgrad.environments.sites.serving import server_of
 from relgrad.tasks import Task
-from relgrad.tasks._site_cases import Part, ToldSite, all_cases, part_by_hash, prompt_of, row
+from relgrad.tasks._site_cases import Part, ToldSite, all_cases, in_turn, part_by_hash, prompt_of, row
 
 
 class Settings(Strict):
@@ -66,7 +66,9 @@ def load(settings: Settings, seed: int) -> Task:
     held_out = "; ".join(
         f"{part}: {', '.join(names) or 'none'} ({len(parts[part])} cases)" for part, names in members.items()
     )
-    return Task("sites", parts["train"], parts["validation"], parts["test"] or None, facts={"Sites": held_out})
+    return Task(
+        "sites", parts["train"], in_turn(parts["validation"]), in_turn(parts["test"]) or None, facts={"Sites": held_out}
+    )
 
 
 def parted(settings: Settings) -> dict[Part, list[Prompt]]:
