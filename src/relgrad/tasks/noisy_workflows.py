@@ -18,7 +18,7 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import derived
 from relgrad.core.settings import Strict
 from relgrad.core.types import Message, Prompt
-from relgrad.environments.workflows.described import TEMPLATES, Kind, Part, described, draw_kind, random_program
+from relgrad.environments.workflows.described import TEMPLATES, Kind, Part, described, draw_kind, judge_of, random_program
 from relgrad.environments.workflows.edits import Space
 from relgrad.tasks import Task
 from relgrad.tasks._rows import Wording, content_of
@@ -36,6 +36,7 @@ class Settings(Strict):
     rates        fields are words (rarely, cheap) or numbers (10%, 1)
     cost_weight  right answers that a unit of cost is worth; `generate()` costs one
     max_size     operators of the largest workflow; the best of all is enumerated
+    best_of      a demonstration is the best, by expected worth, of so many workflows that are drawn without regard to the problem
     """
 
     templates: tuple[str, ...] = ()
@@ -44,6 +45,7 @@ class Settings(Strict):
     chat: bool = False
     cost_weight: float = Field(0.05, ge=0)
     max_size: int = Field(5, ge=1, le=6)
+    best_of: int = Field(1, ge=1)
     train_size: int = Field(20_000, ge=1)
     held_out_size: int = Field(100, ge=0, le=MOST, description="kinds to validate by")
     test_size: int | None = Field(None, ge=0, le=MOST, description="kinds to test by; null: as many as to validate by")
@@ -64,7 +66,7 @@ class Settings(Strict):
 
 def load(settings: Settings, seed: int) -> Task:
     """Columns: `kind_of_problem` (plain data of environments/workflows/described.Kind), `max_size`, `seed` (of its problems), and
-    `demonstration`, a workflow drawn without regard to the problem: what it teaches is the language.
+    `demonstration`, a workflow: with `best_of: 1` it teaches the language alone, with more something of the answer too.
 
     What is judged by depends on the settings alone, not on `seed`.
     """
@@ -94,11 +96,14 @@ def _prompt(part: Part, number: int, seed: int, settings: Settings) -> Prompt:
     draw = random.Random(own_seed)
     kind = draw_kind(part, draw, settings.cost_weight)
     text = described(kind, draw.choice(settings.templates or TEMPLATES), settings.rates)
+    space = Space(max_size=settings.max_size)
+    drawn = [random_program(space, draw) for _ in range(settings.best_of)]
+    demonstration = drawn[0] if len(drawn) == 1 else max(drawn, key=judge_of(kind.model_dump(), space).worth)
     columns: Mapping[str, Any] = {
         "kind_of_problem": kind.model_dump(),
         "max_size": settings.max_size,
         "seed": own_seed,
-        "demonstration": random_program(Space(max_size=settings.max_size), draw).text,
+        "demonstration": demonstration.text,
     }
     return Prompt(_worded(text, settings), columns, number)
 
