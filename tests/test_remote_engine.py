@@ -352,6 +352,28 @@ def test_a_server_that_dies_ends_the_run_saved_and_another_one_continues(
     assert any(bool(tensor.any()) for name, tensor in whole.items() if "lora_B" in name)
 
 
+def test_two_processes_share_a_server_and_follow_one(tmp_path: Path):
+    """Each asks for the completions of its own prompts, and one of them alone hands over the adapter."""
+    stages = []
+    with elsewhere(tmp_path) as (url, _):
+        for processes in (1, 2):
+            out = tmp_path / f"by-{processes}"
+            plain = {**RECIPE, "out": str(out)}
+            plain["grpo"] = {**RECIPE["grpo"], "remote": {"url": url, "model": MODEL}}
+            (tmp_path / f"{processes}.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+            for ended in forked.ranks(processes, "relgrad", "run", tmp_path / f"{processes}.yaml"):
+                assert ended.returncode == 0, ended.stdout + ended.stderr
+            stages.append(out / "r" / "1-grpo")
+    one, two = (lines(stage / "metrics.jsonl") for stage in stages)
+    assert len(one) == len(two) == 2
+    for record, same in zip(one, two, strict=True):
+        for name in ("reward", "loss", "grad_norm", "completions/mean_length"):
+            assert same[name] == pytest.approx(record[name], rel=1e-4, abs=1e-4), f"step {record['step']}: {name}"
+    assert one[0]["grad_norm"] > 0
+    written = [(stage / "samples" / "step_000001.jsonl").read_text(encoding="utf-8") for stage in stages]
+    assert written[0] == written[1]
+
+
 @pytest.mark.slow
 def test_the_quick_task_is_learnt_through_a_server(tmp_path: Path):
     """The task and warm start of the recipe `quick`, then GRPO of an adapter that another process writes with."""
