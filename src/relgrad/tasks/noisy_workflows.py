@@ -18,7 +18,15 @@ from relgrad.core.errors import RelgradError
 from relgrad.core.randomness import derived
 from relgrad.core.settings import Strict
 from relgrad.core.types import Message, Prompt
-from relgrad.environments.workflows.described import TEMPLATES, Kind, Part, described, draw_kind, judge_of, random_program
+from relgrad.environments.workflows.described import (
+    TEMPLATES,
+    Kind,
+    Part,
+    described,
+    draw_kind,
+    judge_of,
+    random_program,
+)
 from relgrad.environments.workflows.edits import Space
 from relgrad.tasks import Task
 from relgrad.tasks._rows import Wording, content_of

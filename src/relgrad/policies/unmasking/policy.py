@@ -168,17 +168,16 @@ class UnmaskingPolicy:
 
     def drafted(self, rollouts: Rollouts, states: Sequence[Tensor]) -> Rollouts:
         """The same rollouts, whose outputs have drafts; `states`, T + 1 tensors [B, E], are those that they went through."""
-        trace, group_B, engine = dict(rollouts.trace), rollouts.group_B, self.engine
-        drafts = [
-            self.texts(trace, group_B, filled(engine, trace, group_B, state_BE, self.symbols.mask_id))[0]
+        trace, group_B, mask_id = dict(rollouts.trace), rollouts.group_B, self.symbols.mask_id
+        at_state = [
+            self.texts(trace, group_B, filled(self.engine, trace, group_B, state_BE, mask_id))[0]
             for state_BE in states[:-1]
-        ] + [rollouts.outputs]
-        outputs = [
-            replace(output, drafts=(drafts[0][row].text, *(drafts[step + 1][row].text for step in live)))
-            for row, (output, live) in enumerate(
-                zip(rollouts.outputs, (mask_T.nonzero()[:, 0].tolist() for mask_T in rollouts.mask_BT), strict=True)
-            )
         ]
+        at_state.append(rollouts.outputs)
+        outputs = []
+        for row, output in enumerate(rollouts.outputs):
+            after = [step + 1 for step in rollouts.mask_BT[row].nonzero()[:, 0].tolist()]
+            outputs.append(replace(output, drafts=tuple(at_state[state][row].text for state in (0, *after))))
         return replace(rollouts, outputs=tuple(outputs))
 
     def _rollouts(
