@@ -80,11 +80,16 @@ def pooled(runs: Sequence[Path]) -> str:
 
 
 def interval(record: dict[str, Any]) -> str:
-    return f"{record['score']:.3f} [{record['low']:.3f}, {record['high']:.3f}]"
+    return f"{record['score']:.3f} {ends(record['low'], record['high'])}"
 
 
 def difference(record: dict[str, Any]) -> str:
-    return f"{record['difference']:+.3f} [{record['difference_low']:+.3f}, {record['difference_high']:+.3f}]"
+    return f"{record['difference']:+.3f} {ends(record['difference_low'], record['difference_high'], '+')}"
+
+
+def ends(low: float | None, high: float | None, sign: str = "") -> str:
+    """The ends of an interval; of too few families there is none."""
+    return "(no interval)" if low is None or high is None else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def of_benchmark(file: Path) -> str:
