@@ -283,7 +283,8 @@ def entropy_collapse(history: History) -> Warning_ | None:
         f"entropy fell from {median(start):.3g} to {now:.3g} nats per decision"
         + ("" if equal is None else f", and {equal:.0%} of groups have equal rewards"),
         "The policy says nearly the same every time, so groups have nothing to compare. Lower learning_rate, raise "
-        "epsilon_high (0.28 is usual) or beta, or add a small entropy_coef (0.001).",
+        "epsilon_high (0.28 is usual), add a small entropy_coef (0.001), or raise beta with kl_estimator: exact (an estimate from "
+        "samples hardly has a gradient once all samples agree).",
     )
 
 
