@@ -9,7 +9,7 @@ judged on the same 120 tasks, whose functions no training task has. What is fini
 command goes on. At the end it prints the tables and writes FOLDER/curves.svg.
 
     untrained    the untrained policy as prior, and the uniform prior beside it
-    mixed        recipe workflows: groups that fail are searched, solutions join them by shaping, and are kept
+    mixed        recipe workflows, with COMMON: groups that fail are searched, solutions join them by shaping, and are kept
     unweighted   as mixed, but what searches find counts as if the policy had drawn it: no weights
     on-policy    as mixed, but without search and replay
     as-sampled   as unweighted, but every group is searched, and up to 4 solutions and 12 failures join it
@@ -43,6 +43,8 @@ from relgrad.stages.kind import build_policy
 from relgrad.training import checkpoint
 from relgrad.training.grpo import Grpo
 
+COMMON = ("grpo.entropy_coef=0.03", "grpo.kl_estimator=k3")
+"""Settings of all arms that are not the recipe's."""
 ARMS: dict[str, tuple[str, ...]] = {
     "untrained": (),
     "mixed": (),
@@ -65,7 +67,7 @@ COUNTED = ("completions/total_tokens", "search/evaluations", "search/finished")
 
 def stage_of(arm: str, seed: int) -> Settings:
     """The settings of one arm."""
-    overrides = (f"seed={seed}", "grpo.steps=100000", *ARMS[arm])
+    overrides = (f"seed={seed}", "grpo.steps=100000", *COMMON, *ARMS[arm])
     (stage,) = load_recipe(find_recipe("workflows"), overrides).stages
     assert isinstance(stage, Settings)
     return stage
