@@ -54,18 +54,18 @@ def pooled(runs: Sequence[Path]) -> str:
     Over prompts, a prompt's difference being its mean over the seeds: what these runs say of other prompts. Over seeds (Student's):
     what they say of other runs.
     """
-    found = [last_stage(run).lines("evaluations.jsonl") for run in runs]
-    ends = [(records[0], records[-1]) for records in found]
-    if len({(tuple(record["ids"]), record["n"]) for pair in ends for record in pair}) > 1:
+    evaluations = [last_stage(run).lines("evaluations.jsonl") for run in runs]
+    before_after = [(records[0], records[-1]) for records in evaluations]
+    if len({(tuple(record["ids"]), record["n"]) for pair in before_after for record in pair}) > 1:
         raise SystemExit("these runs were not evaluated on the same prompts: give runs that differ in their seed alone")
-    prompts = ends[0][0]["n"]
+    prompts = before_after[0][0]["n"]
     head = ("figure", "before", "after", "difference", f"95 % over {prompts} prompts", f"95 % over {len(runs)} seeds")
     table = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for name in ends[0][0]["per_prompt_rewards"]:
+    for name in before_after[0][0]["per_prompt_rewards"]:
         before, after = (
             [
                 [math.nan if value is None else value for value in pair[side]["per_prompt_rewards"][name]]
-                for pair in ends
+                for pair in before_after
             ]
             for side in (0, 1)
         )
